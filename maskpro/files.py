@@ -1,0 +1,85 @@
+"""Files and folders that are either whole or absent: written under a temporary name, flushed, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from maskpro.errors import MaskproError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary sibling to write a file to; renamed to `path` on success, removed on error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        # mkstemp makes files private; a result should be as readable as any other new file.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary sibling folder to fill; renamed to `path` on success, removed on error. `path` must not exist."""
+    refuse_existing(path, "output folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as name:
+        filled = Path(name) / path.name
+        filled.mkdir()
+        yield filled
+        filled.replace(path)
+
+
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """As `atomic_folder`, but takes the place of a folder that is there already once the new one is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as name:
+        filled = Path(name) / "new"
+        filled.mkdir()
+        yield filled
+        if path.exists():
+            path.replace(Path(name) / "old")
+        filled.replace(path)
+
+
+def refuse_existing(path: Path, what: str) -> None:
+    """Raise where `path` exists: results are never overwritten silently."""
+    if path.exists():
+        raise MaskproError(f"{what} {path} exists already and is not overwritten; name another one or remove it")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically; NaN is refused, as JSON has none."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a missing or broken one is a MaskproError."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MaskproError(f"no file {path}") from None
+    except ValueError as error:
+        raise MaskproError(f"{path} is not JSON ({error})") from error

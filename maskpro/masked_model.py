@@ -1,0 +1,198 @@
+"""MaskedModel: a frozen network whose maskable weights live in one flat buffer.
+
+Each maskable layer's `weight` becomes a view of the buffer (house rule: masking, sampling and updating are a few
+operations over one tensor, not a loop over layers). The learned layers come first in the buffer, so that logits,
+learned masks and weight gradients are a prefix of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from maskpro.errors import MaskproError
+from maskpro.pattern import Layout, NMPattern, count_violations, group_order, group_width, weight_view
+
+_PROTECTED_PARTS = ("conv_in", "conv_out", "lm_head")
+_PROTECTED_TEXTS = ("time_emb", "class_emb")
+
+
+def is_protected(name: str) -> bool:
+    """True for layers that are never masked: first and last convolution, language-model head, time and class embeddings."""
+    return any(part in _PROTECTED_PARTS for part in name.split(".")) or any(text in name for text in _PROTECTED_TEXTS)
+
+
+def is_target(name: str, targets: Iterable[str]) -> bool:
+    """True where a target ("all", "down_blocks.1", "attentions.0", ...) is a run of whole parts of the layer's name."""
+    return any(target == "all" or f".{target}." in f".{name}." for target in targets)
+
+
+def maskable_layers(model: nn.Module) -> dict[str, Tensor]:
+    """Name to weight of every Conv2d and Linear layer that is not protected, in the model's order."""
+    return {
+        name: module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear) and not is_protected(name)
+    }
+
+
+def model_hash(model: nn.Module) -> str:
+    """sha256 over names, shapes and float32 values of all weights, independent of memory layout and device."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedLayer:
+    """A maskable layer and its place `[start, stop)` in the flat buffer."""
+
+    name: str
+    shape: torch.Size
+    start: int
+    stop: int
+    learned: bool
+
+
+class MaskedModel:
+    """Takes over `model`: freezes it and points its maskable weights at the flat buffer (dense until a mask is set).
+
+    Attributes:
+        base: the dense weights in group order, `[P]`.
+        layers: the maskable layers, the learned ones first.
+        num_learned: number of weights of the learned layers.
+
+    With `covered`, just those layers are maskable (an extracted mask may leave layers alone).
+
+    Raises:
+        MaskproError: no maskable layer, a width that m does not divide, or a target that matches nothing.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        pattern: NMPattern,
+        layout: Layout = "channel",
+        targets: tuple[str, ...] = ("all",),
+        covered: Collection[str] | None = None,
+    ):
+        parameters = maskable_layers(model)
+        if covered is not None:
+            parameters = {name: weight for name, weight in parameters.items() if name in covered}
+        _check_layers(parameters, pattern, layout, targets)
+        self.model = model.requires_grad_(False)
+        self.pattern = pattern
+        self.layout: Layout = layout
+        learned = [name for name in parameters if is_target(name, targets)]
+        order = learned + [name for name in parameters if name not in set(learned)]
+        self.base = torch.cat([group_order(parameters[name].detach(), layout) for name in order])
+        self.layers: list[MaskedLayer] = []
+        start = 0
+        for position, name in enumerate(order):
+            shape = parameters[name].shape
+            self.layers.append(
+                MaskedLayer(
+                    name=name, shape=shape, start=start, stop=start + shape.numel(), learned=position < len(learned)
+                )
+            )
+            start += shape.numel()
+        self.num_learned = sum(layer.shape.numel() for layer in self.layers if layer.learned)
+        self._mask = torch.ones_like(self.base, dtype=torch.bool)
+        self._weights = self.base.clone()
+        self._gradient: Tensor | None = None
+        self._parameters = parameters
+        for layer in self.layers:
+            parameters[layer.name].data = self._view(self._weights, layer)
+
+    @property
+    def mask(self) -> Tensor:
+        """The mask that is set now, all layers, bool `[P / M, M]`; all True while dense."""
+        return self._mask.view(-1, self.pattern.m)
+
+    @property
+    def learned_base(self) -> Tensor:
+        """Dense weights of the learned layers, `[G, M]`."""
+        return self.base[: self.num_learned].view(-1, self.pattern.m)
+
+    def set_mask(self, mask: Tensor) -> None:
+        """Mask the network with bool groups `[G, M]` of the learned layers (the others keep theirs), or `[P / M, M]`."""
+        flat = mask.reshape(-1)
+        count = flat.numel()
+        if count not in (self.num_learned, self.base.numel()):
+            raise ValueError(f"mask has {count} positions; allowed: {self.num_learned} or {self.base.numel()}")
+        self._mask[:count] = flat
+        torch.mul(self.base[:count], flat, out=self._weights[:count])
+
+    def weight_gradient(self) -> Tensor:
+        """The buffer `[G, M]` in which `backward` accumulates d loss / d (w * m) of the learned layers; zero it first."""
+        if self._gradient is None:
+            self._gradient = torch.zeros_like(self.base[: self.num_learned])
+            for layer in self.layers:
+                if layer.learned:
+                    parameter = self._parameters[layer.name].requires_grad_(True)
+                    parameter.grad = self._view(self._gradient, layer)
+        return self._gradient.view(-1, self.pattern.m)
+
+    def layer_masks(self, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Layer name to bool mask of the weight's shape, of `mask` (`[P / M, M]`) or of the mask that is set."""
+        flat = (self.mask if mask is None else mask).reshape(-1)
+        views = {layer.name: self._view(flat, layer).clone(memory_format=torch.contiguous_format) for layer in self.layers}
+        return {name: views[name] for name in self._parameters}
+
+    def groups(self, layer_masks: Mapping[str, Tensor]) -> Tensor:
+        """Inverse of `layer_masks`: bool `[P / M, M]`, checked against this model's layers, pattern and layout.
+
+        Raises:
+            MaskproError: a layer is missing, unknown, of another shape, or not n:m.
+        """
+        check_layer_masks(layer_masks, {layer.name: layer.shape for layer in self.layers}, self.pattern, self.layout)
+        parts = [group_order(layer_masks[layer.name], self.layout) for layer in self.layers]
+        return torch.cat(parts).to(self.base.device).view(-1, self.pattern.m)
+
+    def _view(self, flat: Tensor, layer: MaskedLayer) -> Tensor:
+        return weight_view(flat[layer.start : layer.stop], layer.shape, self.layout)
+
+
+def check_layer_masks(
+    layer_masks: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], pattern: NMPattern, layout: Layout
+) -> None:
+    """Raise a MaskproError where masks do not fit the layers of a model or are not n:m."""
+    for name in sorted(shapes.keys() ^ layer_masks.keys()):
+        where = "the mask but not in the model" if name in layer_masks else "the model but not in the mask"
+        raise MaskproError(f"mask is for another model: layer {name} is in {where}")
+    for name, shape in shapes.items():
+        mask = layer_masks[name]
+        if mask.shape != shape:
+            raise MaskproError(f"mask of layer {name} has shape {list(mask.shape)}; the model's is {list(shape)}")
+        violations = count_violations(mask, pattern, layout)
+        if violations:
+            raise MaskproError(
+                f"mask of layer {name} is not {pattern} in layout {layout}: "
+                f"{violations} of {mask.numel() // pattern.m} groups do not keep exactly {pattern.n}"
+            )
+
+
+def _check_layers(parameters: Mapping[str, Tensor], pattern: NMPattern, layout: Layout, targets: tuple[str, ...]) -> None:
+    if not parameters:
+        raise MaskproError("model has no maskable layer; allowed: a model with unprotected Conv2d or Linear layers")
+    uneven = [name for name, weight in parameters.items() if group_width(weight.shape, layout) % pattern.m]
+    if uneven:
+        raise MaskproError(
+            f"pattern is {pattern}; its {pattern.m} does not divide the width of {len(uneven)} layers in layout "
+            f"{layout}, such as {uneven[0]} ({group_width(parameters[uneven[0]].shape, layout)})"
+        )
+    for target in targets:
+        if not any(is_target(name, (target,)) for name in parameters):
+            raise MaskproError(
+                f"targets holds {target!r}, which matches no maskable layer; allowed: all, or whole parts of a layer "
+                f"name such as {next(iter(parameters))}"
+            )
+    if not targets:
+        raise MaskproError("targets is empty; allowed: all, or parts of layer names")

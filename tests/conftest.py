@@ -1,0 +1,109 @@
+"""Small models and data for the tests; nothing here needs a GPU, a network or more than two cores."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torchvision.transforms.v2.functional import to_pil_image
+
+from maskpro.initial_masks import magnitude_masked_model
+from maskpro.objectives import HeldOutSamples, baseline_losses, teacher_outputs
+from maskpro.objectives.diffusion import DiffusionObjective
+from maskpro.pattern import NMPattern
+from maskpro.trainer import MaskTrainer, TrainerConfig
+from maskpro.workloads import Workload, open_workload, save_pipeline
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small tensors are slower on several threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Workload:
+    return open_workload("digits")
+
+
+def seeded_unet(seed: int = 0, **overrides: object) -> UNet2DModel:
+    """A tiny UNet with the CIFAR-10 hub model's block types and random weights."""
+    settings: dict[str, object] = {
+        "sample_size": 16,
+        "in_channels": 3,
+        "out_channels": 3,
+        "layers_per_block": 1,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "norm_num_groups": 4,
+        "attention_head_dim": 8,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return UNet2DModel(**{**settings, **overrides})
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    """A diffusers pipeline folder of a tiny random DDPM for 16x16 RGB images."""
+    folder = tmp_path / "ddpm"
+    folder.mkdir()
+    save_pipeline(folder, seeded_unet(), DDPMScheduler(num_train_timesteps=1000))
+    return folder
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path, generator: torch.Generator) -> Path:
+    """60 random RGB images of 20x18, a folder per class."""
+    for index in range(60):
+        folder = tmp_path / "images" / f"class{index % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        image = torch.randint(256, (3, 20, 18), dtype=torch.uint8, generator=generator)
+        to_pil_image(image).save(folder / f"{index}.png")
+    return tmp_path / "images"
+
+
+def make_trainer(workload: Workload, *, targets: tuple[str, ...] = ("all",), **settings: object) -> MaskTrainer:
+    """A trainer on a workload's magnitude mask with small held-out data."""
+    config = TrainerConfig(**{"batch_size": 8, "dataset_size": 64, "budget_samples": 64, **settings})
+    objective = workload.training_objective(seed=0, device=CPU)
+    held_out = DiffusionObjective(workload.scheduler, workload.images.validation, seed=1, device=CPU, strata=32)
+    masked = magnitude_masked_model(workload.model, pattern=NMPattern(2, 4), layout="channel", targets=targets)
+    teacher = teacher_outputs(workload.model, objective)
+    return MaskTrainer(
+        config,
+        masked=masked,
+        objective=objective,
+        validation=HeldOutSamples(held_out, 32),
+        teacher=teacher,
+        baseline=baseline_losses(copy.deepcopy(masked.model), objective, teacher if config.target == "teacher" else None),
+    )
+
+
+def is_strictly_two_of_four(weight: torch.Tensor, layout: str) -> bool:
+    """Counts kept weights by plain indexing, apart from the package's own group code."""
+    if weight.ndim == 4 and layout == "channel":
+        rows = [weight[:, :, y, x] for y in range(weight.shape[2]) for x in range(weight.shape[3])]
+    else:
+        rows = [weight.reshape(len(weight), -1)]
+    for row in rows:
+        for start in range(0, row.shape[1], 4):
+            if not ((row[:, start : start + 4] != 0).sum(dim=1) == 2).all():
+                return False
+    return True
