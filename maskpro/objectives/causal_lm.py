@@ -1,0 +1,53 @@
+"""The causal language-model objective: next-token cross-entropy, or the divergence from the dense network's predictions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from maskpro.data import philox
+from maskpro.errors import MaskproError
+
+
+class CausalLMObjective:
+    """Next-token losses on windows of a token stream, for models that return logits as transformers' causal models do.
+
+    Sample i is the window of `sequence_length` tokens that starts at a place drawn from (seed, i). The original trains
+    LLaMA-2 on C4 with windows of 128 tokens. Outputs of a teacher are kept for every window (T - 1 times the vocabulary,
+    float32): for large vocabularies take the target "noise", that is, the data.
+
+    Args:
+        tokens: token ids, `[count]`, int64.
+        sequence_length: tokens in a window.
+        seed: of the windows' places.
+
+    Raises:
+        MaskproError: the stream is shorter than a window.
+    """
+
+    def __init__(self, tokens: Tensor, *, sequence_length: int = 128, seed: int, device: torch.device):
+        if not 2 <= sequence_length <= len(tokens):
+            raise MaskproError(f"sequence_length is {sequence_length}; allowed: 2 to {len(tokens)}, the number of tokens")
+        self._windows = tokens.unfold(0, sequence_length, 1)
+        self._seed = seed
+        self._device = device
+
+    def batch(self, indices: Tensor) -> Tensor:
+        """Windows `[B, T]` of the samples of `indices` (`[B]`, int64), on the objective's device."""
+        starts = [int(philox(self._seed, index).integers(len(self._windows))) for index in indices.tolist()]
+        return self._windows[starts].to(self._device)
+
+    def predict(self, model: nn.Module, batch: Tensor) -> Tensor:
+        """Logits `[B, T - 1, V]` of the tokens that follow each token but the last."""
+        logits: Tensor = model(batch).logits
+        return logits[:, :-1]
+
+    def losses(self, prediction: Tensor, batch: Tensor) -> Tensor:
+        """Mean next-token cross-entropy per window, `[B]`, in nats."""
+        return functional.cross_entropy(prediction.transpose(1, 2), batch[:, 1:], reduction="none").mean(dim=1)
+
+    def teacher_losses(self, prediction: Tensor, teacher: Tensor) -> Tensor:
+        """Mean KL divergence from the dense network's next-token distribution per window, `[B]`, in nats."""
+        log_p, log_q = (logits.log_softmax(dim=-1) for logits in (teacher, prediction))
+        return (log_p.exp() * (log_p - log_q)).sum(dim=-1).mean(dim=1)

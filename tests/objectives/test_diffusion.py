@@ -1,0 +1,46 @@
+import pytest
+import torch
+from conftest import CPU
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch.nn import functional
+
+from maskpro.data import CalibrationSamples
+from maskpro.errors import MaskproError
+from maskpro.objectives import HeldOutSamples
+from maskpro.objectives.diffusion import DiffusionObjective
+
+
+def test_the_loss_is_the_noise_mse_of_ddpm(digits):
+    objective = digits.training_objective(seed=0, device=CPU)
+    batch = objective.batch(torch.arange(6))
+    raw = CalibrationSamples(digits.images.train, num_train_timesteps=1000, seed=0).batch(torch.arange(6))
+    alphas = digits.scheduler.alphas_cumprod[raw.timesteps].view(-1, 1, 1, 1)
+    expected = alphas.sqrt() * raw.images + (1 - alphas).sqrt() * raw.noise
+    assert torch.allclose(batch.images, expected, atol=1e-6)
+    with torch.no_grad():
+        prediction = objective.predict(digits.model, batch)
+    losses = objective.losses(prediction, batch)
+    assert losses.shape == (6,)
+    assert torch.allclose(losses.mean(), functional.mse_loss(prediction, raw.noise))
+    assert objective.teacher_losses(prediction, prediction).tolist() == [0.0] * 6
+
+
+def test_the_embedded_network_predicts_noise_well(digits):
+    test = digits.held_out_samples("test", CPU)
+    assert test.mean_loss(digits.model) < 0.1
+    assert test.losses(digits.model).shape == (2400,)
+
+
+def test_held_out_samples_are_fixed_by_their_seed(digits):
+    first, again, other = (
+        HeldOutSamples(DiffusionObjective(digits.scheduler, digits.images.test, seed=seed, device=CPU, strata=70), 70)
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(first.losses(digits.model), again.losses(digits.model))
+    assert not torch.equal(first.losses(digits.model), other.losses(digits.model))
+
+
+def test_a_model_that_does_not_predict_noise_is_refused(digits):
+    scheduler = DDPMScheduler(prediction_type="v_prediction")
+    with pytest.raises(MaskproError, match=r"prediction_type of the model's scheduler is 'v_prediction'; allowed: epsilon"):
+        DiffusionObjective(scheduler, digits.images.test, seed=0, device=CPU)

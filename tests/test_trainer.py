@@ -1,0 +1,205 @@
+import copy
+import math
+
+import pytest
+import torch
+from conftest import CPU, make_trainer
+
+from maskpro.errors import MaskproError
+from maskpro.estimators import ESTIMATORS
+from maskpro.initial_masks import magnitude_masked_model
+from maskpro.objectives import HeldOutSamples, baseline_losses
+from maskpro.objectives.diffusion import DiffusionObjective, NoisyBatch
+from maskpro.pattern import NMPattern
+from maskpro.trainer import MaskTrainer, NonFiniteLossError, TrainerConfig
+
+TARGET = {"straight_through": "teacher", "policy_gradient": "noise"}
+
+
+def run_to_end(trainer, chunk=64):
+    while not trainer.finished:
+        trainer.train(chunk)
+        trainer.validate()
+    return trainer
+
+
+def assert_same_state(first, second):
+    tensors, counters = first.state_dict()
+    other_tensors, other_counters = second.state_dict()
+    assert counters == other_counters
+    assert tensors.keys() == other_tensors.keys()
+    for name, value in tensors.items():
+        assert torch.equal(value, other_tensors[name]), name
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(digits, estimator):
+    settings = {"estimator": estimator, "target": TARGET[estimator], "lr": 2.0, "budget_samples": 96}
+    whole = run_to_end(make_trainer(digits, **settings), chunk=32)
+    first = make_trainer(digits, **settings)
+    first.train(32)
+    first.validate()
+    second = make_trainer(digits, **settings)
+    second.load_state_dict(*first.state_dict())
+    assert_same_state(run_to_end(second, chunk=32), whole)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(digits):
+    first, again, other = (run_to_end(make_trainer(digits, seed=seed)) for seed in (0, 0, 1))
+    assert_same_state(first, again)
+    assert not torch.equal(first.logits, other.logits)
+
+
+@pytest.mark.parametrize(("batch_size", "steps"), [(8, 8), (24, 3), (64, 1)])
+def test_train_consumes_exactly_the_samples_asked_for(digits, batch_size, steps):
+    trainer = make_trainer(digits, batch_size=batch_size, budget_samples=100)
+    assert len(trainer.train(64)) == steps
+    assert trainer.num_samples_seen == 64
+    trainer.train(1000)
+    assert trainer.num_samples_seen == 100
+    assert trainer.finished
+
+
+def test_straight_through_improves_on_the_initial_mask(digits):
+    trainer = run_to_end(make_trainer(digits, lr=2.0, batch_size=32, dataset_size=2000, budget_samples=1920), chunk=640)
+    assert trainer.best_val_loss < trainer.initial_val_loss - 0.002
+    assert 0 < trainer.changed_share() < 0.5
+
+
+def test_the_best_validated_mask_is_kept(digits):
+    trainer = make_trainer(digits, lr=2.0, batch_size=32, budget_samples=640)
+    losses = []
+    while not trainer.finished:
+        trainer.train(64)
+        losses.append(trainer.validate())
+    assert trainer.best_val_loss == min([trainer.initial_val_loss, *losses])
+    trainer.masked.set_mask(trainer.best_mask)
+    assert trainer._validation.mean_loss(trainer.masked.model) == trainer.best_val_loss
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_accumulated_batches_equal_one_large_batch(digits, estimator):
+    settings = {"estimator": estimator, "target": TARGET[estimator], "budget_samples": 64, "dataset_size": 64}
+    large = make_trainer(digits, batch_size=32, **settings)
+    small = make_trainer(digits, batch_size=8, gradient_accumulation_steps=4, **settings)
+    large.train(64)
+    small.train(64)
+    assert small.num_steps == large.num_steps == 2
+    # Sums of the same terms in another order: float32 rounding, which Adam's normalisation enlarges where gradients vanish.
+    assert (small.logits - large.logits).abs().median() < 1e-6
+
+
+def test_layers_outside_the_targets_are_not_touched(digits):
+    trainer = make_trainer(digits, targets=("mid_block",), lr=4.0, budget_samples=128)
+    before = trainer.masked.layer_masks()
+    run_to_end(trainer)
+    trainer.masked.set_mask(trainer.best_mask)
+    for name, mask in trainer.masked.layer_masks().items():
+        if not name.startswith("mid_block"):
+            assert torch.equal(mask, before[name])
+    assert len(trainer.logits) < len(trainer.masked.mask)
+
+
+class Float64Objective(DiffusionObjective):
+    """The same samples in float64, so that a formula can be compared without float32's rounding of the network."""
+
+    def batch(self, indices):
+        batch = super().batch(indices)
+        return NoisyBatch(images=batch.images.double(), timesteps=batch.timesteps, noise=batch.noise.double())
+
+
+def test_raw_step_is_exactly_the_specs_update(digits):
+    """A direct transcription of the spec in float64: tracker, residual to the initial mask, formula and gradient of 2:4."""
+    lr, magnitude = 50.0, 2.0
+    dense = copy.deepcopy(digits.model).double()
+    objective = Float64Objective(digits.scheduler, digits.images.train, seed=0, device=CPU)
+    masked = magnitude_masked_model(dense, pattern=NMPattern(2, 4), layout="channel")
+    initial = masked.mask.clone()
+    trainer = MaskTrainer(
+        TrainerConfig(
+            estimator="policy_gradient",
+            target="noise",
+            raw_step=True,
+            lr=lr,
+            logits=magnitude,
+            batch_size=8,
+            budget_samples=32,
+        ),
+        masked=masked,
+        objective=objective,
+        validation=HeldOutSamples(objective, 8),
+        baseline=baseline_losses(copy.deepcopy(masked.model), objective, None),
+    )
+    logits = magnitude * initial.double()
+    delta = 0.0
+    for step in range(4):
+        trainer.train(8)
+        sampled = masked.mask.clone()
+        batch = objective.batch(torch.arange(step * 8, step * 8 + 8))
+        losses = []
+        for mask in (sampled, initial):
+            masked.set_mask(mask)
+            with torch.no_grad():
+                losses.append(objective.losses(objective.predict(masked.model, batch), batch).mean().item())
+        residual = losses[0] - losses[1]
+        delta = 0.99 * delta + 0.01 * residual
+        leaf = logits.clone().requires_grad_(True)
+        p = leaf.softmax(dim=1)
+        a, b = (p[sampled].view(-1, 2)[:, i] for i in (0, 1))
+        (gradient,) = torch.autograd.grad((a * b * (1 / (1 - a) + 1 / (1 - b))).log().sum(), leaf)
+        update = lr * (residual - delta) * gradient
+        assert update.abs().max() > 1e-4, "the step must be large enough to compare"
+        logits = logits - update
+        assert (trainer.logits - logits).abs().max() < 1e-9
+
+
+def test_policy_gradient_starts_at_rest_and_moves_by_lr_in_units_of_a_tenth(digits):
+    trainer = make_trainer(
+        digits, estimator="policy_gradient", target="noise", lr=1.0, lr_decay="constant", budget_samples=800
+    )
+    start = trainer.logits.clone()
+    trainer.train(8)
+    assert torch.equal(trainer.logits, start), "one residual has no spread to be measured by"
+    trainer.train(400)
+    before = trainer.logits.clone()
+    trainer.train(8)
+    step = (trainer.logits - before).abs().max().item()
+    assert 0 < step < 0.6  # |advantage| of a few, |score| at most 2, times 0.1
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_loss_that_is_not_finite_stops_the_run(digits, estimator, monkeypatch):
+    trainer = make_trainer(digits, estimator=estimator, target=TARGET[estimator])
+    trainer.train(16)
+    original = DiffusionObjective.teacher_losses
+    monkeypatch.setattr(DiffusionObjective, "teacher_losses", lambda *inputs: original(*inputs) * math.nan)
+    with pytest.raises(NonFiniteLossError, match="training loss is not finite after 32 samples"):
+        trainer.train(16)
+
+
+def test_a_logit_that_is_not_finite_stops_the_run(digits):
+    """NaN logits have no order, so their mode would not be n:m."""
+    trainer = make_trainer(digits)
+    trainer.logits[5, 2] = math.nan
+    with pytest.raises(NonFiniteLossError, match="a logit is not finite after 64 samples"):
+        trainer.train(64)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr": -1.0}, "lr is -1.0; allowed: a number above 0"),
+        ({"lr": math.nan}, "lr is nan; allowed"),
+        ({"logits": 0}, "logits is 0; allowed: a number above 0"),
+        ({"batch_size": 0}, "batch_size is 0; allowed: a whole number"),
+        ({"batch_size": 1.5}, "batch_size is 1.5; allowed: a whole number"),
+        ({"batch_size": 64, "dataset_size": 32}, "batch_size is 64; allowed: at most dataset_size, 32"),
+        ({"estimator": "magic"}, "estimator is 'magic'; allowed: straight_through, policy_gradient"),
+        ({"target": "student"}, "target is 'student'; allowed: teacher, noise"),
+        ({"lr_decay": "cosine"}, "lr_decay is 'cosine'; allowed: linear, constant"),
+        ({"raw_step": True}, "raw_step is True with estimator straight_through"),
+    ],
+)
+def test_settings_that_are_not_allowed_are_refused(settings, message):
+    with pytest.raises(MaskproError, match=message):
+        TrainerConfig(**settings)
