@@ -1,0 +1,1 @@
+"""Sampling images, the Frechet distance, and the dense / initial / learned comparison."""

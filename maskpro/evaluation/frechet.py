@@ -1,0 +1,109 @@
+"""Frechet distance between sets of images in a feature space, with torch-fidelity's arithmetic.
+
+With the Inception features of the standard protocol it is FID; with any other features it is not, and not called so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maskpro.embedded import DIGITS_CLASSIFIER
+from maskpro.embedded.classifier import load_classifier
+from maskpro.errors import MaskproError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureExtractor:
+    """Maps uint8 images `[B, C, H, W]` to features `[B, F]`; `weights_hash` is the sha256 of its weights' file."""
+
+    name: str
+    weights_hash: str
+    compute: Callable[[Tensor], Tensor]
+    batch_size: int
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features `[count, F]`, float64 on the CPU."""
+        return torch.cat([self.compute(part).double().cpu() for part in images.split(self.batch_size)])
+
+
+def open_features(name: str, *, device: torch.device, inception_weights: Path | None = None) -> FeatureExtractor:
+    """The extractor "digits-classifier" or "inception-v3".
+
+    Raises:
+        MaskproError: the Inception weights can't be had.
+    """
+    if name == "digits-classifier":
+        classifier = load_classifier(DIGITS_CLASSIFIER).to(device)
+        return FeatureExtractor(
+            name="digits classifier, penultimate layer",
+            weights_hash=_file_hash(DIGITS_CLASSIFIER),
+            compute=lambda images: classifier.features(images.to(device)),
+            batch_size=512,
+        )
+    return _inception(device, inception_weights)
+
+
+def statistics(features: Tensor) -> dict[str, Any]:
+    """Mean and covariance of features `[count, F]`, as torch-fidelity keeps them."""
+    from torch_fidelity.metric_fid import fid_features_to_statistics
+
+    stats: dict[str, Any] = fid_features_to_statistics(features)
+    return stats
+
+
+def frechet_distance(first: dict[str, Any], second: dict[str, Any]) -> float:
+    """|mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (Heusel et al. 2017, equation 6)."""
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+
+    return float(fid_statistics_to_metric(first, second, verbose=False)[KEY_METRIC_FID])
+
+
+def _inception(device: torch.device, weights: Path | None) -> FeatureExtractor:
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+
+    if weights is None:
+        weights = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
+        if not weights.is_file():
+            weights.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                torch.hub.download_url_to_file(URL_INCEPTION_V3, str(weights), progress=False)
+            except OSError as error:
+                raise MaskproError(
+                    f"Inception weights are not in {weights} and could not be downloaded ({type(error).__name__}); "
+                    f"name torch-fidelity's {weights.name} with --inception-weights, or do without it (--no-frechet)"
+                ) from error
+    if not weights.is_file():
+        raise MaskproError(f"no file {weights}; allowed for --inception-weights: torch-fidelity's Inception weights")
+    try:
+        # torch-fidelity itself reads the file with a full unpickler: let through only what the safe one accepts.
+        torch.load(weights, map_location="meta", weights_only=True)
+        network: nn.Module = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights)
+        ).to(device)
+    except Exception as error:  # unpickling has no common error class
+        raise MaskproError(
+            f"{weights} does not hold torch-fidelity's Inception weights ({type(error).__name__})"
+        ) from error
+    return FeatureExtractor(
+        name="Inception-v3 (torch-fidelity), 2048 features",
+        weights_hash=_file_hash(weights),
+        compute=lambda images: network(_as_rgb(images).to(device))[0],
+        batch_size=64,
+    )
+
+
+def _as_rgb(images: Tensor) -> Tensor:
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

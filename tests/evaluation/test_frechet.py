@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+import torch
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+from maskpro.errors import MaskproError
+from maskpro.evaluation.frechet import frechet_distance, open_features, statistics
+
+CPU = torch.device("cpu")
+
+
+def test_frechet_distance_of_gaussians(generator):
+    features = torch.randn(500, 8, generator=generator, dtype=torch.float64)
+    same = statistics(features)
+    assert abs(frechet_distance(same, same)) < 1e-8
+    shifted = statistics(features + 3.0)
+    assert frechet_distance(same, shifted) == pytest.approx(8 * 9.0, rel=1e-6)
+    diagonal = {"mu": np.zeros(2), "sigma": np.diag([4.0, 9.0])}
+    unit = {"mu": np.zeros(2), "sigma": np.eye(2)}
+    assert frechet_distance(diagonal, unit) == pytest.approx((2 - 1) ** 2 + (3 - 1) ** 2)
+
+
+def test_the_digits_features_tell_digits_from_noise(digits, generator):
+    extractor = open_features("digits-classifier", device=CPU)
+    reference = statistics(extractor(digits.images.train))
+    real = frechet_distance(statistics(extractor(digits.images.test)), reference)
+    noise = torch.randint(256, (300, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    assert frechet_distance(statistics(extractor(noise)), reference) > 10 * real
+    assert len(extractor.weights_hash) == 64
+
+
+def test_inception_weights_that_cannot_be_had_give_one_sentence(tmp_path):
+    with pytest.raises(MaskproError, match=r"no file .*; allowed for --inception-weights"):
+        open_features("inception-v3", device=CPU, inception_weights=tmp_path / "none.pth")
+    torch.save({"x": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(MaskproError, match=r"does not hold torch-fidelity's Inception weights"):
+        open_features("inception-v3", device=CPU, inception_weights=tmp_path / "other.pth")
+
+
+def test_the_inception_path_runs_with_weights_in_torch_fidelitys_format(tmp_path, monkeypatch, generator):
+    """Random weights: the path from images to a number is tested, no FID is claimed."""
+    path = tmp_path / "weights.pth"
+    torch.save({}, path)
+    with monkeypatch.context() as patched, torch.random.fork_rng():
+        torch.manual_seed(0)
+        patched.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        network = FeatureExtractorInceptionV3("x", ["2048"], feature_extractor_weights_path=str(path))
+    torch.save(network.state_dict(), path)
+    extractor = open_features("inception-v3", device=CPU, inception_weights=path)
+    images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    features = extractor(images)
+    assert features.shape == (4, 2048)
+    assert torch.equal(features, network(images)[0].double())
+    assert extractor(images[:, :1]).shape == (4, 2048), "grey images are shown to it as RGB"
+    assert frechet_distance(statistics(features), statistics(features)) == pytest.approx(0, abs=1e-2)
+
+
+class Payload:
+    """Would run code where an unsafe loader reads it."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was executed",))
+
+
+def test_a_pickle_in_place_of_inception_weights_is_not_run(tmp_path):
+    torch.save(Payload(), tmp_path / "evil.pth")
+    with pytest.raises(MaskproError, match="does not hold torch-fidelity's Inception weights"):
+        open_features("inception-v3", device=CPU, inception_weights=tmp_path / "evil.pth")

@@ -1,0 +1,99 @@
+import json
+
+import pytest
+from conftest import seeded_unet
+from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+from maskpro.errors import MaskproError
+from maskpro.masked_model import maskable_layers, model_hash
+from maskpro.workloads import ModelNotFoundError, load_diffusion_model, open_workload, save_pipeline
+
+
+def test_the_embedded_workload_is_a_trained_diffusers_model(digits):
+    parameters = sum(parameter.numel() for parameter in digits.model.parameters())
+    assert 400_000 <= parameters <= 1_000_000
+    assert len(maskable_layers(digits.model)) > 30
+    assert not any(parameter.requires_grad for parameter in digits.model.parameters())
+
+
+def test_a_local_diffusers_folder_and_images_make_the_cifar10_workload(model_folder, image_folder):
+    workload = open_workload("cifar10", model=str(model_folder), data=image_folder)
+    assert model_hash(workload.model) == model_hash(seeded_unet())
+    assert workload.images.train.shape == (48, 3, 16, 16)
+    assert workload.features == "inception-v3"
+
+
+def test_a_local_ema_folder_is_taken_before_the_hub_model(model_folder, image_folder, monkeypatch):
+    ema = model_folder.parent / "pretrained" / "ddpm_ema_cifar10"
+    ema.parent.mkdir()
+    model_folder.rename(ema)
+    monkeypatch.chdir(ema.parents[1])
+    assert open_workload("cifar10", data=image_folder).model_source == "pretrained/ddpm_ema_cifar10"
+
+
+def test_a_flat_folder_as_old_hub_models_have_loads_too(model_folder, tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for part in ("unet", "scheduler"):
+        for file in (model_folder / part).iterdir():
+            file.rename(flat / file.name)
+    (model_folder / "model_index.json").rename(flat / "model_index.json")
+    unet, scheduler = load_diffusion_model(str(flat))
+    assert model_hash(unet) == model_hash(seeded_unet())
+    assert scheduler.config["num_train_timesteps"] == 1000
+
+
+def test_saved_pipelines_load_with_diffusers(model_folder):
+    pipeline = DDPMPipeline.from_pretrained(model_folder, low_cpu_mem_usage=False)
+    assert model_hash(pipeline.unet) == model_hash(seeded_unet())
+
+
+def test_models_that_cannot_be_had_give_one_sentence(tmp_path, model_folder):
+    with pytest.raises(ModelNotFoundError, match=r"no model folder .*/nowhere; name a diffusers DDPM folder with --model"):
+        load_diffusion_model(str(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelNotFoundError, match=r"is not a diffusers pipeline: it has no model_index.json; .*--model"):
+        load_diffusion_model(str(tmp_path / "empty"))
+    weights = model_folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelNotFoundError, match=r"can't be loaded .*; name another with --model"):
+        load_diffusion_model(str(model_folder))
+    index = model_folder / "model_index.json"
+    index.write_text(json.dumps({"unet": ["diffusers", "UNet2DConditionModel"]}))
+    with pytest.raises(ModelNotFoundError, match="holds a unet of class UNet2DConditionModel; allowed: UNet2DModel"):
+        load_diffusion_model(str(model_folder))
+    index.write_text("{")
+    with pytest.raises(MaskproError, match="is not JSON"):
+        load_diffusion_model(str(model_folder))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"num_class_embeds": 10}, "is class-conditional; allowed: an unconditional DDPM"),
+        ({"out_channels": 6}, "has in_channels 3, out_channels 6"),
+    ],
+)
+def test_models_of_another_kind_are_refused(tmp_path, overrides, message):
+    save_pipeline(tmp_path, seeded_unet(**overrides), DDPMScheduler())
+    with pytest.raises(ModelNotFoundError, match=message):
+        load_diffusion_model(str(tmp_path))
+
+
+def test_a_hub_model_that_cannot_be_reached_names_the_option(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelNotFoundError, match=r"google/ddpm-cifar10-32 .* could not be had from the hub .*--model"):
+        open_workload("cifar10")
+
+
+def test_unknown_workloads_and_images_of_another_shape_are_refused(model_folder, image_folder):
+    with pytest.raises(MaskproError, match="workload is 'imagenet'; allowed: digits, cifar10"):
+        open_workload("imagenet")
+    with pytest.raises(
+        MaskproError, match=r"images of scikit-learn digits are \(1, 8, 8\), the model .* takes \(3, 16, 16\)"
+    ):
+        open_workload("digits", model=str(model_folder))
+    with pytest.raises(MaskproError, match=r"data is .* with workload digits"):
+        open_workload("digits", data=image_folder)
