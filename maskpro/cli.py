@@ -1,0 +1,260 @@
+"""The `maskpro` commands: thin wrappers of `maskpro.pipeline`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from maskpro.errors import MaskproError
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="Learn and evaluate n:m sparse masks of frozen diffusion networks. The search itself is tune_main.py.",
+)
+
+Workload = Annotated[str, typer.Option("--workload", "--dataset", help="digits (embedded) or cifar10.")]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "--original-model", help="Dense diffusers DDPM folder or hub name; default: the workload's."),
+]
+Data = Annotated[Path | None, typer.Option(help="Folder of images (cifar10 workload); default: CIFAR-10.")]
+Output = Annotated[Path, typer.Option("--output-dir", help="New folder for the results.")]
+Pattern = Annotated[str, typer.Option(help="n:m, n weights kept of every m.")]
+LayoutName = Annotated[str, typer.Option("--layout", help="channel or flattened.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Masks = Annotated[Path | None, typer.Option(help="Mask file; default: the magnitude mask.")]
+Seed = Annotated[int, typer.Option(help="Of calibration samples and sampled masks.")]
+
+
+def run_command(command: Callable[..., Any]) -> None:
+    """Run a typer command; a user's mistake ends in one sentence and exit status 2."""
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    single.command()(command)
+    run_app(single)
+
+
+def run_app(application: typer.Typer) -> None:
+    """Run a typer application; a user's mistake ends in one sentence and exit status 2."""
+    try:
+        application()
+    except MaskproError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def main() -> None:
+    """The console script."""
+    run_app(app)
+
+
+@app.command()
+def prune(
+    output_dir: Output,
+    workload: Workload = "digits",
+    model: Model = None,
+    data: Data = None,
+    pattern: Pattern = "2:4",
+    layout: LayoutName = "channel",
+    method: Annotated[str, typer.Option(help="magnitude or random.")] = "magnitude",
+    ratio: Annotated[float | None, typer.Option(help="Share of weights removed; must be the pattern's.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Prune the dense network to n:m in one shot and write it as a diffusers folder."""
+    from maskpro import pipeline
+    from maskpro.pattern import NMPattern, parse_layout
+    from maskpro.workloads import open_workload
+
+    parsed = NMPattern.parse(pattern)
+    if ratio is not None and ratio != parsed.sparsity:
+        raise MaskproError(f"ratio is {ratio}; allowed with pattern {pattern}: {parsed.sparsity}")
+    opened = open_workload(workload, model=model, data=data)
+    pipeline.prune(opened, output_dir, pattern=parsed, layout=parse_layout(layout), method=method, seed=seed)
+    print(f"pruned to {pattern} ({parsed.sparsity:.0%} of the maskable weights removed): {output_dir}")
+
+
+@app.command()
+def extract(
+    model_path: Annotated[str, typer.Option(help="Pruned diffusers folder.")],
+    output_dir: Output,
+    original_model: Annotated[
+        str | None, typer.Option(help="Dense model to bind the masks to: folder, hub name, or digits (embedded).")
+    ] = None,
+    pattern: Pattern = "2:4",
+    layout: LayoutName = "channel",
+) -> None:
+    """Extract the masks of a pruned model's zeros into masks.safetensors."""
+    from maskpro import pipeline
+    from maskpro.embedded import DIGITS_MODEL
+    from maskpro.pattern import NMPattern, parse_layout
+
+    content = pipeline.extract(
+        model_path,
+        output_dir,
+        pattern=NMPattern.parse(pattern),
+        layout=parse_layout(layout),
+        original_model=str(DIGITS_MODEL) if original_model == "digits" else original_model,
+    )
+    print(f"masks of {len(content.masks)} layers: {output_dir / pipeline.MASKS_FILE}")
+
+
+@app.command()
+def baseline(
+    output_dir: Output,
+    workload: Workload = "digits",
+    model: Model = None,
+    data: Data = None,
+    masks: Masks = None,
+    pattern: Pattern = "2:4",
+    layout: LayoutName = "channel",
+    dataset_size: Annotated[int, typer.Option(help="Calibration samples.")] = 512,
+    batch_size: int = 32,
+    max_batches: Annotated[int | None, typer.Option(help="Stop after so many batches.")] = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Losses of the original weights under the initial mask."""
+    from maskpro import pipeline
+    from maskpro.workloads import open_workload
+
+    opened = open_workload(workload, model=model, data=data)
+    report = pipeline.baseline(
+        opened,
+        output_dir,
+        masks=_masks_or_magnitude(opened, masks, pattern, layout),
+        dataset_size=dataset_size,
+        batch_size=batch_size,
+        max_batches=max_batches,
+        seed=seed,
+        device=pipeline.parse_device(device),
+    )
+    print(f"mean loss {report['mean_loss']:.5f} over {report['num_batches']} batches: {output_dir}")
+
+
+@app.command()
+def train(
+    output_dir: Output,
+    workload: Workload = "digits",
+    model: Model = None,
+    data: Data = None,
+    masks: Masks = None,
+    pattern: Pattern = "2:4",
+    layout: LayoutName = "channel",
+    targets: Annotated[
+        list[str] | None, typer.Option(help="Layers to learn, by parts of their names; repeatable; default: all.")
+    ] = None,
+    lr: Annotated[float, typer.Option(help="In units of 0.1 of a logit a step (with --raw-step: as in the paper).")] = 1.0,
+    logits: Annotated[float, typer.Option(help="Magnitude of the initial logits.")] = 3.0,
+    dataset_size: Annotated[int, typer.Option(help="Calibration samples.")] = 512,
+    batch_size: int = 32,
+    epoch: Annotated[int, typer.Option(help="Passes over the calibration samples.")] = 625,
+    max_step: Annotated[int, typer.Option(help="Upper bound of steps.")] = 10_000,
+    gradient_accumulation_steps: Annotated[int, typer.Option(help="Forward passes averaged into one update.")] = 1,
+    estimator: Annotated[str, typer.Option(help="straight_through or policy_gradient.")] = "straight_through",
+    target: Annotated[str, typer.Option(help="teacher (the dense network's output) or noise.")] = "teacher",
+    lr_decay: Annotated[str, typer.Option(help="linear or constant.")] = "linear",
+    raw_step: Annotated[bool, typer.Option(help="The paper's own update (policy_gradient).")] = False,
+    save: Annotated[bool, typer.Option(help="Also save the logits and the optimizer's state.")] = False,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Learn one mask, outside a search."""
+    from maskpro import pipeline
+    from maskpro.pattern import NMPattern, parse_layout
+    from maskpro.trainer import TrainerConfig
+    from maskpro.workloads import open_workload
+
+    for name, value in (("epoch", epoch), ("max_step", max_step)):
+        if value < 1:
+            raise MaskproError(f"{name} is {value}; allowed: a whole number of at least 1")
+    settings: dict[str, Any] = {"estimator": estimator, "target": target, "lr_decay": lr_decay}
+    config = TrainerConfig(
+        lr=lr,
+        logits=logits,
+        batch_size=batch_size,
+        dataset_size=dataset_size,
+        budget_samples=max(1, min(epoch * dataset_size, max_step * batch_size * gradient_accumulation_steps)),
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        raw_step=raw_step,
+        seed=seed,
+        **settings,
+    )
+    opened = open_workload(workload, model=model, data=data)
+    initial = None if masks is None else pipeline.load_masks_for(opened, masks)
+    summary = pipeline.train(
+        opened,
+        output_dir,
+        config=config,
+        pattern=NMPattern.parse(pattern) if initial is None else initial.pattern,
+        layout=parse_layout(layout) if initial is None else initial.layout,
+        targets=tuple(part for text in targets or ["all"] for part in text.split()),
+        initial=initial,
+        device=pipeline.parse_device(device),
+        save_logits=save,
+    )
+    print(f"held-out recovery {summary['recovery']:.3f} after {summary['num_samples_seen']:,} samples: {output_dir}")
+
+
+@app.command()
+def evaluate(
+    output_dir: Output,
+    masks: Annotated[Path | None, typer.Option(help="Learned mask file.")] = None,
+    checkpoint_path: Annotated[
+        str | None, typer.Option(help="Or a diffusers folder with the learned mask baked in.")
+    ] = None,
+    initial_masks: Annotated[Path | None, typer.Option(help="Initial mask file; default: the magnitude mask.")] = None,
+    workload: Workload = "digits",
+    model: Model = None,
+    data: Data = None,
+    pattern: Pattern = "2:4",
+    layout: LayoutName = "channel",
+    num_samples: Annotated[int, typer.Option(help="Images generated by each model.")] = 1000,
+    compute_fid: Annotated[bool, typer.Option(help="Also the Frechet distance (FID with Inception features).")] = False,
+    save_images: Annotated[bool, typer.Option(help="Also write every generated image.")] = False,
+    inception_weights: Annotated[Path | None, typer.Option(help="torch-fidelity's Inception weights (FID).")] = None,
+    device: Device = "auto",
+) -> None:
+    """Compare the dense network with its initial and its learned mask."""
+    from maskpro import pipeline
+    from maskpro.evaluation.comparison import masked_copy
+    from maskpro.pattern import NMPattern, parse_layout
+    from maskpro.workloads import open_workload
+
+    if (masks is None) == (checkpoint_path is None):
+        raise MaskproError("masks and checkpoint_path are both given or both missing; allowed: exactly one of them")
+    opened = open_workload(workload, model=model, data=data)
+    parsed, parsed_layout = NMPattern.parse(pattern), parse_layout(layout)
+    if masks is not None:
+        content = pipeline.load_masks_for(opened, masks)
+        parsed, parsed_layout = content.pattern, content.layout
+        learned = masked_copy(opened.model, content.masks, parsed, parsed_layout)
+    else:
+        learned = pipeline.load_masked_checkpoint(opened, str(checkpoint_path), pattern=parsed, layout=parsed_layout)
+    report = pipeline.evaluate(
+        opened,
+        output_dir,
+        learned=learned,
+        pattern=parsed,
+        layout=parsed_layout,
+        initial=None if initial_masks is None else pipeline.load_masks_for(opened, initial_masks),
+        num_samples=num_samples,
+        compute_fid=compute_fid,
+        save_images=save_images,
+        inception_weights=inception_weights,
+        device=pipeline.parse_device(device),
+    )
+    print(f"recovery {report['recovery']}, loss improvement {report['loss_improvement']:.2%}: {output_dir}")
+
+
+def _masks_or_magnitude(workload: Any, masks: Path | None, pattern: str, layout: str) -> Any:
+    from maskpro import pipeline
+    from maskpro.pattern import NMPattern, parse_layout
+
+    if masks is not None:
+        return pipeline.load_masks_for(workload, masks)
+    return pipeline.magnitude_mask_file(workload, pattern=NMPattern.parse(pattern), layout=parse_layout(layout))

@@ -1,0 +1,348 @@
+"""The steps of the original pipeline as functions: prune, extract, baseline, train, evaluate. Each fills a new folder."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from maskpro.errors import MaskproError
+from maskpro.evaluation.comparison import compare_models, loss_improvement, masked_copy, recovery, sparsity
+from maskpro.files import atomic_folder, refuse_existing, write_json
+from maskpro.initial_masks import extract_masks, magnitude_mask, magnitude_masked_model, random_mask
+from maskpro.mask_file import MaskFile, load_mask_file, save_mask_file
+from maskpro.masked_model import MaskedModel, model_hash
+from maskpro.objectives import baseline_losses, teacher_outputs
+from maskpro.pattern import Layout, NMPattern
+from maskpro.trainer import MaskTrainer, TrainerConfig
+from maskpro.workloads import Workload, load_diffusion_model, save_pipeline
+
+MASKS_FILE = "masks.safetensors"
+
+Say = Callable[[str], None]
+
+
+def parse_device(text: str) -> torch.device:
+    """The device of that name; "auto" is a GPU where there is one."""
+    if text == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(text)
+    except RuntimeError as error:
+        raise MaskproError(f"device is {text!r}; allowed: auto, cpu, cuda or cuda:0") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise MaskproError(f"device is {text!r}, but torch finds no GPU here; allowed: cpu")
+    return device
+
+
+def load_masks_for(workload: Workload, path: Path) -> MaskFile:
+    """A mask file, checked to have been made for the workload's model.
+
+    Raises:
+        MaskproError: the file is damaged, or for another model.
+    """
+    content = load_mask_file(path)
+    found = model_hash(workload.model)
+    if content.base_hash not in ("", found):
+        raise MaskproError(
+            f"mask file {path} is for another model (hash {content.base_hash[:12]}; "
+            f"{workload.model_source} has {found[:12]}); name its model with --model"
+        )
+    MaskedModel(
+        copy.deepcopy(workload.model), pattern=content.pattern, layout=content.layout, covered=content.masks.keys()
+    ).groups(content.masks)
+    return content
+
+
+def magnitude_mask_file(workload: Workload, *, pattern: NMPattern, layout: Layout) -> MaskFile:
+    """The magnitude mask of the workload's network, as a mask file's content."""
+    masked = magnitude_masked_model(workload.model, pattern=pattern, layout=layout)
+    return MaskFile(
+        pattern=pattern,
+        layout=layout,
+        base_hash=model_hash(workload.model),
+        masks=masked.layer_masks(),
+        provenance={"method": "magnitude", "model": workload.model_source},
+    )
+
+
+def prune(
+    workload: Workload, output: Path, *, pattern: NMPattern, layout: Layout, method: str = "magnitude", seed: int = 0
+) -> nn.Module:
+    """Prune the dense network to n:m by weight magnitude (or at random) and write it as a diffusers folder.
+
+    Raises:
+        MaskproError: unknown method, or `output` exists.
+    """
+    masked = MaskedModel(copy.deepcopy(workload.model), pattern=pattern, layout=layout)
+    if method not in ("magnitude", "random"):
+        raise MaskproError(f"method is {method!r}; allowed: magnitude, random")
+    generator = torch.Generator().manual_seed(seed)
+    masked.set_mask(magnitude_mask(masked) if method == "magnitude" else random_mask(masked, generator))
+    with atomic_folder(output) as folder:
+        save_pipeline(folder, masked.model, workload.scheduler)
+    return masked.model
+
+
+def extract(
+    pruned_model: str, output: Path, *, pattern: NMPattern, layout: Layout, original_model: str | None = None
+) -> MaskFile:
+    """Write `masks.safetensors` with the masks of a pruned diffusers folder's zeros.
+
+    Without the original model the file names no base model, and later checks see layer names and shapes only.
+
+    Raises:
+        MaskproError: no zeros, zeros that are not n:m, or `output` exists.
+    """
+    pruned, _ = load_diffusion_model(pruned_model)
+    content = MaskFile(
+        pattern=pattern,
+        layout=layout,
+        base_hash="" if original_model is None else model_hash(load_diffusion_model(original_model)[0]),
+        masks=extract_masks(pruned, pattern=pattern, layout=layout),
+        provenance={"extracted_from": pruned_model},
+    )
+    with atomic_folder(output) as folder:
+        save_mask_file(folder / MASKS_FILE, content)
+    return content
+
+
+def load_masked_checkpoint(workload: Workload, source: str, *, pattern: NMPattern, layout: Layout) -> nn.Module:
+    """The network of a diffusers folder whose weights are already masked.
+
+    Raises:
+        MaskproError: it is of another architecture than the workload's, holds no zeros, or its zeros are not n:m.
+    """
+    model, _ = load_diffusion_model(source)
+    shapes, expected = (
+        {name: value.shape for name, value in part.state_dict().items()} for part in (model, workload.model)
+    )
+    if shapes != expected:
+        raise MaskproError(f"checkpoint_path {source} is of another architecture than {workload.model_source}")
+    extract_masks(model, pattern=pattern, layout=layout)
+    checked: nn.Module = model
+    return checked
+
+
+def baseline(
+    workload: Workload,
+    output: Path,
+    *,
+    masks: MaskFile,
+    dataset_size: int,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+    max_batches: int | None = None,
+) -> dict[str, Any]:
+    """Noise losses of the original weights under a mask, over the calibration samples.
+
+    Writes `baseline_losses.npy` (mean loss of each batch) and `baseline.json`; returns the latter.
+    """
+    TrainerConfig(dataset_size=dataset_size, batch_size=batch_size, seed=seed)
+    refuse_existing(output, "output folder")
+    if max_batches is not None and max_batches < 1:
+        raise MaskproError(f"max_batches is {max_batches}; allowed: a whole number of at least 1")
+    model = masked_copy(workload.model, masks.masks, masks.pattern, masks.layout).to(device)
+    objective = workload.training_objective(seed=seed, device=device)
+    losses = []
+    with torch.no_grad():
+        for indices in torch.arange(dataset_size).split(batch_size)[:max_batches]:
+            batch = objective.batch(indices)
+            losses.append(objective.losses(objective.predict(model, batch), batch).mean().item())
+    report = {
+        "model": workload.model_source,
+        "pattern": str(masks.pattern),
+        "layout": masks.layout,
+        "dataset_size": dataset_size,
+        "batch_size": batch_size,
+        "num_batches": len(losses),
+        "seed": seed,
+        "mean_loss": float(np.mean(losses)),
+        "std_between_batches": float(np.std(losses)),
+    }
+    with atomic_folder(output) as folder:
+        np.save(folder / "baseline_losses.npy", np.array(losses))
+        write_json(folder / "baseline.json", report)
+    return report
+
+
+def train(
+    workload: Workload,
+    output: Path,
+    *,
+    config: TrainerConfig,
+    pattern: NMPattern,
+    layout: Layout,
+    targets: tuple[str, ...] = ("all",),
+    initial: MaskFile | None = None,
+    device: torch.device,
+    save_logits: bool = False,
+    say: Say = print,
+) -> dict[str, Any]:
+    """Learn one mask, as one trial of a search does, and write what the original wrote.
+
+    The folder holds `checkpoint/` (a pipeline that `DDPMPipeline.from_pretrained` loads, masked), `masks.safetensors`,
+    `loss_training.npy` (mean training loss of each step), `loss_improvements.npy` (initial minus current held-out loss at
+    each validation), `training_summary.json`, `training_curves.png`, and with `save_logits` `logits/`.
+
+    Args:
+        initial: initial mask, also choosing the layers that are masked; default: magnitude, all maskable layers.
+
+    Returns: the content of `training_summary.json`.
+    """
+    dense = workload.model.to(device)
+    covered = None if initial is None else initial.masks.keys()
+    masked = MaskedModel(copy.deepcopy(dense), pattern=pattern, layout=layout, targets=targets, covered=covered)
+    masked.set_mask(magnitude_mask(masked) if initial is None else masked.groups(initial.masks))
+    objective = workload.training_objective(seed=config.seed, device=device)
+    validation = workload.held_out_samples("validation", device)
+    teacher = teacher_outputs(dense, objective)
+    trainer = MaskTrainer(
+        config,
+        masked=masked,
+        objective=objective,
+        validation=validation,
+        teacher=teacher,
+        baseline=baseline_losses(copy.deepcopy(masked.model), objective, teacher if config.target == "teacher" else None),
+    )
+    with atomic_folder(output) as folder:
+        losses, curve, seconds = _run(trainer, workload.budgets.report_samples, say)
+        masked.set_mask(trainer.best_mask)
+        dense_loss = validation.mean_loss(dense)
+        summary = {
+            "model": workload.model_source,
+            "config": asdict(config),
+            "pattern": str(pattern),
+            "layout": layout,
+            "targets": list(targets),
+            "num_steps": trainer.num_steps,
+            "num_samples_seen": trainer.num_samples_seen,
+            "seconds": seconds,
+            "dense_val_loss": dense_loss,
+            "initial_val_loss": trainer.initial_val_loss,
+            "val_loss": trainer.best_val_loss,
+            "recovery": recovery(trainer.initial_val_loss, trainer.best_val_loss, dense_loss),
+            "loss_improvement": loss_improvement(trainer.initial_val_loss, trainer.best_val_loss),
+            "changed_share": trainer.changed_share(),
+            "sparsity": sparsity(masked.model),
+            "logits": {
+                "mean": trainer.logits.mean().item(),
+                "std": trainer.logits.std().item(),
+                "min": trainer.logits.min().item(),
+                "max": trainer.logits.max().item(),
+            },
+            "device": str(device),
+        }
+        content = MaskFile(
+            pattern=pattern,
+            layout=layout,
+            base_hash=model_hash(dense),
+            masks=masked.layer_masks(),
+            provenance={name: summary[name] for name in ("model", "config", "targets", "val_loss", "recovery")},
+        )
+        save_mask_file(folder / MASKS_FILE, content)
+        np.save(folder / "loss_training.npy", losses.numpy())
+        np.save(folder / "loss_improvements.npy", trainer.initial_val_loss - np.array([loss for _, loss in curve]))
+        if save_logits:
+            (folder / "logits").mkdir()
+            save_file(trainer.state_dict()[0], folder / "logits" / "logits.safetensors")
+        _plot_curves(folder / "training_curves.png", losses, curve, summary)
+        (folder / "checkpoint").mkdir()
+        save_pipeline(folder / "checkpoint", masked.model, workload.scheduler)
+        write_json(folder / "training_summary.json", summary)
+    return summary
+
+
+def evaluate(
+    workload: Workload,
+    output: Path,
+    *,
+    learned: nn.Module,
+    pattern: NMPattern,
+    layout: Layout,
+    initial: MaskFile | None = None,
+    num_samples: int = 1000,
+    compute_fid: bool = False,
+    save_images: bool = False,
+    inception_weights: Path | None = None,
+    device: torch.device,
+    say: Say = print,
+) -> dict[str, Any]:
+    """Compare dense, initial (default: magnitude) and learned networks; sample grids and `report.json` in `output`.
+
+    With `save_images`, every generated image is also written to `images/<model>/`.
+    """
+    workload = replace(workload, budgets=replace(workload.budgets, num_generated=num_samples))
+    first = initial or magnitude_mask_file(workload, pattern=pattern, layout=layout)
+    models = {
+        "dense": workload.model,
+        "initial": masked_copy(workload.model, first.masks, first.pattern, first.layout),
+        "learned": learned,
+    }
+    with atomic_folder(output) as folder:
+        report = compare_models(
+            workload,
+            models,
+            device=device,
+            folder=folder,
+            compute_frechet=compute_fid,
+            save_images=save_images,
+            inception_weights=inception_weights,
+            say=say,
+        )
+        report["parameters"] = {name: parameter_statistics(model) for name, model in models.items()}
+        write_json(folder / "report.json", report)
+    return report
+
+
+def parameter_statistics(model: nn.Module) -> dict[str, int]:
+    """Number of parameters and of those that are not zero."""
+    parameters = list(model.parameters())
+    nonzero = sum(int(torch.count_nonzero(parameter)) for parameter in parameters)
+    return {"total": sum(parameter.numel() for parameter in parameters), "nonzero": nonzero}
+
+
+def _run(trainer: MaskTrainer, report_samples: int, say: Say) -> tuple[Tensor, list[tuple[int, float]], float]:
+    """Train to the budget; losses of the steps, (samples seen, held-out loss) of the validations, and seconds."""
+    started = time.monotonic()
+    # Whole steps only, so that the number of steps is the one asked for.
+    step_samples = trainer.config.batch_size * trainer.config.gradient_accumulation_steps
+    report_samples = math.ceil(report_samples / step_samples) * step_samples
+    losses: list[Tensor] = []
+    curve: list[tuple[int, float]] = []
+    while not trainer.finished:
+        losses.append(trainer.train(report_samples))
+        curve.append((trainer.num_samples_seen, trainer.validate()))
+        seen, budget = trainer.num_samples_seen, trainer.config.budget_samples
+        left = (time.monotonic() - started) / seen * (budget - seen)
+        say(
+            f"{seen:,} of {budget:,} samples: training loss {losses[-1].mean().item():.5f}, held-out loss "
+            f"{curve[-1][1]:.5f} (initial {trainer.initial_val_loss:.5f}); about {left:.0f} s left"
+        )
+    return torch.cat(losses), curve, time.monotonic() - started
+
+
+def _plot_curves(path: Path, losses: Tensor, curve: list[tuple[int, float]], summary: dict[str, Any]) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    seen = np.linspace(0, summary["num_samples_seen"], len(losses) + 1)[1:]
+    left.plot(seen, losses.numpy(), color="#0072B2", linewidth=0.8)
+    left.set(title="Training loss of each step", xlabel="samples seen", ylabel=f"MSE to the {summary['config']['target']}")
+    right.plot(*zip(*curve, strict=True), color="#0072B2", marker="o", markersize=3, label="learned mask")
+    right.axhline(summary["initial_val_loss"], color="#D55E00", linestyle="--", label="initial mask")
+    right.axhline(summary["dense_val_loss"], color="#009E73", linestyle=":", label="dense network")
+    right.set(title="Held-out loss", xlabel="samples seen", ylabel="noise MSE")
+    right.legend()
+    figure.savefig(path, dpi=120)

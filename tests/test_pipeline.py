@@ -1,0 +1,175 @@
+"""The steps of the original pipeline, as functions and as commands."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import is_strictly_two_of_four
+from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from maskpro.cli import app
+from maskpro.embedded import DIGITS_MODEL
+from maskpro.errors import MaskproError
+from maskpro.mask_file import load_mask_file
+from maskpro.masked_model import maskable_layers, model_hash
+
+
+def run(*arguments):
+    """A command's output; errors are raised as the console script would see them."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.mark.parametrize("layout", ["channel", "flattened"])
+def test_prune_then_extract_gives_the_masks_of_the_zeros(tmp_path, digits, layout):
+    output = run("prune", "--output-dir", tmp_path / "pruned", "--layout", layout, "--ratio", 0.5)
+    assert "50% of the maskable weights removed" in output
+    pruned = DDPMPipeline.from_pretrained(tmp_path / "pruned", low_cpu_mem_usage=False).unet
+    dense = digits.model.state_dict()
+    for name, weight in maskable_layers(pruned).items():
+        assert is_strictly_two_of_four(weight, layout)
+        assert torch.equal(weight[weight != 0], dense[f"{name}.weight"][weight != 0])
+    extract = ("extract", "--model-path", tmp_path / "pruned", "--layout", layout)
+    run(*extract, "--output-dir", tmp_path / "masks", "--original-model", "digits")
+    content = load_mask_file(tmp_path / "masks" / "masks.safetensors")
+    assert content.base_hash == model_hash(digits.model)
+    for name, weight in maskable_layers(pruned).items():
+        assert torch.equal(content.masks[name], weight != 0)
+
+
+def test_extract_refuses_a_mask_of_another_layout(tmp_path):
+    run("prune", "--output-dir", tmp_path / "pruned", "--layout", "flattened")
+    with pytest.raises(MaskproError, match="is not 2:4 in layout channel"):
+        run("extract", "--model-path", tmp_path / "pruned", "--output-dir", tmp_path / "masks")
+    assert not (tmp_path / "masks").exists()
+
+
+def test_baseline_writes_a_loss_per_batch(tmp_path):
+    run("baseline", "--output-dir", tmp_path / "a", "--dataset-size", 96, "--batch-size", 32)
+    report = json.loads((tmp_path / "a" / "baseline.json").read_text())
+    losses = np.load(tmp_path / "a" / "baseline_losses.npy")
+    assert len(losses) == report["num_batches"] == 3
+    assert report["mean_loss"] == pytest.approx(losses.mean())
+    run("baseline", "--output-dir", tmp_path / "b", "--dataset-size", 96, "--batch-size", 32, "--max-batches", 2)
+    assert np.array_equal(np.load(tmp_path / "b" / "baseline_losses.npy"), losses[:2])
+
+
+def test_train_then_evaluate_leaves_what_the_original_left(tmp_path, digits):
+    budget = ("--epoch", 10, "--dataset-size", 64, "--max-step", 12, "--lr", 2, "--targets", "mid_block up_blocks.0")
+    run("train", "--output-dir", tmp_path / "run", "--save", *budget)
+    folder = tmp_path / "run"
+    assert {path.name for path in folder.iterdir()} == {
+        "checkpoint",
+        "logits",
+        "masks.safetensors",
+        "loss_training.npy",
+        "loss_improvements.npy",
+        "training_summary.json",
+        "training_curves.png",
+    }
+    summary = json.loads((folder / "training_summary.json").read_text())
+    assert summary["num_steps"] == 12
+    assert summary["num_samples_seen"] == 384
+    assert len(np.load(folder / "loss_training.npy")) == 12
+    assert np.load(folder / "loss_improvements.npy").shape == (1,)
+    assert load_file(folder / "logits" / "logits.safetensors")["logits"].shape[1] == 4
+    learned = DDPMPipeline.from_pretrained(folder / "checkpoint", low_cpu_mem_usage=False).unet
+    content = load_mask_file(folder / "masks.safetensors")
+    for name, weight in maskable_layers(learned).items():
+        assert is_strictly_two_of_four(weight, "channel")
+        assert torch.equal(weight, maskable_layers(digits.model)[name] * content.masks[name])
+
+    sizes = ("--num-samples", 16, "--save-images")
+    run("evaluate", "--output-dir", tmp_path / "a", "--masks", folder / "masks.safetensors", "--compute-fid", *sizes)
+    run("evaluate", "--output-dir", tmp_path / "b", "--checkpoint-path", folder / "checkpoint", *sizes)
+    report, again = (json.loads((tmp_path / name / "report.json").read_text()) for name in "ab")
+    assert report["models"].keys() == {"dense", "initial", "learned"}
+    assert report["models"]["learned"]["sparsity"] == 0.5
+    same = pytest.approx(again["models"]["learned"]["test_loss"], rel=1e-6)  # another memory layout, other rounding
+    assert report["models"]["learned"]["test_loss"] == same
+    assert report["models"]["learned"]["frechet_distance"] > 0
+    assert again["models"]["learned"]["frechet_distance"] is None
+    assert report["parameters"]["learned"]["nonzero"] < report["parameters"]["dense"]["nonzero"]
+    assert len(list((tmp_path / "a" / "images" / "learned").iterdir())) == 16
+    assert (tmp_path / "a" / "samples_initial.png").is_file()
+
+
+def test_max_step_bounds_the_steps_of_any_batch_size(tmp_path):
+    """The samples to a report are no whole number of steps of 64; no smaller step may be added."""
+    run("train", "--output-dir", tmp_path / "run", "--dataset-size", 64, "--batch-size", 64, "--max-step", 50)
+    assert json.loads((tmp_path / "run" / "training_summary.json").read_text())["num_steps"] == 50
+
+
+def test_the_cifar10_workload_trains_and_evaluates_on_a_folder_of_images(tmp_path, model_folder, image_folder):
+    workload = ("--workload", "cifar10", "--model", model_folder, "--data", image_folder)
+    run("train", "--output-dir", tmp_path / "run", *workload, "--dataset-size", 32, "--epoch", 2, "--batch-size", 16)
+    summary = json.loads((tmp_path / "run" / "training_summary.json").read_text())
+    assert summary["num_steps"] == 4
+    assert summary["sparsity"] == 0.5
+    masks = tmp_path / "run" / "masks.safetensors"
+    run("evaluate", "--output-dir", tmp_path / "report", *workload, "--masks", masks, "--num-samples", 2)
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["models"]["learned"]["sparsity"] == 0.5
+
+
+def test_a_checkpoint_of_another_architecture_or_without_zeros_is_refused(tmp_path, model_folder):
+    with pytest.raises(MaskproError, match="is of another architecture than embedded digits DDPM"):
+        run("evaluate", "--output-dir", tmp_path / "out", "--checkpoint-path", model_folder)
+    with pytest.raises(MaskproError, match="model has no zeros"):
+        run("evaluate", "--output-dir", tmp_path / "out", "--checkpoint-path", DIGITS_MODEL)
+
+
+def test_train_starts_from_a_given_mask_and_learns_just_its_layers(tmp_path):
+    run("prune", "--output-dir", tmp_path / "pruned", "--method", "random")
+    run("extract", "--model-path", tmp_path / "pruned", "--output-dir", tmp_path / "masks")
+    start = load_mask_file(tmp_path / "masks" / "masks.safetensors")
+    budget = ("--epoch", 1, "--dataset-size", 32, "--lr", 0.01)
+    run("train", "--output-dir", tmp_path / "run", "--masks", tmp_path / "masks" / "masks.safetensors", *budget)
+    end = load_mask_file(tmp_path / "run" / "masks.safetensors")
+    assert all(torch.equal(end.masks[name], mask) for name, mask in start.masks.items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("prune", "--ratio", 0.3), "ratio is 0.3; allowed with pattern 2:4: 0.5"),
+        (("prune", "--method", "best"), "method is 'best'; allowed: magnitude, random"),
+        (("prune", "--pattern", "5:4"), "pattern is 5:4; allowed"),
+        (("prune", "--model", "/nowhere"), "no model folder /nowhere"),
+        (("baseline", "--batch-size", 600), "batch_size is 600; allowed: at most dataset_size, 512"),
+        (("baseline", "--max-batches", 0), "max_batches is 0; allowed"),
+        (("baseline", "--masks", "none.safetensors"), "no mask file none.safetensors"),
+        (("train", "--lr", -1), "lr is -1.0; allowed: a number above 0"),
+        (("train", "--epoch", 0), "epoch is 0; allowed"),
+        (("train", "--targets", "nothing"), "targets holds 'nothing', which matches no maskable layer"),
+        (("train", "--device", "tpu9"), "device is 'tpu9'; allowed: auto, cpu, cuda"),
+        (("evaluate",), "masks and checkpoint_path are both given or both missing"),
+        (("evaluate", "--masks", "a", "--checkpoint-path", "b"), "masks and checkpoint_path are both given"),
+    ],
+)
+def test_mistakes_end_in_one_sentence_and_nothing_is_written(tmp_path, arguments, message):
+    with pytest.raises(MaskproError, match=message):
+        run(*arguments, "--output-dir", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mask_for_another_model_is_refused(tmp_path, model_folder, image_folder):
+    cifar10 = ("--workload", "cifar10", "--model", model_folder, "--data", image_folder)
+    run("prune", "--output-dir", tmp_path / "pruned", *cifar10)
+    extract = ("extract", "--model-path", tmp_path / "pruned", "--output-dir", tmp_path / "masks")
+    run(*extract, "--original-model", model_folder)
+    masks = tmp_path / "masks" / "masks.safetensors"
+    with pytest.raises(MaskproError, match=r"mask file .* is for another model \(hash"):
+        run("baseline", "--output-dir", tmp_path / "out", "--masks", masks)
+    run("baseline", "--output-dir", tmp_path / "out", "--masks", masks, "--dataset-size", 32, *cifar10)
+
+
+def test_existing_folders_are_never_overwritten(tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(MaskproError, match=r"output folder .*out exists already and is not overwritten"):
+        run("prune", "--output-dir", tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
