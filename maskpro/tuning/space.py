@@ -1,0 +1,220 @@
+"""Search-space files: plain Python that reads as a table, checked name by name."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, distribution_to_json
+from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search.sample import Categorical, Domain, Float, Integer
+
+from maskpro.distribution import check_supported
+from maskpro.errors import MaskproError
+from maskpro.pattern import NMPattern, parse_layout
+from maskpro.trainer import TrainerConfig
+from maskpro.workloads import WORKLOADS
+
+# What a space may search or fix: the trainer's settings, less those that the search itself sets.
+SEARCHABLE = tuple(field.name for field in fields(TrainerConfig) if field.name not in ("budget_samples", "seed"))
+_REQUIRED = ("param_space", "seed_points")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSpace:
+    """A checked search space.
+
+    Attributes:
+        param_space: parameter name to Ray Tune domain or fixed value.
+        seed_points: points that are run first, exactly as they stand; each names every searched parameter.
+        seed_point_names: their names, for reports.
+        max_samples: budget of a trial in calibration samples; None: the workload's.
+    """
+
+    path: Path
+    param_space: dict[str, Any]
+    seed_points: tuple[dict[str, Any], ...]
+    seed_point_names: tuple[str, ...]
+    workload: str
+    pattern: str
+    layout: str
+    targets: tuple[str, ...]
+    num_trials: int
+    max_samples: int | None
+    reduction_factor: int
+
+    @property
+    def domains(self) -> dict[str, Domain]:
+        """The parameters that are searched."""
+        return {name: value for name, value in self.param_space.items() if isinstance(value, Domain)}
+
+    def describe(self) -> dict[str, Any]:
+        """The space as JSON-able values."""
+        described = asdict(self) | {"path": str(self.path), "targets": list(self.targets)}
+        described["param_space"] = {
+            name: json.loads(distribution_to_json(_distribution(name, value))) if isinstance(value, Domain) else value
+            for name, value in self.param_space.items()
+        }
+        return described
+
+
+_OPTIONAL: dict[str, Any] = {
+    "workload": "digits",
+    "pattern": "2:4",
+    "layout": "channel",
+    "targets": ("all",),
+    "num_trials": 12,
+    "max_samples": None,
+    "reduction_factor": 3,
+}
+
+
+def load_space(path: Path) -> SearchSpace:
+    """Run a space file and check what it defines.
+
+    Raises:
+        MaskproError: the file is missing or not Python, lacks a name, or holds a value that is not allowed.
+    """
+    if not path.is_file():
+        raise MaskproError(f"space is {path}; no such file (allowed: a Python file such as search_spaces/default.py)")
+    try:
+        defined = runpy.run_path(str(path))
+    except Exception as error:  # whatever the user's file raises
+        raise MaskproError(f"space file {path} can't be run: {type(error).__name__}: {error}") from error
+    values = {
+        name: value
+        for name, value in defined.items()
+        if not name.startswith("_") and not isinstance(value, ModuleType) and not callable(value) and name != "annotations"
+    }
+    for name in _REQUIRED:
+        if name not in values:
+            raise MaskproError(f"space file {path} does not define {name}; it needs {' and '.join(_REQUIRED)}")
+    unknown = values.keys() - set(_REQUIRED) - _OPTIONAL.keys()
+    if unknown:
+        raise MaskproError(
+            f"space file {path} defines {sorted(unknown)[0]}, which means nothing here; "
+            f"allowed: {', '.join([*_REQUIRED, *_OPTIONAL])}, and names that begin with _"
+        )
+    try:
+        return _checked_space(path, _OPTIONAL | values)
+    except MaskproError as error:
+        raise MaskproError(f"space file {path}: {error}") from error
+
+
+def _checked_space(path: Path, values: dict[str, Any]) -> SearchSpace:
+    param_space, seed_points = values["param_space"], values["seed_points"]
+    if not isinstance(param_space, Mapping) or not param_space:
+        raise MaskproError(f"param_space is {param_space!r}; allowed: a dictionary with at least one parameter")
+    for name, value in param_space.items():
+        _check_parameter(name, value)
+    if values["workload"] not in WORKLOADS:
+        raise MaskproError(f"workload is {values['workload']!r}; allowed: {', '.join(WORKLOADS)}")
+    check_supported(NMPattern.parse(str(values["pattern"])))
+    parse_layout(values["layout"])
+    for name, least in (("num_trials", 1), ("max_samples", 1), ("reduction_factor", 2)):
+        value = values[name]
+        if not (isinstance(value, int) and value >= least) and not (name == "max_samples" and value is None):
+            raise MaskproError(f"{name} is {value!r}; allowed: a whole number of at least {least}")
+    targets = (values["targets"],) if isinstance(values["targets"], str) else values["targets"]
+    if not (isinstance(targets, list | tuple) and targets and all(isinstance(target, str) for target in targets)):
+        raise MaskproError(f"targets is {targets!r}; allowed: a part of layer names, or a list of them")
+    if not any(isinstance(value, Domain) for value in param_space.values()):
+        raise MaskproError("param_space searches nothing; allowed: at least one tune domain, such as tune.choice([1.0])")
+    if not isinstance(seed_points, list | tuple):
+        raise MaskproError(f"seed_points is {seed_points!r}; allowed: a list of dictionaries")
+    points = tuple(_check_seed_point(number, point, param_space) for number, point in enumerate(seed_points, 1))
+    _check_together(param_space)
+    return SearchSpace(
+        path=path,
+        param_space=dict(param_space),
+        seed_points=points,
+        seed_point_names=tuple(str(point.get("name", number)) for number, point in enumerate(seed_points, 1)),
+        targets=tuple(targets),
+        **{name: values[name] for name in _OPTIONAL if name != "targets"},
+    )
+
+
+def _check_parameter(name: str, value: Any) -> None:
+    if name not in SEARCHABLE:
+        raise MaskproError(f"param_space has an unknown parameter {name!r}; allowed: {', '.join(SEARCHABLE)}")
+    if isinstance(value, Categorical) and not value.categories:
+        raise MaskproError(f"param_space[{name!r}] is an empty choice; allowed: at least one value")
+    if isinstance(value, Float | Integer) and not value.lower < value.upper:
+        raise MaskproError(
+            f"param_space[{name!r}] has the empty range {value.lower} to {value.upper}; allowed: lower < upper"
+        )
+    for bound in _extremes(name, value):
+        _check_value(f"param_space[{name!r}]", name, bound)
+
+
+def _distribution(name: str, domain: Domain) -> BaseDistribution:
+    """The domain as Optuna will sample it; its bounds are both included."""
+    try:
+        (distribution,) = OptunaSearch.convert_search_space({name: domain}).values()
+    except ValueError as error:
+        raise MaskproError(
+            f"param_space[{name!r}] can't be searched ({error}); allowed: tune.uniform, quniform, loguniform, randint, "
+            "qrandint, lograndint, choice, or a fixed value"
+        ) from error
+    checked: BaseDistribution = distribution
+    return checked
+
+
+def _extremes(name: str, value: Any) -> tuple[Any, ...]:
+    """All choices, both bounds, or the fixed value of a parameter."""
+    if not isinstance(value, Domain):
+        return (value,)
+    distribution = _distribution(name, value)
+    if isinstance(distribution, CategoricalDistribution):
+        return tuple(distribution.choices)
+    return (distribution.low, distribution.high)
+
+
+def _check_value(where: str, name: str, value: Any) -> None:
+    """Check one value by the trainer's own rules, with everything else at ease."""
+    others: dict[str, Any] = {"dataset_size": 10**9} if name == "batch_size" else {"batch_size": 1}
+    if name == "raw_step":
+        others["estimator"] = "policy_gradient"
+    try:
+        TrainerConfig(**others | {name: value})
+    except MaskproError as error:
+        raise MaskproError(f"{where}: {error}") from error
+
+
+def _check_seed_point(number: int, point: Any, param_space: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(point, Mapping):
+        raise MaskproError(f"seed point {number} is {point!r}; allowed: a dictionary")
+    searched = {name: value for name, value in param_space.items() if isinstance(value, Domain)}
+    given = {name: value for name, value in point.items() if name != "name"}
+    for name in sorted(searched.keys() ^ given.keys()):
+        problem = "does not name" if name in searched else "names, beside the searched parameters,"
+        raise MaskproError(f"seed point {number} {problem} {name}; allowed: exactly {', '.join(searched)}")
+    for name, value in given.items():
+        _check_value(f"seed point {number}", name, value)
+        allowed = _extremes(name, searched[name])
+        is_choice = isinstance(searched[name], Categorical)
+        inside = value in allowed if is_choice else allowed[0] <= value <= allowed[1]
+        if not inside:
+            listed = ", ".join(map(str, allowed)) if is_choice else f"{allowed[0]} to {allowed[1]}"
+            raise MaskproError(f"seed point {number} has {name} = {value!r}, outside param_space; allowed: {listed}")
+    return given
+
+
+def _check_together(param_space: Mapping[str, Any]) -> None:
+    """Whatever is drawn must be allowed together, or trials would fail by chance."""
+    estimators = _extremes("estimator", param_space.get("estimator", TrainerConfig().estimator))
+    if "straight_through" in estimators and True in _extremes("raw_step", param_space.get("raw_step", False)):
+        raise MaskproError("param_space allows raw_step True with straight_through; allowed: with policy_gradient only")
+    values = {**asdict(TrainerConfig()), **param_space}
+    largest = max(_extremes("batch_size", values["batch_size"]))
+    smallest = min(_extremes("dataset_size", values["dataset_size"]))
+    if largest > smallest:
+        raise MaskproError(
+            f"param_space allows batch_size {largest} with dataset_size {smallest}; "
+            "allowed: batch_size at most dataset_size"
+        )

@@ -1,0 +1,214 @@
+"""The main job from the command line to the files it leaves."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import is_strictly_two_of_four
+from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
+
+from maskpro.errors import MaskproError
+from maskpro.mask_file import load_mask_file
+from maskpro.masked_model import is_protected, maskable_layers
+from maskpro.workloads import save_pipeline
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import tune_main
+
+ROOT = Path(__file__).parents[1]
+SPACE = """
+from ray import tune
+param_space = {"lr": tune.uniform(0.5, 1e40), "batch_size": 32, "dataset_size": 512}
+seed_points = [{"lr": 2.0}, {"lr": 1e39}]
+num_trials = 3
+"""
+NOTHING_ELSE = {"space": None, "results_dir": None, "experiment": None}
+OPTIONS = ("--max-samples", "288", "--num-generated", "32")
+
+
+def job(*arguments):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tune_main.py"), *map(str, arguments)], capture_output=True, text=True, timeout=600
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One short search, run as a user runs it: a good seed point, one whose step overflows, and a trial of Optuna's."""
+    folder = tmp_path_factory.mktemp("job")
+    (folder / "space.py").write_text(SPACE)
+    options = ("--results-dir", folder, "--experiment", "short", *OPTIONS)
+    run = job("--space", folder / "space.py", *options, "--max-concurrent", 1)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return folder / "short", run.stdout
+
+
+def test_the_job_leaves_the_named_files(finished):
+    folder, output = finished
+    for name in (
+        "experiment.json",
+        "trials.csv",
+        "final_evaluation.json",
+        "best/masks.safetensors",
+        "best/config.json",
+        "best/checkpoint/model_index.json",
+        "best/samples_dense.png",
+        "best/samples_initial.png",
+        "best/samples_learned.png",
+    ):
+        assert (folder / name).is_file(), name
+    assert "Traceback" not in output
+    assert str(folder) in output
+    described = json.loads((folder / "experiment.json").read_text())
+    assert described["options"]["max_samples"] == 288
+    assert described["versions"]["torch"]
+    assert described["hardware"]["cpus"]
+
+
+def test_trials_csv_has_a_row_per_trial_and_a_failed_one_does_not_stop_the_search(finished):
+    trials = pd.read_csv(finished[0] / "trials.csv")
+    assert trials["trial"].tolist() == [1, 2, 3]
+    assert trials["lr"].tolist()[:2] == [2.0, 1e39]
+    assert trials["seed_point"].tolist()[:2] == [1, 2]
+    assert trials["seed_point"].isna().tolist() == [False, False, True]
+    assert trials.loc[0, "status"] == "completed"
+    assert trials.loc[0, "num_samples_seen"] == 288
+    assert trials.loc[1, "status"] == "failed"
+    assert trials["val_loss"].isna().tolist()[1]
+    assert {"recovery", "loss_improvement", "seconds"} <= set(trials.columns)
+
+
+def test_the_promoted_masks_are_strictly_two_of_four_and_the_checkpoint_is_the_dense_one_masked(finished, digits):
+    best = finished[0] / "best"
+    masks = load_mask_file(best / "masks.safetensors").masks
+    learned = DDPMPipeline.from_pretrained(best / "checkpoint", low_cpu_mem_usage=False).unet
+    dense = digits.model.state_dict()
+    maskable = {f"{name}.weight" for name in maskable_layers(digits.model)}
+    for name, weight in learned.state_dict().items():
+        if name in maskable:
+            layer = name.removesuffix(".weight")
+            assert not is_protected(layer)
+            assert is_strictly_two_of_four(weight, "channel")
+            assert is_strictly_two_of_four(masks[layer].float(), "channel")
+            assert torch.equal(weight, dense[name] * masks[layer])
+        else:
+            assert torch.equal(weight, dense[name])
+
+
+def test_the_final_evaluation_compares_the_three_models_on_test_images(finished):
+    report = json.loads((finished[0] / "final_evaluation.json").read_text())
+    assert report["models"].keys() == {"dense", "initial", "learned"}
+    for figures in report["models"].values():
+        assert figures.keys() == {"val_loss", "test_loss", "frechet_distance", "sparsity"}
+    losses = {name: figures["test_loss"] for name, figures in report["models"].items()}
+    assert losses["dense"] < losses["initial"]
+    expected = (losses["initial"] - losses["learned"]) / (losses["initial"] - losses["dense"])
+    assert report["recovery"] == pytest.approx(expected)
+    assert report["loss_improvement"] == pytest.approx((losses["initial"] - losses["learned"]) / losses["initial"])
+    assert [report["models"][name]["sparsity"] for name in losses] == [0.0, 0.5, 0.5]
+    assert report["protocol"]["num_images"]["test"] == 300
+
+
+def test_the_same_seed_gives_the_same_trials(finished, tmp_path):
+    folder, _ = finished
+    options = ("--results-dir", tmp_path, "--experiment", "again", "--max-samples", 288, "--max-concurrent", 1)
+    run = job("--space", folder / "space.py", *options, "--num-generated", 2, "--no-frechet")
+    assert run.returncode == 0, run.stdout + run.stderr
+    first, again = (pd.read_csv(path / "trials.csv") for path in (folder, tmp_path / "again"))
+    not_metrics = ["trial_id", "seconds", "failure"]
+    pd.testing.assert_frame_equal(first.drop(columns=not_metrics), again.drop(columns=not_metrics), check_exact=True)
+
+
+def test_resume_finishes_what_is_missing_and_repeats_the_same_figures(finished):
+    """Killed after the search: the trials are kept as they are, and the evaluation is made again."""
+    folder, _ = finished
+    trials = pd.read_csv(folder / "trials.csv")
+    report = json.loads((folder / "final_evaluation.json").read_text())
+    for name in ("trials.csv", "final_evaluation.json"):
+        (folder / name).unlink()
+    run = job("--resume", folder)
+    assert run.returncode == 0, run.stdout + run.stderr
+    again = pd.read_csv(folder / "trials.csv")
+    good = trials["status"] != "failed"  # failed trials are tried once more, which takes other seconds
+    pd.testing.assert_frame_equal(again[good], trials[good])
+    assert again["status"].tolist() == trials["status"].tolist()
+    assert json.loads((folder / "final_evaluation.json").read_text()) == report
+
+
+def test_a_mistake_ends_in_one_sentence_without_a_traceback(tmp_path):
+    run = job("--space", tmp_path / "none.py", "--results-dir", tmp_path / "results")
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: space is ")
+    assert run.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def refused(tmp_path, **options):
+    space = tmp_path / "space.py"
+    space.write_text(SPACE)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(MaskproError) as caught:
+        tune_main.main(**{"space": space, "results_dir": tmp_path, "experiment": "x", **options})
+    assert sorted(tmp_path.rglob("*")) == before, "nothing may be written or lost"
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"space": None}, "space is missing; allowed"),
+        ({"num_trials": 0}, "num_trials is 0; allowed"),
+        ({"max_samples": -5}, "max_samples is -5; allowed"),
+        ({"num_generated": 1}, "num_generated is 1; allowed"),
+        ({"seed": -1}, "seed is -1; allowed"),
+        ({"gpus_per_trial": -0.5}, "gpus_per_trial is -0.5; allowed"),
+        ({"cpus_per_trial": 0.0}, "cpus_per_trial is 0.0; allowed"),
+        ({"experiment": "../up"}, "experiment is '../up'; allowed: a plain folder name"),
+        ({"workload": "mnist"}, "workload is 'mnist'; allowed: digits, cifar10"),
+        ({"model": "/nowhere"}, "no model folder /nowhere"),
+        ({"swanlab": "project"}, "swanlab is 'project'; allowed: with the extra installed"),
+        ({"address": "127.0.0.1:1"}, "address is '127.0.0.1:1'; nothing answers there"),
+        ({"resume": Path("/nowhere")}, "space is "),
+        ({"resume": Path("/nowhere"), **NOTHING_ELSE}, "resume is /nowhere; no experiment there"),
+    ],
+)
+def test_options_that_are_not_allowed_are_refused(tmp_path, options, message):
+    assert message in refused(tmp_path, **options)
+
+
+def test_targets_that_match_nothing_and_folders_that_are_not_diffusers_are_refused(tmp_path):
+    (tmp_path / "targets.py").write_text(SPACE + "targets = ['nothing']")
+    assert "targets holds 'nothing', which matches no maskable layer" in refused(tmp_path, space=tmp_path / "targets.py")
+    (tmp_path / "model").mkdir()
+    assert "is not a diffusers pipeline" in refused(tmp_path, model=str(tmp_path / "model"))
+
+
+def test_an_existing_experiment_is_never_overwritten(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "precious.txt").write_text("kept")
+    assert "x exists already and is not overwritten" in refused(tmp_path)
+
+
+def test_a_model_with_nan_weights_is_refused(tmp_path, digits):
+    state = {name: value.clone() for name, value in digits.model.state_dict().items()}
+    state["conv_in.weight"][0, 0, 0, 0] = float("nan")
+    broken = type(digits.model).from_config(digits.model.config)
+    broken.load_state_dict(state)
+    (tmp_path / "broken").mkdir()
+    save_pipeline(tmp_path / "broken", broken, digits.scheduler)
+    message = refused(tmp_path, model=str(tmp_path / "broken"))
+    assert "holds values that are not finite in conv_in.weight; name another (--model)" in message
+
+
+def test_dry_run_checks_and_prints_and_writes_nothing(tmp_path, capsys):
+    (tmp_path / "space.py").write_text(SPACE)
+    tune_main.main(space=tmp_path / "space.py", results_dir=tmp_path, experiment="x", dry_run=True)
+    described = json.loads(capsys.readouterr().out)
+    assert described["num_trials"] == 3
+    assert described["dense_val_loss"] < described["initial_val_loss"]
+    assert [path.name for path in tmp_path.iterdir()] == ["space.py"]
