@@ -1,0 +1,1 @@
+"""Reading and plotting the results of searches."""
