@@ -12,7 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
-from maskpro.cli import run_command
+try:
+    from maskpro.cli import run_command
+except ImportError as error:  # such as a torch and a torchvision that don't fit together
+    raise SystemExit(f"error: {error}") from None
 
 _Option = typer.Option
 

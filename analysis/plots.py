@@ -36,15 +36,16 @@ def learning_curves(trials: pd.DataFrame, curves: pd.DataFrame) -> Figure:
             end = curve.iloc[-1]
             marker = "o" if trial.status == "completed" else "x"
             axes.plot(end["num_samples_seen"], end["recovery"], marker, color=color, markersize=6)
-            name = f" {trial.trial}" + (f" (seed {trial.seed_point})" if is_seed else "")
-            axes.annotate(name, (end["num_samples_seen"], end["recovery"]), fontsize=8, va="center")
+            if is_seed:  # the others are too many to name
+                name = f"  seed point {trial.seed_point}"
+                axes.annotate(name, (end["num_samples_seen"], end["recovery"]), fontsize=8, va="center")
     for color, label in ((_BEST, "best trial"), (_SEED, "seed point"), (_SUGGESTED, "suggested by the searcher")):
         axes.plot([], [], color=color, label=label)
     for marker, label in (("o", "ran to its budget"), ("x", "stopped early or failed")):
         axes.plot([], [], marker, color="black", label=label)
     axes.set(title="Learning curves", xlabel="calibration samples seen", ylabel="recovery on validation (1 = dense)")
     axes.legend(fontsize=8)
-    axes.margins(x=0.12)
+    axes.margins(x=0.15)
     return figure
 
 

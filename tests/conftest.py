@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,11 @@ from maskpro.trainer import MaskTrainer, TrainerConfig
 from maskpro.workloads import Workload, open_workload, save_pipeline
 
 CPU = torch.device("cpu")
+# 5,000 real CIFAR-10 images beside the checkout, where they are at hand.
+CIFAR10_SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "cifar10-sample.zip"
+needs_cifar10_sample = pytest.mark.skipif(
+    not CIFAR10_SAMPLE.is_file(), reason="the CIFAR-10 sample is not part of the project"
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -77,6 +83,15 @@ def image_folder(tmp_path: Path, generator: torch.Generator) -> Path:
         image = torch.randint(256, (3, 20, 18), dtype=torch.uint8, generator=generator)
         to_pil_image(image).save(folder / f"{index}.png")
     return tmp_path / "images"
+
+
+@pytest.fixture(scope="session")
+def cifar10_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real CIFAR-10 images (JPEG): train/ and test/, a folder per class in each."""
+    folder = tmp_path_factory.mktemp("cifar10")
+    with zipfile.ZipFile(CIFAR10_SAMPLE) as archive:
+        archive.extractall(folder)
+    return next(path.parent for path in folder.rglob("train"))
 
 
 def make_trainer(workload: Workload, *, targets: tuple[str, ...] = ("all",), **settings: object) -> MaskTrainer:

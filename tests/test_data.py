@@ -1,8 +1,6 @@
-import zipfile
-from pathlib import Path
-
 import pytest
 import torch
+from conftest import needs_cifar10_sample
 
 from maskpro.data import (
     CalibrationSamples,
@@ -13,8 +11,6 @@ from maskpro.data import (
     to_model_range,
     to_uint8,
 )
-
-SAMPLE_ZIP = Path(__file__).parents[2] / "shared" / "data" / "cifar10-sample.zip"
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +97,9 @@ def test_missing_cifar10_names_the_option(tmp_path):
         cifar10_images(tmp_path, download=False)
 
 
-@pytest.mark.skipif(not SAMPLE_ZIP.is_file(), reason="the CIFAR-10 sample is not part of the project")
-def test_real_cifar10_images_load_from_a_folder_per_class(tmp_path):
-    with zipfile.ZipFile(SAMPLE_ZIP) as archive:
-        archive.extractall(tmp_path)
-    root = next(path.parent for path in tmp_path.rglob("train"))
-    splits = folder_images(root, resolution=32, channels=3)
+@needs_cifar10_sample
+def test_real_cifar10_images_load_from_a_folder_per_class(cifar10_folder):
+    splits = folder_images(cifar10_folder, resolution=32, channels=3)
     assert [len(splits[name]) for name in ("train", "validation", "test")] == [3600, 400, 1000]
     # CIFAR-10's channel means (0.49, 0.48, 0.45), within JPEG's and sampling's error.
     means = splits.train.float().mean(dim=(0, 2, 3)) / 255

@@ -29,21 +29,25 @@ def test_only_tuning_knows_ray_and_optuna_and_nothing_above_imports_it(path):
         assert not {name for name in names if name.startswith("maskpro.tuning")}
 
 
-def test_a_torchvision_that_does_not_fit_torch_is_named_in_one_sentence(tmp_path):
+def run_with_a_torchvision_that_does_not_fit(tmp_path, *arguments):
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
-    run = subprocess.run(
-        [sys.executable, "-c", "import maskpro"],
-        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
-        capture_output=True,
-        text=True,
-    )
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    run = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
     assert run.returncode == 1
-    last = run.stderr.strip().splitlines()[-1]
-    assert re.match(
-        r"ImportError: torch \S+ and torchvision \S+ don't fit together \(operator torchvision::nms does not", last
-    )
-    assert "pip install" in last
+    return run.stderr.strip().splitlines()
+
+
+SENTENCE = r"rror: torch \S+ and torchvision \S+ don't fit together \(operator torchvision::nms does not .*pip install"
+
+
+def test_a_torchvision_that_does_not_fit_torch_is_named_in_one_sentence(tmp_path):
+    assert re.match("ImportE" + SENTENCE, run_with_a_torchvision_that_does_not_fit(tmp_path, "-c", "import maskpro")[-1])
+
+
+def test_the_main_job_says_just_that_sentence(tmp_path):
+    (line,) = run_with_a_torchvision_that_does_not_fit(tmp_path, str(ROOT / "tune_main.py"))
+    assert re.match("e" + SENTENCE, line)
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if path.name != "build.py"], ids=lambda path: path.name)

@@ -1,10 +1,12 @@
 import json
 
 import pytest
-from conftest import seeded_unet
+import torch
+from conftest import is_strictly_two_of_four, make_trainer, needs_cifar10_sample, seeded_unet
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
+from maskpro.distribution import mode
 from maskpro.errors import MaskproError
 from maskpro.masked_model import maskable_layers, model_hash
 from maskpro.workloads import ModelNotFoundError, load_diffusion_model, open_workload, save_pipeline
@@ -22,6 +24,19 @@ def test_a_local_diffusers_folder_and_images_make_the_cifar10_workload(model_fol
     assert model_hash(workload.model) == model_hash(seeded_unet())
     assert workload.images.train.shape == (48, 3, 16, 16)
     assert workload.features == "inception-v3"
+
+
+@needs_cifar10_sample
+def test_masks_are_learned_on_real_cifar10_images_and_a_model_of_the_hubs_block_types(tmp_path, cifar10_folder):
+    save_pipeline(tmp_path, seeded_unet(sample_size=32), DDPMScheduler(num_train_timesteps=1000))
+    workload = open_workload("cifar10", model=str(tmp_path), data=cifar10_folder)
+    trainer = make_trainer(workload, lr=4.0)
+    trainer.train(64)
+    assert trainer.finished
+    assert 0 < trainer.changed_share() < 0.5
+    trainer.masked.set_mask(mode(trainer.logits, 2))
+    assert all(is_strictly_two_of_four(mask.float(), "channel") for mask in trainer.masked.layer_masks().values())
+    assert torch.tensor(trainer.validate()).isfinite()
 
 
 def test_a_local_ema_folder_is_taken_before_the_hub_model(model_folder, image_folder, monkeypatch):
