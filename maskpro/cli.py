@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,9 +12,15 @@ import typer
 
 from maskpro.errors import MaskproError
 
+_SETTINGS: dict[str, Any] = {
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    # The original's options are spelt with underscores: --batch_size is --batch-size.
+    "context_settings": {"token_normalize_func": lambda text: text.replace("_", "-")},
+}
+
 app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
+    **_SETTINGS,
     no_args_is_help=True,
     help="Learn and evaluate n:m sparse masks of frozen diffusion networks. The search itself is tune_main.py.",
 )
@@ -34,7 +41,7 @@ Seed = Annotated[int, typer.Option(help="Of calibration samples and sampled mask
 
 def run_command(command: Callable[..., Any]) -> None:
     """Run a typer command; a user's mistake ends in one sentence and exit status 2."""
-    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    single = typer.Typer(**_SETTINGS)
     single.command()(command)
     run_app(single)
 
@@ -159,6 +166,10 @@ def train(
     target: Annotated[str, typer.Option(help="teacher (the dense network's output) or noise.")] = "teacher",
     lr_decay: Annotated[str, typer.Option(help="linear or constant.")] = "linear",
     raw_step: Annotated[bool, typer.Option(help="The paper's own update (policy_gradient).")] = False,
+    swanlab: Annotated[
+        str | None, typer.Option("--swanlab", "--project-name", help="SwanLab project to log to as well (extra swanlab).")
+    ] = None,
+    experiment_name: Annotated[str | None, typer.Option(help="Of the SwanLab run; default: SwanLab's own.")] = None,
     save: Annotated[bool, typer.Option(help="Also save the logits and the optimizer's state.")] = False,
     device: Device = "auto",
     seed: Seed = 0,
@@ -166,6 +177,7 @@ def train(
     """Learn one mask, outside a search."""
     from maskpro import pipeline
     from maskpro.pattern import NMPattern, parse_layout
+    from maskpro.trackers import swanlab_log
     from maskpro.trainer import TrainerConfig
     from maskpro.workloads import open_workload
 
@@ -186,17 +198,19 @@ def train(
     )
     opened = open_workload(workload, model=model, data=data)
     initial = None if masks is None else pipeline.load_masks_for(opened, masks)
-    summary = pipeline.train(
-        opened,
-        output_dir,
-        config=config,
-        pattern=NMPattern.parse(pattern) if initial is None else initial.pattern,
-        layout=parse_layout(layout) if initial is None else initial.layout,
-        targets=tuple(part for text in targets or ["all"] for part in text.split()),
-        initial=initial,
-        device=pipeline.parse_device(device),
-        save_logits=save,
-    )
+    with swanlab_log(swanlab, name=experiment_name, config=asdict(config)) as log:
+        summary = pipeline.train(
+            opened,
+            output_dir,
+            config=config,
+            pattern=NMPattern.parse(pattern) if initial is None else initial.pattern,
+            layout=parse_layout(layout) if initial is None else initial.layout,
+            targets=tuple(part for text in targets or ["all"] for part in text.split()),
+            initial=initial,
+            device=pipeline.parse_device(device),
+            save_logits=save,
+            log=log,
+        )
     print(f"held-out recovery {summary['recovery']:.3f} after {summary['num_samples_seen']:,} samples: {output_dir}")
 
 

@@ -23,6 +23,7 @@ from maskpro.mask_file import MaskFile, load_mask_file, save_mask_file
 from maskpro.masked_model import MaskedModel, model_hash
 from maskpro.objectives import baseline_losses, teacher_outputs
 from maskpro.pattern import Layout, NMPattern
+from maskpro.trackers import Log, no_log
 from maskpro.trainer import MaskTrainer, TrainerConfig
 from maskpro.workloads import Workload, load_diffusion_model, save_pipeline
 
@@ -188,6 +189,7 @@ def train(
     device: torch.device,
     save_logits: bool = False,
     say: Say = print,
+    log: Log = no_log,
 ) -> dict[str, Any]:
     """Learn one mask, as one trial of a search does, and write what the original wrote.
 
@@ -197,6 +199,7 @@ def train(
 
     Args:
         initial: initial mask, also choosing the layers that are masked; default: magnitude, all maskable layers.
+        log: takes losses, changed positions, logits and seconds at each validation.
 
     Returns: the content of `training_summary.json`.
     """
@@ -216,7 +219,7 @@ def train(
         baseline=baseline_losses(copy.deepcopy(masked.model), objective, teacher if config.target == "teacher" else None),
     )
     with atomic_folder(output) as folder:
-        losses, curve, seconds = _run(trainer, workload.budgets.report_samples, say)
+        losses, curve, seconds = _run(trainer, workload.budgets.report_samples, say, log)
         masked.set_mask(trainer.best_mask)
         dense_loss = validation.mean_loss(dense)
         summary = {
@@ -235,12 +238,7 @@ def train(
             "loss_improvement": loss_improvement(trainer.initial_val_loss, trainer.best_val_loss),
             "changed_share": trainer.changed_share(),
             "sparsity": sparsity(masked.model),
-            "logits": {
-                "mean": trainer.logits.mean().item(),
-                "std": trainer.logits.std().item(),
-                "min": trainer.logits.min().item(),
-                "max": trainer.logits.max().item(),
-            },
+            "logits": logit_statistics(trainer.logits),
             "device": str(device),
         }
         content = MaskFile(
@@ -312,7 +310,12 @@ def parameter_statistics(model: nn.Module) -> dict[str, int]:
     return {"total": sum(parameter.numel() for parameter in parameters), "nonzero": nonzero}
 
 
-def _run(trainer: MaskTrainer, report_samples: int, say: Say) -> tuple[Tensor, list[tuple[int, float]], float]:
+def logit_statistics(logits: Tensor) -> dict[str, float]:
+    """Mean, standard deviation and extremes of the logits."""
+    return {name: getattr(logits, name)().item() for name in ("mean", "std", "min", "max")}
+
+
+def _run(trainer: MaskTrainer, report_samples: int, say: Say, log: Log) -> tuple[Tensor, list[tuple[int, float]], float]:
     """Train to the budget; losses of the steps, (samples seen, held-out loss) of the validations, and seconds."""
     started = time.monotonic()
     # Whole steps only, so that the number of steps is the one asked for.
@@ -323,11 +326,20 @@ def _run(trainer: MaskTrainer, report_samples: int, say: Say) -> tuple[Tensor, l
     while not trainer.finished:
         losses.append(trainer.train(report_samples))
         curve.append((trainer.num_samples_seen, trainer.validate()))
+        values = {
+            "train_loss": losses[-1].mean().item(),
+            "val_loss": curve[-1][1],
+            "loss_improvement": loss_improvement(trainer.initial_val_loss, curve[-1][1]),
+            "changed_share": trainer.changed_share(),
+            "seconds": time.monotonic() - started,
+            **{f"logits/{name}": value for name, value in logit_statistics(trainer.logits).items()},
+        }
+        log(values, trainer.num_samples_seen)
         seen, budget = trainer.num_samples_seen, trainer.config.budget_samples
         left = (time.monotonic() - started) / seen * (budget - seen)
         say(
-            f"{seen:,} of {budget:,} samples: training loss {losses[-1].mean().item():.5f}, held-out loss "
-            f"{curve[-1][1]:.5f} (initial {trainer.initial_val_loss:.5f}); about {left:.0f} s left"
+            f"{seen:,} of {budget:,} samples: training loss {values['train_loss']:.5f}, held-out loss "
+            f"{values['val_loss']:.5f} (initial {trainer.initial_val_loss:.5f}); about {left:.0f} s left"
         )
     return torch.cat(losses), curve, time.monotonic() - started
 

@@ -1,6 +1,7 @@
 """The steps of the original pipeline, as functions and as commands."""
 
 import json
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -96,6 +97,25 @@ def test_train_then_evaluate_leaves_what_the_original_left(tmp_path, digits):
     assert report["parameters"]["learned"]["nonzero"] < report["parameters"]["dense"]["nonzero"]
     assert len(list((tmp_path / "a" / "images" / "learned").iterdir())) == 16
     assert (tmp_path / "a" / "samples_initial.png").is_file()
+
+
+def test_train_logs_each_validation_and_takes_the_originals_spelling_of_options(tmp_path, monkeypatch):
+    logged = {}
+
+    @contextmanager
+    def keep(project, *, name, config):
+        assert (project, name, config["batch_size"]) == ("DDPM-MaskPro", "first", 32)
+        yield lambda values, seen: logged.update({seen: values})
+
+    monkeypatch.setattr("maskpro.trackers.swanlab_log", keep)
+    names = ("--project_name", "DDPM-MaskPro", "--experiment_name", "first")
+    run("train", "--output_dir", tmp_path / "run", "--dataset_size", 64, "--batch_size", 32, "--epoch", 1, *names)
+    assert list(logged) == [64]
+    improvements = np.load(tmp_path / "run" / "loss_improvements.npy")
+    summary = json.loads((tmp_path / "run" / "training_summary.json").read_text())
+    last = logged[64]
+    assert last["loss_improvement"] == pytest.approx(improvements[-1] / summary["initial_val_loss"])
+    assert last["logits/max"] == summary["logits"]["max"]
 
 
 def test_max_step_bounds_the_steps_of_any_batch_size(tmp_path):

@@ -171,7 +171,6 @@ def refused(tmp_path, **options):
         ({"experiment": "../up"}, "experiment is '../up'; allowed: a plain folder name"),
         ({"workload": "mnist"}, "workload is 'mnist'; allowed: digits, cifar10"),
         ({"model": "/nowhere"}, "no model folder /nowhere"),
-        ({"swanlab": "project"}, "swanlab is 'project'; allowed: with the extra installed"),
         ({"address": "127.0.0.1:1"}, "address is '127.0.0.1:1'; nothing answers there"),
         ({"resume": Path("/nowhere")}, "space is "),
         ({"resume": Path("/nowhere"), **NOTHING_ELSE}, "resume is /nowhere; no experiment there"),
@@ -179,6 +178,11 @@ def refused(tmp_path, **options):
 )
 def test_options_that_are_not_allowed_are_refused(tmp_path, options, message):
     assert message in refused(tmp_path, **options)
+
+
+def test_a_tracker_that_is_not_installed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("maskpro.trackers.find_spec", lambda name: None)
+    assert "swanlab is 'project'; allowed: with the extra installed" in refused(tmp_path, swanlab="project")
 
 
 def test_targets_that_match_nothing_and_folders_that_are_not_diffusers_are_refused(tmp_path):

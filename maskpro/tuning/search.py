@@ -7,7 +7,6 @@ import os
 import platform
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from maskpro.files import refuse_existing
 from maskpro.initial_masks import magnitude_masked_model
 from maskpro.masked_model import MaskedModel, model_hash
 from maskpro.pattern import NMPattern, parse_layout
+from maskpro.trackers import check_swanlab
 from maskpro.tuning.space import SearchSpace, load_space
 from maskpro.tuning.trainable import TrialContext
 from maskpro.workloads import Workload, open_workload
@@ -61,10 +61,7 @@ class SearchOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise MaskproError(f"{name} is {value}; allowed: a whole number of at least {least}")
-        if self.swanlab is not None and find_spec("swanlab") is None:
-            raise MaskproError(
-                f"swanlab is {self.swanlab!r}; allowed: with the extra installed (pip install maskpro[swanlab])"
-            )
+        check_swanlab(self.swanlab)
         if not 0 <= self.seed < 2**32:
             raise MaskproError(f"seed is {self.seed}; allowed: 0 to {2**32 - 1}")
         if self.gpus_per_trial is not None and not (math.isfinite(self.gpus_per_trial) and self.gpus_per_trial >= 0):
