@@ -37,7 +37,7 @@ def main(
     gpus_per_trial: Annotated[float | None, _Option(help="May be a fraction; default: 0.25 where there are GPUs.")] = None,
     cpus_per_trial: Annotated[float | None, _Option(help="Cores of a trial; default: 1.")] = None,
     max_concurrent: Annotated[int | None, _Option(help="Trials at a time; default: as many as fit.")] = None,
-    address: Annotated[str | None, _Option(help="Ray cluster: auto or ray://host:port; default: a local Ray.")] = None,
+    address: Annotated[str | None, _Option(help="A running Ray: auto or host:port; default: a local Ray.")] = None,
     swanlab: Annotated[str | None, _Option(help="SwanLab project to log to as well (extra swanlab).")] = None,
     inception_weights: Annotated[Path | None, _Option(help="torch-fidelity's Inception weights (FID).")] = None,
     resume: Annotated[Path | None, _Option(help="Experiment folder to go on with.")] = None,

@@ -48,7 +48,7 @@ def start_ray(options: SearchOptions) -> float:
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise MaskproError(
             f"address is {options.address!r}; Ray could not be reached or started ({' '.join(str(error).split())[:200]}); "
-            "allowed: none (a local Ray), auto, or ray://host:port"
+            "allowed: none (a local Ray), auto, or host:port"
         ) from error
     url = getattr(started, "dashboard_url", None)
     if url:
