@@ -27,57 +27,54 @@ def main(
     data: Annotated[Path | None, _Option(help="Folder of images (cifar10 workload); default: CIFAR-10.")] = None,
     experiment: Annotated[str | None, _Option(help="Name of the results folder; default: space and time.")] = None,
     results_dir: Annotated[Path | None, _Option(help="Where experiments are kept; default: results.")] = None,
+    storage_path: Annotated[
+        str | None, _Option(help="Shared folder or s3://bucket/path for the trials' checkpoints; default: the results.")
+    ] = None,
     num_trials: Annotated[int | None, _Option(help="Trials; default: the space's.")] = None,
     max_samples: Annotated[int | None, _Option(help="Calibration samples of a full trial.")] = None,
+    time_budget: Annotated[str | None, _Option(help="Stop after so long, to be resumed: 2h, 90min, 1h30m.")] = None,
+    seed_points: Annotated[
+        str | None, _Option(help="Numbers of the seed points to run, such as 1,3; default: all.")
+    ] = None,
+    only_seed_points: Annotated[bool, _Option(help="Run the seed points alone, each to its full budget.")] = False,
+    config: Annotated[int | None, _Option(help="Run this seed point alone, to its full budget.")] = None,
+    searcher: Annotated[str | None, _Option(help="optuna (TPE) or random; default: the space's.")] = None,
+    scheduler: Annotated[str | None, _Option(help="Early stopping: asha, median or none; default: the space's.")] = None,
+    warm_start: Annotated[Path | None, _Option(help="Experiment whose trials the searcher starts from.")] = None,
     num_generated: Annotated[int | None, _Option(help="Images per model in the final evaluation.")] = None,
+    sampler: Annotated[str | None, _Option(help="Of these images: ddim or ddpm; default: ddim.")] = None,
+    sampling_steps: Annotated[int | None, _Option(help="Default: the workload's for ddim, all for ddpm.")] = None,
     frechet: Annotated[
         bool | None, _Option("--frechet/--no-frechet", help="Whether to compute it (FID); default: yes.")
     ] = None,
+    inception_weights: Annotated[Path | None, _Option(help="torch-fidelity's Inception weights (FID).")] = None,
+    promote_top_k: Annotated[int | None, _Option(help="Best trials to evaluate; default: 1.")] = None,
+    confirm_seeds: Annotated[int | None, _Option(help="Fresh seeds to train each of these with first; default: 0.")] = None,
     seed: Annotated[int | None, _Option(help="Of the search, its samples and the sampled masks; default: 0.")] = None,
     gpus_per_trial: Annotated[float | None, _Option(help="May be a fraction; default: 0.25 where there are GPUs.")] = None,
     cpus_per_trial: Annotated[float | None, _Option(help="Cores of a trial; default: 1.")] = None,
     max_concurrent: Annotated[int | None, _Option(help="Trials at a time; default: as many as fit.")] = None,
     address: Annotated[str | None, _Option(help="A running Ray: auto or host:port; default: a local Ray.")] = None,
     swanlab: Annotated[str | None, _Option(help="SwanLab project to log to as well (extra swanlab).")] = None,
-    inception_weights: Annotated[Path | None, _Option(help="torch-fidelity's Inception weights (FID).")] = None,
     resume: Annotated[Path | None, _Option(help="Experiment folder to go on with.")] = None,
+    extend: Annotated[int | None, _Option(help="With --resume: trials to add.")] = None,
+    replay: Annotated[Path | None, _Option(help="Experiment folder, or its experiment.json, to do again.")] = None,
     dry_run: Annotated[bool, _Option(help="Check everything, print the experiment, run nothing.")] = False,
 ) -> None:
     """Search the best n:m masks of a frozen diffusion network with Ray Tune."""
-    from maskpro.tuning.experiment import reopen_experiment, run_experiment
-    from maskpro.tuning.promotion import promote, summarise
-    from maskpro.tuning.search import SearchOptions, prepare_search
-
     given: dict[str, Any] = {
-        "space": space,
-        "workload": workload,
-        "model": model,
-        "data": data,
-        "experiment": experiment,
-        "results_dir": results_dir,
-        "num_trials": num_trials,
-        "max_samples": max_samples,
-        "num_generated": num_generated,
-        "frechet": frechet,
-        "seed": seed,
-        "gpus_per_trial": gpus_per_trial,
-        "cpus_per_trial": cpus_per_trial,
-        "max_concurrent": max_concurrent,
-        "swanlab": swanlab,
-        "inception_weights": inception_weights,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
-    if resume is not None:
-        search = reopen_experiment(resume, address=address, refused=given)
-    else:
-        default_name = f"{space.stem if space else ''}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-        search = prepare_search(SearchOptions(**{"space": None, "experiment": default_name, "address": address, **given}))
+        name: value
+        for name, value in locals().items()
+        if value is not None and value is not False and name not in ("resume", "extend", "replay", "dry_run")
+    } | ({} if frechet is None else {"frechet": frechet})
+    from maskpro.tuning.command import parse_command
+    from maskpro.tuning.main_job import run_main_job
+
+    search = parse_command(given, resume=resume, extend=extend, replay=replay, now=datetime.datetime.now())
     if dry_run:
         print(json.dumps(search.describe(), indent=2))
         return
-    trials = run_experiment(search, resume=resume is not None)
-    report = promote(search, trials)
-    summarise(search, trials, report)
+    raise typer.Exit(run_main_job(search, resume=resume is not None, extend=extend or 0))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import compare_models, loss_improvement, masked_copy, recovery, sparsity
+from maskpro.evaluation.sampling import Sampler
 from maskpro.files import atomic_folder, refuse_existing, write_json
 from maskpro.initial_masks import extract_masks, magnitude_mask, magnitude_masked_model, random_mask
 from maskpro.mask_file import MaskFile, load_mask_file, save_mask_file
@@ -270,15 +271,19 @@ def evaluate(
     layout: Layout,
     initial: MaskFile | None = None,
     num_samples: int = 1000,
+    sampler: Sampler = "ddim",
+    sampling_steps: int | None = None,
     compute_fid: bool = False,
     save_images: bool = False,
     inception_weights: Path | None = None,
+    cache: Path | None = None,
     device: torch.device,
     say: Say = print,
 ) -> dict[str, Any]:
     """Compare dense, initial (default: magnitude) and learned networks; sample grids and `report.json` in `output`.
 
-    With `save_images`, every generated image is also written to `images/<model>/`.
+    With `save_images`, every generated image is also written to `images/<model>/`. An evaluation that was interrupted
+    goes on from what it left in the folder `cache`.
     """
     workload = replace(workload, budgets=replace(workload.budgets, num_generated=num_samples))
     first = initial or magnitude_mask_file(workload, pattern=pattern, layout=layout)
@@ -293,6 +298,9 @@ def evaluate(
             models,
             device=device,
             folder=folder,
+            cache=cache,
+            sampler=sampler,
+            sampling_steps=sampling_steps,
             compute_frechet=compute_fid,
             save_images=save_images,
             inception_weights=inception_weights,

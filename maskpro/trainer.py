@@ -35,7 +35,7 @@ class TrainerConfig:
         lr: step size in units of 0.1 of a logit: Adam's step for straight_through, the step on the normalised advantage
             for policy_gradient; with `raw_step` the spec's own learning rate (no factor, no normalisation, no decay).
         logits: magnitude of the initial logits (logits = magnitude * initial mask).
-        batch_size: calibration samples in one forward pass.
+        batch_size: calibration samples in one forward pass (fewer where memory runs out, with the same result).
         dataset_size: number of calibration samples; the run goes through them again and again.
         budget_samples: calibration samples until the end of the run (repeats counted).
         gradient_accumulation_steps: forward passes averaged into one update.
@@ -126,6 +126,7 @@ class MaskTrainer:
         self._baseline = baseline
         self.num_samples_seen = 0
         self.num_steps = 0
+        self.micro_batch_size = config.batch_size
         self.initial_val_loss = self._held_out_loss(self._initial_mask) if initial_val_loss is None else initial_val_loss
         self.best_mask = self._initial_mask.clone()
         self.best_val_loss = self.initial_val_loss
@@ -175,13 +176,33 @@ class MaskTrainer:
         config = self.config
         count = min(config.batch_size * config.gradient_accumulation_steps, end - self.num_samples_seen)
         indices = torch.arange(self.num_samples_seen, self.num_samples_seen + count) % config.dataset_size
-        estimate = self._straight_through if config.estimator == "straight_through" else self._policy_gradient
-        self.logits.grad, loss = estimate(indices)
+        self.logits.grad, loss = self._estimate_in_memory(indices)
         self._optimizer.param_groups[0]["lr"] = self._step_size()
         self._optimizer.step()
         self.num_samples_seen += count
         self.num_steps += 1
         return loss
+
+    def _estimate_in_memory(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient of the logits and the mean loss; where memory runs out, by smaller and smaller forward passes.
+
+        The losses are averaged over all samples of the step in any case, so the result differs by float rounding alone.
+        """
+        estimate = self._straight_through if self.config.estimator == "straight_through" else self._policy_gradient
+        generator_state = self._generator.get_state()
+        tracker = self._tracker
+        while True:
+            try:
+                return estimate(indices)
+            except torch.OutOfMemoryError:
+                if self.micro_batch_size == 1:
+                    raise
+            # Beyond the except clause, whose exception keeps the failed pass's tensors alive.
+            self._generator.set_state(generator_state)
+            self._tracker = tracker
+            self.micro_batch_size = max(1, self.micro_batch_size // 2)
+            if self.logits.is_cuda:
+                torch.cuda.empty_cache()
 
     def _step_size(self) -> float:
         if self.config.raw_step:
@@ -213,7 +234,7 @@ class MaskTrainer:
     def _losses(self, indices: Tensor) -> Iterator[Tensor]:
         """Losses of the masked network on the samples, one batch after the other, against the configured target."""
         objective = self._objective
-        for part in indices.split(self.config.batch_size):
+        for part in indices.split(self.micro_batch_size):
             batch = objective.batch(part)
             prediction = objective.predict(self.masked.model, batch)
             if self.config.target == "teacher":
@@ -242,6 +263,7 @@ class MaskTrainer:
         counters = {
             "num_samples_seen": self.num_samples_seen,
             "num_steps": self.num_steps,
+            "micro_batch_size": self.micro_batch_size,
             "best_val_loss": self.best_val_loss,
             "lowest_val_loss": self.lowest_val_loss,
             "initial_val_loss": self.initial_val_loss,

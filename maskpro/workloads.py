@@ -45,7 +45,7 @@ class Budgets:
         validation_samples: held-out samples that drive the search.
         test_samples: held-out samples of the final evaluation.
         num_generated: images per model for the Frechet distance.
-        sampling_steps: DDIM steps per generated image.
+        sampling_steps: DDIM steps per generated image (DDPM takes all of the noise schedule's).
     """
 
     max_samples: int
@@ -70,6 +70,7 @@ class Workload:
     Attributes:
         features: what judges generated images: the digits classifier or torch-fidelity's Inception.
         model_source, data_source: where they came from, for the records.
+        ema: whether the weights are an average over the training (EMA), in words, for the records: FID depends on it.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Workload:
     budgets: Budgets
     model_source: str
     data_source: str
+    ema: str
 
     def training_objective(self, *, seed: int, device: torch.device) -> DiffusionObjective:
         """The calibration samples of a seed, drawn from the training images, with their loss."""
@@ -134,6 +136,7 @@ def _digits(model: str | None, data: Path | None) -> Workload:
         ),
         model_source=model or "embedded digits DDPM",
         data_source="scikit-learn digits",
+        ema=_ema(model or str(DIGITS_MODEL)),
     )
 
 
@@ -163,7 +166,18 @@ def _cifar10(model: str | None, data: Path | None) -> Workload:
         ),
         model_source=source_model,
         data_source=source,
+        ema=_ema(source_model),
     )
+
+
+def _ema(source: str) -> str:
+    if Path(source) == DIGITS_MODEL:
+        return "EMA weights"
+    if source == CIFAR10_HUB_MODEL and not Path(source).is_dir():
+        return "raw weights (not EMA)"
+    if Path(source).name == CIFAR10_EMA_FOLDER.name:
+        return "EMA weights (by the folder's name)"
+    return "as stored in the checkpoint; not recorded"
 
 
 WORKLOADS: dict[str, Callable[[str | None, Path | None], Workload]] = {"digits": _digits, "cifar10": _cifar10}

@@ -99,6 +99,20 @@ def test_train_then_evaluate_leaves_what_the_original_left(tmp_path, digits):
     assert (tmp_path / "a" / "samples_initial.png").is_file()
 
 
+def test_evaluate_takes_a_sampler_and_its_steps_and_goes_on_from_its_cache(tmp_path):
+    run("prune", "--output-dir", tmp_path / "pruned")
+    learned = ("--checkpoint-path", tmp_path / "pruned", "--cache", tmp_path / "cache", "--num-samples", 4)
+    for name in "ab":
+        output = run("evaluate", "--output-dir", tmp_path / name, *learned, "--sampler", "ddpm", "--sampling-steps", 4)
+        assert output.count("(from the cache)") == (1 if name == "a" else 3), "the learned mask is the initial one"
+    first, again = (json.loads((tmp_path / name / "report.json").read_text()) for name in "ab")
+    assert again == first
+    assert (first["protocol"]["sampler"], first["protocol"]["sampling_steps"]) == ("ddpm", 4)
+    with pytest.raises(MaskproError, match="sampling_steps is 0; allowed: 1 to 1000"):
+        run("evaluate", "--output-dir", tmp_path / "c", *learned, "--sampling-steps", 0)
+    assert not (tmp_path / "c").exists()
+
+
 def test_train_logs_each_validation_and_takes_the_originals_spelling_of_options(tmp_path, monkeypatch):
     logged = {}
 
@@ -169,6 +183,7 @@ def test_train_starts_from_a_given_mask_and_learns_just_its_layers(tmp_path):
         (("train", "--device", "tpu9"), "device is 'tpu9'; allowed: auto, cpu, cuda"),
         (("evaluate",), "masks and checkpoint_path are both given or both missing"),
         (("evaluate", "--masks", "a", "--checkpoint-path", "b"), "masks and checkpoint_path are both given"),
+        (("evaluate", "--masks", "a", "--sampler", "euler"), "sampler is 'euler'; allowed: ddim, ddpm"),
     ],
 )
 def test_mistakes_end_in_one_sentence_and_nothing_is_written(tmp_path, arguments, message):

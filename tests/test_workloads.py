@@ -44,7 +44,18 @@ def test_a_local_ema_folder_is_taken_before_the_hub_model(model_folder, image_fo
     ema.parent.mkdir()
     model_folder.rename(ema)
     monkeypatch.chdir(ema.parents[1])
-    assert open_workload("cifar10", data=image_folder).model_source == "pretrained/ddpm_ema_cifar10"
+    workload = open_workload("cifar10", data=image_folder)
+    assert workload.model_source == "pretrained/ddpm_ema_cifar10"
+    assert workload.ema == "EMA weights (by the folder's name)"
+
+
+def test_a_workload_says_what_is_known_of_its_weights_average(digits, model_folder, image_folder, monkeypatch):
+    assert digits.ema == "EMA weights"
+    other = open_workload("cifar10", model=str(model_folder), data=image_folder)
+    assert other.ema == "as stored in the checkpoint; not recorded"
+    monkeypatch.setattr("maskpro.workloads._download", lambda name: model_folder)
+    hub = open_workload("cifar10", model="google/ddpm-cifar10-32", data=image_folder)
+    assert hub.ema == "raw weights (not EMA)"
 
 
 def test_a_flat_folder_as_old_hub_models_have_loads_too(model_folder, tmp_path):

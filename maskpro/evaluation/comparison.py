@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from contextlib import nullcontext
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from maskpro.errors import MaskproError
+from maskpro.evaluation.cache import ModelCache
 from maskpro.evaluation.frechet import FeatureExtractor, frechet_distance, open_features, statistics
-from maskpro.evaluation.sampling import TIMESTEP_SPACING, generate, save_grid, write_images
+from maskpro.evaluation.sampling import Sampler, check_sampling, generate, sampling_protocol, write_images
 from maskpro.masked_model import MaskedModel, maskable_layers, model_hash
+from maskpro.objectives import HeldOutSamples
 from maskpro.pattern import Layout, NMPattern
 from maskpro.workloads import TEST_SEED, VALIDATION_SEED, Workload
 
 # Of the generated images; far from seeds that users choose.
 GENERATION_SEED = 2**32 + 3
 
-# Images sampled together.
+# Images sampled together, and kept together; fixed, so that an interruption leaves no trace in the images.
 _SAMPLING_BATCH = 256
+_CHUNK = 4 * _SAMPLING_BATCH
 
 Say = Callable[[str], None]
 
@@ -56,90 +66,250 @@ def compare_models(
     *,
     device: torch.device,
     folder: Path,
+    cache: Path | None = None,
+    sampler: Sampler = "ddim",
+    sampling_steps: int | None = None,
     compute_frechet: bool = True,
     save_images: bool = False,
     inception_weights: Path | None = None,
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
-    """Judge networks (name to network; "dense", "initial" and "learned" among them) on the same data and noise.
+    """`evaluate_models` of "dense", "initial" and "learned" (and others), `with_recovery` of "learned"."""
+    report = evaluate_models(
+        workload,
+        models,
+        device=device,
+        folder=folder,
+        cache=cache,
+        sampler=sampler,
+        sampling_steps=sampling_steps,
+        compute_frechet=compute_frechet,
+        save_images=save_images,
+        inception_weights=inception_weights,
+        say=say,
+    )
+    return with_recovery(report, "learned")
 
-    Writes `samples_<name>.png` (and with `save_images` `images/<name>/`) into `folder`. Returns the report: the protocol,
-    the figures of each network, and recovery and loss_improvement of "learned" from the test loss.
+
+def with_recovery(report: Mapping[str, Any], learned: str) -> dict[str, Any]:
+    """A report of `evaluate_models` with recovery and loss_improvement, from the test loss, of the network named `learned`.
+
+    Raises:
+        MaskproError: the report lacks that network, "initial" or "dense".
     """
-    validation, test = (workload.held_out_samples(split, device) for split in ("validation", "test"))
-    budgets = workload.budgets
-    extractor = reference = None
-    if compute_frechet:
-        extractor = open_features(workload.features, device=device, inception_weights=inception_weights)
-        # The whole training set, as FID's protocol has it: validation images were split off it.
-        reference = statistics(extractor(torch.cat([workload.images.train, workload.images.validation])))
-    figures: dict[str, dict[str, Any]] = {}
-    for name, model in models.items():
-        started = time.monotonic()
-        model = model.to(device)
-        images = generate(
-            model,
-            workload.scheduler,
-            shape=tuple(workload.images.train.shape[1:]),
-            count=budgets.num_generated,
-            steps=budgets.sampling_steps,
-            seed=GENERATION_SEED,
-            batch_size=_SAMPLING_BATCH,
-            progress=_sampling_progress(name, budgets.num_generated, started, say),
-        )
-        save_grid(images, folder / f"samples_{name}.png")
-        if save_images:
-            write_images(images, folder / "images" / name)
-        distance = frechet_distance(statistics(extractor(images)), reference) if extractor and reference else None
-        figures[name] = {
-            "val_loss": validation.mean_loss(model),
-            "test_loss": test.mean_loss(model),
-            "frechet_distance": distance,
-            "sparsity": sparsity(model),
-        }
-        shown = "" if distance is None else f", Frechet distance {distance:.2f}"
-        say(f"evaluated {name}: test loss {figures[name]['test_loss']:.5f}{shown} ({time.monotonic() - started:.0f} s)")
-    losses = {name: figure["test_loss"] for name, figure in figures.items()}
+    models = report["models"]
+    for name in ("dense", "initial", learned):
+        if name not in models:
+            raise MaskproError(f"models lacks {name!r}, which recovery needs; there are: {', '.join(models)}")
+    dense, initial, loss = (models[name]["test_loss"] for name in ("dense", "initial", learned))
     return {
-        "protocol": protocol(workload, extractor, device),
-        "models": figures,
-        "recovery": recovery(losses["initial"], losses["learned"], losses["dense"]),
-        "loss_improvement": loss_improvement(losses["initial"], losses["learned"]),
+        **report,
+        "recovery": recovery(initial, loss, dense),
+        "loss_improvement": loss_improvement(initial, loss),
     }
 
 
-def protocol(workload: Workload, extractor: FeatureExtractor | None, device: torch.device) -> dict[str, Any]:
-    """All that a figure of the evaluation depends on besides the masks."""
-    images = workload.images
+def evaluate_models(
+    workload: Workload,
+    models: Mapping[str, nn.Module],
+    *,
+    device: torch.device,
+    folder: Path,
+    cache: Path | None,
+    sampler: Sampler = "ddim",
+    sampling_steps: int | None = None,
+    compute_frechet: bool = True,
+    save_images: bool = False,
+    inception_weights: Path | None = None,
+    say: Say = lambda text: None,
+) -> dict[str, Any]:
+    """Judge networks, each under a name of its own, on the same data and noise.
+
+    Writes `samples_<name>.png` (and with `save_images` `images/<name>/`) into `folder`.
+
+    Args:
+        cache: folder that keeps each network's figures and, until they are known, its images; what an earlier call left
+            there is taken, and one that was killed is gone on with, to the same result. None: nothing is kept.
+        sampling_steps: default: the workload's budget for "ddim", all steps of the noise schedule for "ddpm".
+
+    Returns: "protocol", and "models" with the figures of each network.
+
+    Raises:
+        MaskproError: a sampler that doesn't fit, or Inception weights that can't be had.
+    """
+    if sampling_steps is None:
+        every = workload.scheduler.config["num_train_timesteps"]
+        sampling_steps = workload.budgets.sampling_steps if sampler == "ddim" else every
+    check_sampling(workload.scheduler, sampler, sampling_steps)
+    extractor = None
+    if compute_frechet:
+        extractor = open_features(workload.features, device=device, inception_weights=inception_weights)
+    record = protocol(workload, extractor, device, sampler=sampler, sampling_steps=sampling_steps)
+    evaluation = _Evaluation(workload, extractor, device, sampler, sampling_steps, say)
+    folder.mkdir(parents=True, exist_ok=True)
+    figures: dict[str, dict[str, Any]] = {}
+    with nullcontext(cache) if cache is not None else tempfile.TemporaryDirectory() as kept:
+        for name, model in models.items():
+            model_cache = ModelCache(Path(kept), model, record)
+            figures[name] = evaluation.figures(name, model, model_cache, folder / "images" if save_images else None)
+            shutil.copyfile(model_cache.grid, folder / f"samples_{name}.png")
+    # Of the search: it made the masks, and has no part in the figures of given ones.
+    search = {"max_samples": workload.budgets.max_samples, "report_samples": workload.budgets.report_samples}
+    return {"protocol": {**record, "search_budgets": search}, "models": figures}
+
+
+class _Evaluation:
+    """What all networks are judged by; each part of it is made when the first network needs it."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        extractor: FeatureExtractor | None,
+        device: torch.device,
+        sampler: Sampler,
+        sampling_steps: int,
+        say: Say,
+    ):
+        self._workload = workload
+        self._extractor = extractor
+        self._device = device
+        self._sampler: Sampler = sampler
+        self._sampling_steps = sampling_steps
+        self._say = say
+
+    def figures(self, name: str, model: nn.Module, cache: ModelCache, images_folder: Path | None) -> dict[str, Any]:
+        """The figures of a network, from the cache or made and kept there; images go to `images_folder` if there is one."""
+        started = time.monotonic()
+        figures, origin = cache.figures(), "from the cache"
+        if figures is None or images_folder is not None:
+            images = self._images(name, model.to(self._device), cache)
+            if images_folder is not None:
+                write_images(images, images_folder / name)
+            if figures is None:
+                figures = self._judge(model, images)
+                cache.keep_figures(figures, images)
+                origin = f"{time.monotonic() - started:.0f} s"
+        cache.drop_images()
+        distance = figures["frechet_distance"]
+        shown = "" if distance is None else f", Frechet distance {distance:.2f}"
+        self._say(f"evaluated {name}: test loss {figures['test_loss']:.5f}{shown} ({origin})")
+        return figures
+
+    def _judge(self, model: nn.Module, images: Tensor) -> dict[str, Any]:
+        extractor = self._extractor
+        return {
+            "val_loss": self._validation.mean_loss(model),
+            "test_loss": self._test.mean_loss(model),
+            "frechet_distance": extractor and frechet_distance(statistics(extractor(images)), self._reference),
+            "sparsity": sparsity(model),
+        }
+
+    def _images(self, name: str, model: nn.Module, cache: ModelCache) -> Tensor:
+        """The generated images, in chunks: those that were kept are taken, the others made and kept."""
+        shape, total = tuple(self._workload.images.train.shape[1:]), self._workload.budgets.num_generated
+        chunks = [range(start, min(start + _CHUNK, total)) for start in range(0, total, _CHUNK)]
+        kept = [cache.images(chunk, shape) for chunk in chunks]
+        taken = sum(len(part) for part in kept if part is not None)
+        if taken:
+            self._say(f"sampling {name}: {taken} of {total} images are in the cache")
+        report = _sampling_progress(name, taken, total, self._say)
+        images = []
+        for chunk, part in zip(chunks, kept, strict=True):
+            if part is None:
+                part = self._generate(model, chunk, shape, report)
+                cache.keep_images(chunk, part)
+            images.append(part)
+        return torch.cat(images)
+
+    def _generate(
+        self, model: nn.Module, indices: range, shape: tuple[int, ...], progress: Callable[[int], None]
+    ) -> Tensor:
+        return generate(
+            model,
+            self._workload.scheduler,
+            shape=shape,
+            indices=indices,
+            sampler=self._sampler,
+            steps=self._sampling_steps,
+            seed=GENERATION_SEED,
+            batch_size=_SAMPLING_BATCH,
+            progress=progress,
+        )
+
+    @cached_property
+    def _validation(self) -> HeldOutSamples:
+        return self._workload.held_out_samples("validation", self._device)
+
+    @cached_property
+    def _test(self) -> HeldOutSamples:
+        return self._workload.held_out_samples("test", self._device)
+
+    @cached_property
+    def _reference(self) -> dict[str, Any]:
+        assert self._extractor is not None
+        return statistics(self._extractor(_reference_images(self._workload)))
+
+
+def _reference_images(workload: Workload) -> Tensor:
+    """The whole training set, as FID's protocol has it: validation images were split off it."""
+    return torch.cat([workload.images.train, workload.images.validation])
+
+
+def protocol(
+    workload: Workload,
+    extractor: FeatureExtractor | None,
+    device: torch.device,
+    *,
+    sampler: Sampler,
+    sampling_steps: int,
+) -> dict[str, Any]:
+    """All that a figure depends on besides the network's weights, as plain JSON: figures are kept under its hash."""
+    images, budgets = workload.images, workload.budgets
+    splits = {"train": images.train, "validation": images.validation, "test": images.test}
+    schedule = json.loads(workload.scheduler.to_json_string())
     return {
         "workload": workload.name,
         "model": workload.model_source,
         "model_hash": model_hash(workload.model),
+        "model_ema": workload.ema,
         "data": workload.data_source,
-        "num_images": {split: len(images[split]) for split in ("train", "validation", "test")},
-        "budgets": asdict(workload.budgets),
+        "num_images": {split: len(part) for split, part in splits.items()},
+        "images_sha256": {
+            split: hashlib.sha256(part.contiguous().numpy().data).hexdigest() for split, part in splits.items()
+        },
         "loss": "MSE of the noise prediction; timesteps stratified over the schedule",
-        "sampler": "DDIM, eta 0",
-        "timestep_spacing": TIMESTEP_SPACING,
+        "num_loss_samples": {"validation": budgets.validation_samples, "test": budgets.test_samples},
+        "num_generated": budgets.num_generated,
+        **sampling_protocol(sampler, sampling_steps),
+        "noise_schedule": {name: value for name, value in schedule.items() if not name.startswith("_")},
         "seeds": {"validation": VALIDATION_SEED, "test": TEST_SEED, "generation": GENERATION_SEED},
-        "frechet_features": None if extractor is None else extractor.name,
-        "frechet_features_sha256": None if extractor is None else extractor.weights_hash,
-        "frechet_reference": "training and validation images",
+        "frechet_features": extractor and extractor.name,
+        "frechet_features_sha256": extractor and extractor.weights_hash,
+        "frechet_resizing": extractor and extractor.resizing,
+        "frechet_reference": extractor and "training and validation images",
+        "num_frechet_reference": extractor and len(images.train) + len(images.validation),
         "device": device.type,
-        "dtype": "float32",
+        "dtype": str(workload.model.dtype).removeprefix("torch."),
         "tf32_convolutions": device.type == "cuda" and torch.backends.cudnn.allow_tf32,
+        "versions": {
+            "torch": str(torch.__version__),
+            **{package: version(package) for package in ("torch-fidelity", "diffusers")},
+        },
     }
 
 
-def _sampling_progress(name: str, total: int, started: float, say: Say) -> Callable[[int], None]:
-    last = started
+def _sampling_progress(name: str, taken: int, total: int, say: Say) -> Callable[[int], None]:
+    """A function that counts images as they are made, and says how far it is every ten seconds."""
+    started = last = time.monotonic()
+    made = 0
 
-    def report(done: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= 10 and done < total:
+    def report(count: int) -> None:
+        nonlocal last, made
+        made += count
+        now, left = time.monotonic(), total - taken - made
+        if now - last >= 10 and left:
             last = now
-            left = (now - started) / done * (total - done)
-            say(f"sampling {name}: {done} of {total} images, about {left:.0f} s left")
+            seconds = (now - started) / made * left
+            say(f"sampling {name}: {taken + made} of {total} images, about {seconds:.0f} s left")
 
     return report

@@ -21,10 +21,16 @@ from maskpro.errors import MaskproError
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureExtractor:
-    """Maps uint8 images `[B, C, H, W]` to features `[B, F]`; `weights_hash` is the sha256 of its weights' file."""
+    """Maps uint8 images `[B, C, H, W]` to features `[B, F]`.
+
+    Attributes:
+        weights_hash: sha256 of its weights' file.
+        resizing: how it resizes images, in words, for the records.
+    """
 
     name: str
     weights_hash: str
+    resizing: str
     compute: Callable[[Tensor], Tensor]
     batch_size: int
 
@@ -44,7 +50,8 @@ def open_features(name: str, *, device: torch.device, inception_weights: Path | 
         classifier = load_classifier(DIGITS_CLASSIFIER).to(device)
         return FeatureExtractor(
             name="digits classifier, penultimate layer",
-            weights_hash=_file_hash(DIGITS_CLASSIFIER),
+            weights_hash=file_hash(DIGITS_CLASSIFIER),
+            resizing="none",
             compute=lambda images: classifier.features(images.to(device)),
             batch_size=512,
         )
@@ -94,7 +101,8 @@ def _inception(device: torch.device, weights: Path | None) -> FeatureExtractor:
         ) from error
     return FeatureExtractor(
         name="Inception-v3 (torch-fidelity), 2048 features",
-        weights_hash=_file_hash(weights),
+        weights_hash=file_hash(weights),
+        resizing="bilinear as in TensorFlow 1, to 299x299, inside the network",
         compute=lambda images: network(_as_rgb(images).to(device))[0],
         batch_size=64,
     )
@@ -104,6 +112,7 @@ def _as_rgb(images: Tensor) -> Tensor:
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
 
 
-def _file_hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -55,15 +55,29 @@ class SampleValues:
 
     `compute` maps indices `[64]` to values `[64, ...]`; it is called on whole, aligned blocks, so a value is a function of
     its index alone, whoever asks first and with whatever batch size.
+
+    Args:
+        known: values `[K * 64, ...]` of the first samples, computed elsewhere in the same way.
+        device: where the values are wanted; needed with `known`.
     """
 
-    def __init__(self, compute: Callable[[Tensor], Tensor]):
+    def __init__(
+        self, compute: Callable[[Tensor], Tensor], known: Tensor | None = None, device: torch.device | None = None
+    ):
         self._compute = compute
+        self._known = known
+        self._device = device
         self._blocks: dict[int, Tensor] = {}
 
     def __call__(self, indices: Tensor) -> Tensor:
         """Values `[B, ...]` of the samples of `indices` `[B]`."""
+        if self._known is not None and indices.max() < len(self._known):
+            return self._known[indices].to(self._device)
         return torch.stack([self._block(index // _BLOCK)[index % _BLOCK] for index in indices.tolist()])
+
+    def blocks(self, start: int, stop: int) -> Tensor:
+        """Values of the blocks `start` to `stop - 1`, `[(stop - start) * 64, ...]` on the CPU."""
+        return torch.cat([self._block(number).cpu() for number in range(start, stop)])
 
     def _block(self, number: int) -> Tensor:
         if number not in self._blocks:
@@ -72,12 +86,26 @@ class SampleValues:
         return self._blocks[number]
 
 
-def teacher_outputs(dense: nn.Module, objective: Objective) -> SampleValues:
-    """The dense network's outputs on an objective's samples."""
-    return SampleValues(lambda indices: objective.predict(dense, objective.batch(indices)))
+def num_blocks(samples: int) -> int:
+    """Blocks of SampleValues that hold the first `samples` samples."""
+    return -(-samples // _BLOCK)
 
 
-def baseline_losses(initial: nn.Module, objective: Objective, teacher: SampleValues | None) -> SampleValues:
+def teacher_outputs(
+    dense: nn.Module, objective: Objective, *, known: Tensor | None = None, device: torch.device | None = None
+) -> SampleValues:
+    """The dense network's outputs on an objective's samples; `known` and `device` as in SampleValues."""
+    return SampleValues(lambda indices: objective.predict(dense, objective.batch(indices)), known, device)
+
+
+def baseline_losses(
+    initial: nn.Module,
+    objective: Objective,
+    teacher: SampleValues | None,
+    *,
+    known: Tensor | None = None,
+    device: torch.device | None = None,
+) -> SampleValues:
     """The losses of the network with its initial mask, against the teacher's outputs or (None) the data."""
 
     def compute(indices: Tensor) -> Tensor:
@@ -87,4 +115,4 @@ def baseline_losses(initial: nn.Module, objective: Objective, teacher: SampleVal
             return objective.losses(prediction, batch)
         return objective.teacher_losses(prediction, teacher(indices))
 
-    return SampleValues(compute)
+    return SampleValues(compute, known, device)

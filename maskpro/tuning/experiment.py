@@ -1,250 +1,322 @@
-"""A search as it runs: its folder, Ray, the trials, and their table `trials.csv`."""
+"""A search as it runs: its folder, its sessions, and the table of its trials."""
 
 from __future__ import annotations
 
+import datetime
+import fcntl
 import math
 import shutil
-import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.fs
 import ray
 from ray import tune
-from ray.tune import Callback, CheckpointConfig, ResultGrid, RunConfig, TuneConfig, Tuner
+from ray.tune import Callback, Checkpoint, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 
 from maskpro.errors import MaskproError
-from maskpro.files import atomic_path, read_json, refuse_existing, write_json
-from maskpro.masked_model import model_hash
+from maskpro.files import atomic_path, write_json, write_text
+from maskpro.tuning.adapters import NUMBER, HistoryCallback, SourceScheduler, SourceSearcher
+from maskpro.tuning.early_stopping import make_pruner
+from maskpro.tuning.history import HISTORY_FILE, History, TrialRecord, drop_torn_line
+from maskpro.tuning.interruption import Interruption, interruptible, parse_duration
 from maskpro.tuning.monitor import SearchMonitor
-from maskpro.tuning.search import EXPERIMENT_FORMAT, Search, SearchOptions, prepare_search
-from maskpro.tuning.searcher import METRIC, make_scheduler, make_searcher
+from maskpro.tuning.resources import TrialResources, start_ray
+from maskpro.tuning.search import EXPERIMENT_FILE, Search
+from maskpro.tuning.searcher import STUDY_FILE, SearchStudy
+from maskpro.tuning.shared import SharedValues, TrialContext, share_values
+from maskpro.tuning.state import Plan, PlannedTrials, SearchState, TrialSource
 from maskpro.tuning.trainable import MaskTrainable
 
-EXPERIMENT_FILE = "experiment.json"
 TRIALS_FILE = "trials.csv"
-_SPACE_FILE = "space.py"
+SPACE_FILE = "space.py"
 _TRIALS_FOLDER = "trials"
+_LOCK_FILE = "running.lock"
 
-# Trials share a GPU by default: networks of the size this is made for leave most of one idle.
-_DEFAULT_GPU_SHARE = 0.25
-
-
-def start_ray(options: SearchOptions) -> float:
-    """Start Ray here, or connect to `address`; returns the GPUs of each trial.
-
-    Raises:
-        MaskproError: the address can't be reached, or no node has what a trial asks for.
-    """
-    _check_address(options.address)
-    try:
-        started = ray.init(
-            address=options.address,
-            include_dashboard=None if options.address else True,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-        raise MaskproError(
-            f"address is {options.address!r}; Ray could not be reached or started ({' '.join(str(error).split())[:200]}); "
-            "allowed: none (a local Ray), auto, or host:port"
-        ) from error
-    url = getattr(started, "dashboard_url", None)
-    if url:
-        print(f"Ray dashboard: http://{url}", flush=True)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpus = options.gpus_per_trial
-    if gpus is None:
-        gpus = _DEFAULT_GPU_SHARE if any(node.get("GPU", 0) for node in nodes) else 0.0
-    for field, resource, wanted in (("gpus_per_trial", "GPU", gpus), ("cpus_per_trial", "CPU", options.cpus_per_trial)):
-        most = max(node.get(resource, 0) for node in nodes)
-        if wanted > most:
-            raise MaskproError(f"{field} is {wanted}; allowed: at most {most:g}, the most that one node has")
-    return gpus
+# A trial whose process dies (a lost node, no memory) is started again elsewhere, so many times.
+_MAX_FAILURES = 2
 
 
-def _check_address(address: str | None) -> None:
-    """Ray waits for minutes, and then ends the process, where nothing listens at host:port."""
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError as error:
-        raise MaskproError(f"address is {address!r}; nothing answers there ({error}); allowed: a running Ray's") from error
+@dataclass(kw_only=True)
+class Experiment:
+    """A search in its folder, between sessions."""
+
+    search: Search
+    history: History
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of it is, but for the trials' checkpoints when they have a storage of their own."""
+        return self.search.options.folder
+
+    def trials(self) -> pd.DataFrame:
+        """See `tabulate_trials`."""
+        return tabulate_trials(self.search.space.param_space, self.history.searched)
+
+    def is_complete(self) -> bool:
+        """True when the search has all its trials, and each has ended."""
+        searched = self.history.searched
+        return len(searched) >= self.history.num_trials and all(record.status != "unfinished" for record in searched)
+
+    def is_left(self, plans: Sequence[Plan]) -> bool:
+        """True when one of the planned trials has yet to be run or finished."""
+        return PlannedTrials(self.history, plans).num_left > 0
+
+    def checkpoint(self, record: TrialRecord) -> Checkpoint:
+        """The newest checkpoint of a trial that has one."""
+        filesystem, root = trial_storage(self.search)
+        return Checkpoint(f"{root}/{record.checkpoint}", filesystem=filesystem)
 
 
-def create_experiment(search: Search) -> None:
-    """Make the experiment's folder with `experiment.json` and a copy of the space file.
-
-    Raises:
-        MaskproError: the folder exists.
-    """
-    folder = search.options.folder
-    refuse_existing(folder, "experiment folder")
-    folder.mkdir(parents=True)
-    with atomic_path(folder / _SPACE_FILE) as temporary:
-        shutil.copyfile(search.options.space_file, temporary)
-    write_json(folder / EXPERIMENT_FILE, search.describe())
-
-
-def reopen_experiment(folder: Path, *, address: str | None, refused: Mapping[str, Any]) -> Search:
-    """The search that `experiment.json` in `folder` describes, to be resumed.
+@contextmanager
+def open_experiment(search: Search, *, resume: bool, extend: int = 0) -> Iterator[Experiment]:
+    """Make the experiment's folder, or take the one there is; nobody else can while this is open.
 
     Args:
-        refused: options given beside `folder`, which the experiment brings itself; any one is an error.
+        extend: trials to be added to those it has had so far.
 
     Raises:
-        MaskproError: `folder` is not an experiment, or of another format.
+        MaskproError: the experiment is running, or its storage can't be written.
     """
-    for name, value in refused.items():
-        raise MaskproError(f"{name} is {value} together with resume; allowed with resume: address and dry_run")
-    if not (folder / EXPERIMENT_FILE).is_file():
-        raise MaskproError(f"resume is {folder}; no experiment there (allowed: a folder with {EXPERIMENT_FILE})")
-    described = read_json(folder / EXPERIMENT_FILE)
-    if not isinstance(described, dict) or described.get("format") != EXPERIMENT_FORMAT:
-        raise MaskproError(f"{folder / EXPERIMENT_FILE} is of another version; allowed: format {EXPERIMENT_FORMAT}")
-    stored = described["options"]
-    options = SearchOptions(
-        **stored
-        | {
-            "space": folder / _SPACE_FILE,
-            "results_dir": folder.absolute().parent,
-            "experiment": folder.absolute().name,
-            **{name: Path(stored[name]) if stored[name] else None for name in ("data", "inception_weights")},
-            "address": address,
-        }
-    )
-    search = prepare_search(options, resume=True)
-    found = model_hash(search.workload.model)
-    if found != described["workload"]["model_hash"]:
-        raise MaskproError(
-            f"model {search.workload.model_source} has changed since the experiment began "
-            f"(hash {found[:12]}, was {described['workload']['model_hash'][:12]}); allowed: the same weights"
-        )
-    return search
-
-
-def run_experiment(search: Search, *, resume: bool) -> pd.DataFrame:
-    """Start Ray, run the search or go on with it, and leave `experiment.json` and `trials.csv`; the table of trials.
-
-    Raises:
-        MaskproError: the folder exists (without `resume`), or Ray can't run the search.
-    """
-    try:
-        gpus_per_trial = start_ray(search.options)
+    folder = search.options.folder
+    check_writable(search)
+    folder.mkdir(parents=True, exist_ok=resume)
+    with (folder / _LOCK_FILE).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise MaskproError(f"experiment {folder} is running; allowed: one that has ended or was stopped") from error
+        path = folder / HISTORY_FILE
         if not resume:
-            create_experiment(search)
-        print(f"experiment: {search.options.folder}", flush=True)
-        trials = tabulate_trials(search, _run_search(search, gpus_per_trial=gpus_per_trial, resume=resume))
-    finally:
-        ray.shutdown()
-    write_trials(search.options.folder, trials)
-    unfinished = search.num_trials - int((trials["status"] != "unfinished").sum())
-    if unfinished > 0:
-        raise MaskproError(f"search was stopped with {unfinished} trials left; go on with --resume {search.options.folder}")
-    return trials
+            write_text(folder / SPACE_FILE, search.space.source)
+            write_json(folder / EXPERIMENT_FILE, search.describe())
+        elif path.exists():
+            drop_torn_line(path)
+        history = History(path)
+        history.session((history.num_trials or search.num_trials) + extend, time=_now())
+        if not resume:
+            for params, value, source in search.warm_start:
+                history.add_warm_start(params, value, source)
+        try:
+            yield Experiment(search=search, history=history)
+        except MaskproError:
+            if not resume and not history.trials:  # nothing has run yet, so nothing is worth keeping
+                shutil.rmtree(folder)
+            raise
 
 
-def _run_search(search: Search, *, gpus_per_trial: float, resume: bool) -> ResultGrid:
-    context, options = search.context, search.options
-    trainable = tune.with_resources(
-        tune.with_parameters(MaskTrainable, context=context),
-        {"cpu": options.cpus_per_trial, "gpu": gpus_per_trial},
-    )
-    path = options.folder / _TRIALS_FOLDER
-    if resume and Tuner.can_restore(str(path)):
-        return Tuner.restore(str(path), trainable, resume_unfinished=True, resume_errored=True).fit()
-    tuner = Tuner(
-        trainable,
-        param_space=search.space.param_space,
+def check_writable(search: Search) -> None:
+    """Raise where the results or the trials' storage can't be written."""
+    options = search.options
+    for field, path in (("results_dir", str(options.results_dir.absolute())), ("storage_path", options.storage_path)):
+        if path is None:
+            continue
+        try:
+            filesystem, root = pyarrow.fs.FileSystem.from_uri(path)
+            filesystem.create_dir(root, recursive=True)
+            probe = f"{root}/.maskpro-{options.experiment}"
+            filesystem.open_output_stream(probe).close()
+            filesystem.delete_file(probe)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise MaskproError(
+                f"{field} is {path}, which can't be written ({reason}); allowed: a writable folder"
+            ) from error
+
+
+def trial_storage(search: Search) -> tuple[pyarrow.fs.FileSystem, str]:
+    """File system and folder of the trials' checkpoints."""
+    options = search.options
+    filesystem, root = pyarrow.fs.FileSystem.from_uri(options.storage_path or str(options.folder))
+    return filesystem, f"{root}/{_storage_name(search)}"
+
+
+def _storage_name(search: Search) -> str:
+    return search.options.experiment if search.options.storage_path else _TRIALS_FOLDER
+
+
+@dataclass(kw_only=True)
+class Session:
+    """Ray, and what the trials of this session share; made by `running_session`."""
+
+    experiment: Experiment
+    resources: TrialResources
+    context: TrialContext
+    shared: SharedValues
+    interruption: Interruption
+
+    def run_search(self) -> bool:
+        """Run what is left of the search; True when it is complete."""
+        experiment, search = self.experiment, self.experiment.search
+        context = self.context
+        pruner = make_pruner(
+            search.scheduler,
+            report_samples=context.report_samples,
+            max_samples=context.max_samples,
+            reduction_factor=search.space.reduction_factor,
+        )
+        study = SearchStudy(
+            search.searcher,
+            distributions=search.space.distributions,
+            pruner=pruner,
+            seed=search.options.seed,
+            num_seed_points=len(search.planned),
+        )
+        state = SearchState(experiment.history, study, planned=search.planned, seed=search.options.seed)
+        study.write(experiment.folder / STUDY_FILE)
+        history = experiment.history
+        left = history.num_trials - sum(record.status != "unfinished" for record in history.searched)
+        self._fit(state, num_trials=left, shown=history.num_trials)
+        return experiment.is_complete()
+
+    def run_planned(self, plans: Sequence[Plan]) -> bool:
+        """Run trials beside the search to their full budget, but for those that have been run; True when all are done."""
+        history = self.experiment.history
+        trials = PlannedTrials(history, plans)
+        self._fit(trials, num_trials=trials.num_left, shown=len(history.trials) + trials.num_left)
+        return not self.experiment.is_left(plans)
+
+    def _fit(self, source: TrialSource, *, num_trials: int, shown: int) -> None:
+        if num_trials <= 0 or self.interruption.reason:
+            return
+        search, history = self.experiment.search, self.experiment.history
+        unfinished = [record for record in history.unfinished if record.checkpoint]
+        checkpoints = {record.number: self.experiment.checkpoint(record) for record in unfinished}
+        context = replace(self.context, checkpoints={number: point.path for number, point in checkpoints.items()})
+        run_trials(
+            source,
+            trainable=tune.with_parameters(MaskTrainable, context=context, shared=self.shared),
+            fixed=search.space.fixed,
+            num_trials=num_trials,
+            resources=self.resources,
+            max_concurrent=search.options.max_concurrent,
+            storage_path=search.options.storage_path or str(self.experiment.folder),
+            name=_storage_name(search),
+            callbacks=[
+                HistoryCallback(source, checkpoints),
+                SearchMonitor(history, num_trials=shown),
+                *_trackers(search),
+            ],
+        )
+
+
+def run_trials(
+    source: TrialSource,
+    *,
+    trainable: Any,
+    fixed: Mapping[str, Any],
+    num_trials: int,
+    resources: TrialResources,
+    max_concurrent: int | None,
+    storage_path: str,
+    name: str,
+    callbacks: list[Callback],
+) -> None:
+    """Run the trials of `source` with Ray Tune until there are no more or somebody asks for the end."""
+    session = source.history.num_sessions
+
+    def trial_folder(trial: Any) -> str:
+        # A trial that goes on in another session never writes over what it goes on from.
+        return source.history.trials[trial.config[NUMBER]].name + (f"_session{session}" if session > 1 else "")
+
+    Tuner(
+        tune.with_resources(trainable, resources.request),
         tune_config=TuneConfig(
-            num_samples=search.num_trials,
-            search_alg=make_searcher(search.space.seed_points, options.seed),
-            scheduler=make_scheduler(
-                report_samples=context.report_samples,
-                max_samples=context.max_samples,
-                reduction_factor=search.space.reduction_factor,
-            ),
-            max_concurrent_trials=search.options.max_concurrent,
+            num_samples=num_trials,
+            search_alg=SourceSearcher(source, fixed),
+            scheduler=SourceScheduler(source),
+            # As many as fit: one more would be suggested early, without the results of those that still run. Tune also
+            # starts as many actors at once, where it would start one after the other.
+            max_concurrent_trials=max_concurrent or max(1, resources.slots),
             reuse_actors=True,
-            trial_dirname_creator=_trial_folder,
+            trial_name_creator=trial_folder,
+            trial_dirname_creator=trial_folder,
         ),
         run_config=RunConfig(
-            name=_TRIALS_FOLDER,
-            storage_path=str(options.folder),
+            name=name,
+            storage_path=storage_path,
             verbose=0,
-            checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_frequency=2, checkpoint_at_end=True),
-            callbacks=_callbacks(search),
+            checkpoint_config=CheckpointConfig(checkpoint_frequency=1, checkpoint_at_end=True),
+            failure_config=FailureConfig(max_failures=_MAX_FAILURES),
+            callbacks=callbacks,
         ),
-    )
-    return tuner.fit()
+    ).fit()
 
 
-def _callbacks(search: Search) -> list[Callback]:
-    """The terminal's monitor and the trackers that were asked for; Tune adds TensorBoard, CSV and JSON by itself."""
-    callbacks: list[Callback] = [SearchMonitor(num_trials=search.num_trials, metric=METRIC)]
-    if search.options.swanlab is not None:
-        from swanlab.integration.ray import SwanLabLoggerCallback
+@contextmanager
+def running_session(experiment: Experiment) -> Iterator[Session]:
+    """Start Ray, or join it, and compute what the trials share.
 
-        # Whether it uploads is SwanLab's own setting: SWANLAB_MODE=offline keeps everything on this machine.
-        callbacks.append(SwanLabLoggerCallback(project=search.options.swanlab, log_config=True))
-    return callbacks
+    Raises:
+        MaskproError: Ray can't be had, or a trial asks for more than a node has.
+    """
+    options = experiment.search.options
+    budget = None if options.time_budget is None else parse_duration(options.time_budget)
+    try:
+        resources = start_ray(options.address, cpus=options.cpus_per_trial, gpus=options.gpus_per_trial)
+        with interruptible(budget) as interruption:
+            context = replace(experiment.search.context, gpu_share=resources.gpus or 1.0)
+            shared = share_values(context, resources=resources.request, slots=resources.slots)
+            yield Session(
+                experiment=experiment, resources=resources, context=context, shared=shared, interruption=interruption
+            )
+    finally:
+        ray.shutdown()
 
 
-def _trial_folder(trial: Any) -> str:
-    return f"trial_{trial.trial_id}"
+def _trackers(search: Search) -> list[Callback]:
+    """The trackers that were asked for; Tune adds TensorBoard, CSV and JSON by itself."""
+    if search.options.swanlab is None:
+        return []
+    from swanlab.integration.ray import SwanLabLoggerCallback
+
+    # Whether it uploads is SwanLab's own setting: SWANLAB_MODE=offline keeps everything on this machine.
+    return [SwanLabLoggerCallback(project=search.options.swanlab, log_config=True)]
 
 
-def tabulate_trials(search: Search, results: ResultGrid) -> pd.DataFrame:
-    """A row per trial, in the order of their start, with the path of its last checkpoint.
+def tabulate_trials(parameters: Mapping[str, Any], records: Sequence[TrialRecord]) -> pd.DataFrame:
+    """A row per trial, in the order of their start; `parameters` has the value of each that is the same in all.
 
-    Status: completed (ran to its budget), stopped (early, by the scheduler), failed, or unfinished (the search was
-    interrupted).
+    Status: completed (ran to its budget), stopped (early, by the scheduler), failed, or unfinished (it goes on with the
+    search).
     """
     rows = []
-    seed_points = dict(enumerate(search.space.seed_points, 1))
-    for number, result in enumerate(results, 1):
-        metrics, config = result.metrics or {}, result.config or {}
-        failure = str(result.error).strip().splitlines()[-1] if result.error else metrics.get("failure", "")
-        seen = metrics.get("num_samples_seen", 0)
-        if failure:
-            status = "failed"
-        elif not metrics.get("done"):
-            status = "unfinished"
-        else:
-            status = "completed" if seen >= search.context.max_samples else "stopped"
+    for record in records:
+        figures = {} if record.failure else record.last
         rows.append(
             {
-                "trial": number,
-                "trial_id": Path(result.path).name.removeprefix("trial_"),
-                **{name: config.get(name) for name in search.space.param_space},
-                "status": status,
-                "num_samples_seen": seen,
-                **{
-                    name: math.nan if failure else metrics.get(name, math.nan)
-                    for name in ("val_loss", "recovery", "loss_improvement")
-                },
-                "seconds": metrics.get("time_total_s", math.nan),
-                "seed_point": _take_seed_point(seed_points, config),
-                "failure": failure,
-                "checkpoint": result.checkpoint.path if result.checkpoint else "",
+                "trial": record.number,
+                "trial_id": record.name,
+                **{name: record.params.get(name, value) for name, value in parameters.items()},
+                "status": record.status,
+                "num_samples_seen": record.samples,
+                **{name: figures.get(name, math.nan) for name in ("val_loss", "recovery", "loss_improvement")},
+                "seconds": record.last.get("seconds", math.nan),
+                "seed": record.seed,
+                "source": record.source,
+                "seed_point": record.seed_point,
+                "failure": record.failure,
             }
         )
-    return pd.DataFrame(rows).astype({"seed_point": "Int64"})
+    table = pd.DataFrame(rows)
+    numbers = dict.fromkeys(("val_loss", "recovery", "loss_improvement", "seconds"), "float64")
+    return table.astype({"seed_point": "Int64", **numbers}) if rows else table
 
 
-def write_trials(folder: Path, trials: pd.DataFrame) -> None:
+def write_trials(experiment: Experiment) -> None:
     """Write `trials.csv` atomically."""
-    with atomic_path(folder / TRIALS_FILE) as temporary:
-        trials.drop(columns="checkpoint").to_csv(temporary, index=False)
+    with atomic_path(experiment.folder / TRIALS_FILE) as temporary:
+        experiment.trials().to_csv(temporary, index=False)
 
 
-def _take_seed_point(seed_points: dict[int, dict[str, Any]], config: dict[str, Any]) -> int | None:
-    """The number of the seed point that a trial ran, which is then used up; None for a suggested trial."""
-    for number, point in seed_points.items():
-        if config and all(config.get(name) == value for name, value in point.items()):
-            del seed_points[number]
-            return number
-    return None
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def say(text: str) -> None:
+    """One plain line, at once."""
+    print(text, flush=True)

@@ -10,31 +10,37 @@ from ray.tune import Callback
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from maskpro.tuning.adapters import NUMBER
+from maskpro.tuning.history import History, TrialRecord
+
 # Between two plain lines that only report progress.
 _QUIET_SECONDS = 15.0
+# Between two changes of the live bar.
+_LIVE_SECONDS = 0.2
 
 
 class SearchMonitor(Callback):
-    """Prints each trial's end, the best so far, and an estimate of the time left.
+    """Prints each trial's end, the best so far, and an estimate of the time left; it must stand after HistoryCallback."""
 
-    Tune stores its callbacks with the experiment, so everything here but the live bar can be pickled.
-    """
-
-    def __init__(self, *, num_trials: int, metric: str):
+    def __init__(self, history: History, *, num_trials: int):
+        self._history = history
         self._num_trials = num_trials
-        self._metric = metric
-        self._best: tuple[float, float, int] | None = None  # metric, recovery, trial number
-        self._numbers: dict[str, int] = {}
-        self._samples: dict[str, int] = {}
-        self._ended: set[str] = set()
+        self._best: TrialRecord | None = None
+        ended = [record for record in history.trials.values() if record.status != "unfinished"]
+        for record in ended:
+            self._consider(record)
+        self._num_ended = len(ended)
+        self._ended_samples = sum(record.samples for record in ended)
+        self._session_samples = 0
         self._started = self._last_line = time.monotonic()
         self._bar: Progress | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_bar": None}
+        """Nothing: Tune's snapshots are never restored."""
+        return {}
 
     def setup(self, *args: Any, **info: Any) -> None:
-        """Called by Tune as the search starts or is resumed."""
+        """Called by Tune as the search starts or goes on."""
         self._started = self._last_line = time.monotonic()
         if sys.stdout.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("trials,"))
@@ -42,38 +48,36 @@ class SearchMonitor(Callback):
             self._bar.add_task("searching", total=self._num_trials)
             self._bar.start()
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial starts, or goes on after a restore."""
-        self._number(trial)
-
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         """A trial has reported."""
-        number = self._number(trial)
-        value = result[self._metric]
-        self._samples[trial.trial_id] = result["num_samples_seen"]
-        if not result.get("failure") and (self._best is None or value < self._best[0]):
-            self._best = (value, result["recovery"], number)
+        record = self._history.trials[trial.config[NUMBER]]
+        self._consider(record)
+        self._session_samples += self._new_samples(record)
         now = time.monotonic()
-        if self._bar is None and now - self._last_line >= _QUIET_SECONDS:
-            self._last_line = now
-            self._say(f"trial {number} at {result['num_samples_seen']:,} samples{self._standing()}")
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], description=f"trial {number}{self._standing()}")
+        if now - self._last_line < (_QUIET_SECONDS if self._bar is None else _LIVE_SECONDS):
+            return
+        self._last_line = now
+        if self._bar is None:
+            self._say(f"trial {record.number} at {record.samples:,} samples{self._standing()}")
+        else:
+            description = f"trial {record.number}{self._standing()}"
+            self._bar.update(self._bar.task_ids[0], description=description, completed=self._num_ended)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has ended by itself, at its budget or early."""
-        self._end(trial)
-        result = trial.last_result or {}
-        reason = f"failed ({result['failure']})" if result.get("failure") else f"recovery {result.get('recovery', 0):.3f}"
-        seen = result.get("num_samples_seen", 0)
+        record = self._history.trials[trial.config[NUMBER]]
+        self._num_ended += 1
+        self._ended_samples += record.samples
+        recovery = record.last.get("recovery")
+        reached = "recovery undefined" if recovery is None else f"recovery {recovery:.3f}"
+        reason = f"failed ({record.failure})" if record.failure else reached
         self._say(
-            f"trial {self._number(trial)} of {self._num_trials} ended at {seen:,} samples: {reason}{self._standing()}"
+            f"trial {record.number} of {self._num_trials} ended at {record.samples:,} samples: {reason}{self._standing()}"
         )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has ended with an error."""
-        self._end(trial)
-        self._say(f"trial {self._number(trial)} of {self._num_trials} failed; its error is in {trial.path}")
+        self._say(f"trial {trial.config[NUMBER]} of {self._num_trials} failed; its error is in {trial.path}")
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         """All trials are done, or the search is stopped."""
@@ -81,29 +85,30 @@ class SearchMonitor(Callback):
             self._bar.stop()
             self._bar = None
 
-    def _end(self, trial: Any) -> None:
-        self._ended.add(trial.trial_id)
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=len(self._ended))
+    def _consider(self, record: TrialRecord) -> None:
+        if record.reports and not record.failure:
+            is_better = self._best is None or record.last["val_loss"] < self._best.last["val_loss"]
+            self._best = record if is_better else self._best
 
-    def _number(self, trial: Any) -> int:
-        return self._numbers.setdefault(trial.trial_id, len(self._numbers) + 1)
+    def _new_samples(self, record: TrialRecord) -> int:
+        earlier = [samples for samples in record.reports if samples < record.samples]
+        return record.samples - max(earlier, default=0)
 
     def _standing(self) -> str:
-        best = "" if self._best is None else f"; best recovery {self._best[1]:.3f} (trial {self._best[2]})"
+        best = ""
+        if self._best is not None:
+            best = f"; best recovery {self._best.last.get('recovery') or 0:.3f} (trial {self._best.number})"
         elapsed = time.monotonic() - self._started
         left = self._seconds_left(elapsed)
         return f"{best}; {elapsed:.0f} s" + ("" if left is None else f", about {left:.0f} s left")
 
     def _seconds_left(self, elapsed: float) -> float | None:
         """Samples still to come, if later trials take what the ended ones took, at the rate so far."""
-        if not self._ended:
+        if not self._num_ended or not self._session_samples:
             return None
-        mean = sum(self._samples.get(trial_id, 0) for trial_id in self._ended) / len(self._ended)
-        running = self._numbers.keys() - self._ended
-        to_come = (self._num_trials - len(self._numbers)) * mean
-        to_come += sum(max(0.0, mean - self._samples.get(trial_id, 0)) for trial_id in running)
-        return to_come * elapsed / max(1, sum(self._samples.values()))
+        mean = self._ended_samples / self._num_ended
+        to_come = (self._num_trials - self._num_ended) * mean
+        return to_come * elapsed / self._session_samples
 
     def _say(self, text: str) -> None:
         if self._bar is not None:

@@ -1,101 +1,184 @@
-"""The best trial's masks, promoted to the final evaluation and to a checkpoint that diffusers loads."""
+"""The best trials' masks, promoted to the final evaluation and to a checkpoint that diffusers loads."""
 
 from __future__ import annotations
 
-import sys
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from rich.console import Console
-from rich.table import Table
 from safetensors.torch import load_file
 
 from maskpro.errors import MaskproError
-from maskpro.evaluation.comparison import compare_models, masked_copy
-from maskpro.files import replaced_folder, write_json
+from maskpro.evaluation.comparison import evaluate_models, masked_copy, with_recovery
+from maskpro.evaluation.sampling import parse_sampler
+from maskpro.files import read_json, replaced_folder, write_json
 from maskpro.mask_file import MaskFile, save_mask_file
-from maskpro.masked_model import model_hash
+from maskpro.masked_model import MaskedModel, model_hash
 from maskpro.trainer import TrainerConfig
-from maskpro.tuning.search import Search, initial_masked_model
-from maskpro.tuning.trainable import TENSORS_FILE
+from maskpro.tuning.experiment import Experiment, say
+from maskpro.tuning.history import TrialRecord
+from maskpro.tuning.shared import MaskFormat, initial_masked
+from maskpro.tuning.space import FORMAT
+from maskpro.tuning.state import Plan
+from maskpro.tuning.trainable import COUNTERS_FILE, TENSORS_FILE, split_targets
 from maskpro.workloads import save_pipeline
 
 BEST_FOLDER = "best"
 EVALUATION_FILE = "final_evaluation.json"
+# Sample grids of all candidates, and what an evaluation that was killed goes on from.
+EVALUATION_FOLDER = "evaluation"
 
 
-def best_trial(trials: pd.DataFrame) -> pd.Series:
-    """The row with the lowest val_loss among the trials that ran to the full budget, or, if none did, among the others.
+def best_trials(records: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
+    """The `count` trials with the lowest val_loss among those that ran to their full budget without a failure.
 
     Raises:
-        MaskproError: no trial has a mask.
+        MaskproError: there is none.
     """
-    usable = trials[
-        trials["status"].isin(["completed", "stopped"]) & (trials["checkpoint"] != "") & trials["val_loss"].notna()
+    completed = [record for record in records if record.status == "completed"]
+    if not completed:
+        raise MaskproError(
+            "no trial ran to its full budget without an error, so there is no mask to promote; see failure in trials.csv"
+        )
+    return sorted(completed, key=lambda record: record.last["val_loss"])[:count]
+
+
+def confirmation_plans(experiment: Experiment) -> list[Plan]:
+    """The best trials' parameters with fresh seeds, as many as were asked for."""
+    options = experiment.search.options
+    if not options.confirm_seeds:
+        return []
+    return [
+        Plan(params=record.params, source=_confirms(record), seed=(options.seed + number) % 2**32)
+        for record in best_trials(experiment.history.searched, options.promote_top_k)
+        for number in range(1, options.confirm_seeds + 1)
     ]
-    if usable.empty:
-        raise MaskproError("no trial ended without an error, so there is no mask to promote; see failure in trials.csv")
-    completed = usable[usable["status"] == "completed"]
-    candidates = usable if completed.empty else completed
-    best: pd.Series = candidates.loc[candidates["val_loss"].idxmin()]
-    return best
 
 
-def promote(search: Search, trials: pd.DataFrame) -> dict[str, Any]:
-    """Write `best/` (masks, config, checkpoint, sample grids) and `final_evaluation.json`; returns the latter.
+def promote(experiment: Experiment) -> dict[str, Any]:
+    """Evaluate the best trials, write `best/` of the one that is picked, and `final_evaluation.json`; returns the latter.
 
-    The masks are written before the evaluation starts, so that a failed evaluation never loses them.
+    The masks of the trial with the lowest validation loss are written before the evaluation starts, so that a failed
+    evaluation never loses them. What has been evaluated already is taken from an earlier call.
     """
-    trial = best_trial(trials)
-    folder, space = search.options.folder, search.space
-    best = folder / BEST_FOLDER
-    initial = initial_masked_model(search.workload, space)
-    (folder / EVALUATION_FILE).unlink(missing_ok=True)  # of an earlier promotion, if the search was resumed
-    with replaced_folder(best) as new:
-        masks = _write_masks(search, trial, new)
-        learned = masked_copy(search.workload.model, masks.masks, masks.pattern, masks.layout)
-        (new / "checkpoint").mkdir()
-        save_pipeline(new / "checkpoint", learned, search.workload.scheduler)
-    _say(f"best trial: {trial['trial']} (validation recovery {trial['recovery']:.3f}); evaluating on test images")
-    report = compare_models(
+    search, folder = experiment.search, experiment.folder
+    candidates = _candidates(experiment)
+    (folder / EVALUATION_FILE).unlink(missing_ok=True)  # of an earlier promotion, if the search went on
+    best = candidates[0][0]
+    write_best(experiment, best)
+    say(f"best trial: {best.number} (validation recovery {_recovery(best):.3f}); evaluating on test images")
+    every = [record for group in candidates for record in group]
+    masks = {record.name: load_masks(experiment, record) for record in every}
+    models = {"dense": search.workload.model}
+    for record in every:
+        form = mask_format(experiment, record)
+        models.setdefault(_initial_name(form), initial_masked(search.context, search.workload.model, form).model)
+    models |= {
+        name: masked_copy(search.workload.model, masked.layer_masks(), masked.pattern, masked.layout)
+        for name, masked in masks.items()
+    }
+    report = evaluate_models(
         search.workload,
-        {"dense": search.workload.model, "initial": initial.model, "learned": learned},
+        models,
         device=torch.device("cuda" if torch.cuda.is_available() and search.options.gpus_per_trial != 0 else "cpu"),
-        folder=best,
+        folder=folder / EVALUATION_FOLDER,
+        cache=folder / EVALUATION_FOLDER / "cache",
+        sampler=parse_sampler(search.options.sampler),
+        sampling_steps=search.options.sampling_steps,
         compute_frechet=search.options.frechet,
         inception_weights=search.options.inception_weights,
-        say=_say,
+        say=say,
     )
-    report["protocol"] |= {
-        "pattern": space.pattern,
-        "layout": space.layout,
-        "trial_id": trial["trial_id"],
-        "search_seed": search.options.seed,
-    }
+    picked = _pick(candidates, report["models"])
+    if picked is not best:
+        write_best(experiment, picked)
+    report = _final_report(experiment, picked, every, report)
     write_json(folder / EVALUATION_FILE, report)
     return report
 
 
-def _write_masks(search: Search, trial: pd.Series, best: Path) -> MaskFile:
-    masked = initial_masked_model(search.workload, search.space)
-    # The best of the validated masks and the initial one.
-    masked.set_mask(load_file(Path(trial["checkpoint"]) / TENSORS_FILE)["best_mask"])
-    config = {name: _plain(trial[name]) for name in search.space.param_space}
-    trainer_config = TrainerConfig(**config, budget_samples=search.context.max_samples, seed=search.context.seed)
-    facts = {
-        "trial": int(trial["trial"]),
-        "trial_id": trial["trial_id"],
-        "config": asdict(trainer_config),
-        "pattern": search.space.pattern,
-        "layout": search.space.layout,
-        "targets": list(search.space.targets),
-        "val_loss": min(trial["val_loss"], search.initial_val_loss),
-        "recovery": max(trial["recovery"], 0.0),
-        "num_samples_seen": int(trial["num_samples_seen"]),
+def _candidates(experiment: Experiment) -> list[list[TrialRecord]]:
+    """Each of the best trials with its confirmations."""
+    records = list(experiment.history.trials.values())
+    best = best_trials(experiment.history.searched, experiment.search.options.promote_top_k)
+    return [
+        [trial, *(record for record in records if record.source == _confirms(trial) and record.status == "completed")]
+        for trial in best
+    ]
+
+
+def _pick(candidates: list[list[TrialRecord]], figures: Mapping[str, Any]) -> TrialRecord:
+    """Of the parameters with the lowest mean Frechet distance over their seeds, the mask with the lowest one.
+
+    Without Frechet distances the validation loss decides; the test loss never does.
+    """
+
+    def value(record: TrialRecord) -> float:
+        distance = figures[record.name]["frechet_distance"]
+        return float(record.last["val_loss"] if distance is None else distance)
+
+    group = min(candidates, key=lambda group: sum(map(value, group)) / len(group))
+    return min(group, key=value)
+
+
+def _final_report(
+    experiment: Experiment, picked: TrialRecord, every: Sequence[TrialRecord], report: dict[str, Any]
+) -> dict[str, Any]:
+    search, figures = experiment.search, report["models"]
+    form = mask_format(experiment, picked)
+    named = {"dense": "dense", "initial": _initial_name(form), "learned": picked.name}
+    for name, source in named.items():
+        grid = experiment.folder / EVALUATION_FOLDER / f"samples_{source}.png"
+        shutil.copyfile(grid, experiment.folder / BEST_FOLDER / f"samples_{name}.png")
+    protocol = report["protocol"] | {
+        **form._asdict(),
+        "trial_id": picked.name,
+        "trial_seed": picked.seed,
+        "search_seed": search.options.seed,
     }
+    models = {name: figures[source] for name, source in named.items()}
+    rows = [
+        {
+            "trial": record.number,
+            "source": record.source,
+            "seed": record.seed,
+            "val_loss": record.last["val_loss"],
+            "val_recovery": record.last["recovery"],
+            **{name: figures[record.name][name] for name in ("test_loss", "frechet_distance")},
+        }
+        for record in every
+    ]
+    final = with_recovery({"protocol": protocol, "models": models}, "learned")
+    return final | {"picked_by": _picked_by(rows), "candidates": rows, "prediction": _prediction(rows)}
+
+
+def _picked_by(rows: Sequence[Mapping[str, Any]]) -> str:
+    if len(rows) == 1:
+        return "validation loss"
+    return "validation loss" if rows[0]["frechet_distance"] is None else "Frechet distance"
+
+
+def _prediction(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """How well the search's held-out loss told the order of the Frechet distances; None for fewer than 3 candidates."""
+    table = pd.DataFrame(rows)
+    if len(table) < 3 or table["frechet_distance"].isna().any():
+        return None
+    correlation = table["val_loss"].corr(table["frechet_distance"], method="spearman")
+    return {
+        "spearman_of_val_loss_and_frechet_distance": None if pd.isna(correlation) else float(correlation),
+        "num_candidates": len(table),
+    }
+
+
+def write_best(experiment: Experiment, record: TrialRecord) -> None:
+    """Write `best/`: a trial's masks, config and checkpoint, whole or not at all."""
+    search = experiment.search
+    masked = load_masks(experiment, record)
+    facts = _facts(experiment, record, masked)
     content = MaskFile(
         pattern=masked.pattern,
         layout=masked.layout,
@@ -103,47 +186,66 @@ def _write_masks(search: Search, trial: pd.Series, best: Path) -> MaskFile:
         masks=masked.layer_masks(),
         provenance={"experiment": search.options.experiment, "model": search.workload.model_source, **facts},
     )
-    save_mask_file(best / "masks.safetensors", content)
-    write_json(best / "config.json", facts)
-    return content
+    with replaced_folder(experiment.folder / BEST_FOLDER) as new:
+        save_mask_file(new / "masks.safetensors", content)
+        write_json(new / "config.json", facts)
+        learned = masked_copy(search.workload.model, content.masks, content.pattern, content.layout)
+        (new / "checkpoint").mkdir()
+        save_pipeline(new / "checkpoint", learned, search.workload.scheduler)
 
 
-def _plain(value: Any) -> Any:
-    """A pandas cell as a plain Python value."""
-    return value.item() if hasattr(value, "item") else value
+def load_masks(experiment: Experiment, record: TrialRecord) -> MaskedModel:
+    """The dense network with the best of a trial's validated masks and the initial one."""
+    search = experiment.search
+    masked = initial_masked(
+        search.context, search.workload.model, mask_format(experiment, record), _targets(experiment, record)
+    )
+    with experiment.checkpoint(record).as_directory() as folder:
+        masked.set_mask(load_file(Path(folder) / TENSORS_FILE)["best_mask"])
+    return masked
 
 
-def summarise(search: Search, trials: pd.DataFrame, report: dict[str, Any]) -> None:
-    """Print the trials and the final evaluation as tables, and where everything is."""
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    columns = [
-        "trial",
-        *search.space.domains,
-        "status",
-        "num_samples_seen",
-        "val_loss",
-        "recovery",
-        "seconds",
-        "seed_point",
-    ]
-    shown = trials.sort_values("val_loss")[columns].rename(columns=lambda name: name.replace("num_", "").replace("_", " "))
-    console.print(_table("trials, best first", shown))
-    models = pd.DataFrame(report["models"]).T.reset_index(names="model").rename(columns=lambda name: name.replace("_", " "))
-    console.print(_table("final evaluation on test images", models))
-    recovered = report["recovery"]
-    share = "undefined (initial and dense losses are equal)" if recovered is None else f"{recovered:.3f}"
-    _say(f"recovery {share}, loss improvement {report['loss_improvement']:.1%}")
-    _say(f"results: {search.options.folder}")
+def mask_format(experiment: Experiment, record: TrialRecord) -> MaskFormat:
+    """Pattern and layout of a trial's masks."""
+    settings = experiment.search.space.fixed | record.params
+    context = experiment.search.context
+    return MaskFormat(settings.get("pattern", context.pattern), settings.get("layout", context.layout))
 
 
-def _table(title: str, frame: pd.DataFrame) -> Table:
-    table = Table(title=title, title_justify="left")
-    for name in frame.columns:
-        table.add_column(name, justify="right")
-    for row in frame.itertuples(index=False):
-        table.add_row(*("" if pd.isna(cell) else f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
-    return table
+def _targets(experiment: Experiment, record: TrialRecord) -> tuple[str, ...]:
+    settings = experiment.search.space.fixed | record.params
+    return split_targets(settings.get("targets")) or experiment.search.context.targets
 
 
-def _say(text: str) -> None:
-    print(text, flush=True)
+def _facts(experiment: Experiment, record: TrialRecord, masked: MaskedModel) -> dict[str, Any]:
+    search = experiment.search
+    settings = {name: value for name, value in (search.space.fixed | record.params).items() if name not in FORMAT}
+    config = TrainerConfig(**settings, budget_samples=search.context.max_samples, seed=record.seed)
+    with experiment.checkpoint(record).as_directory() as folder:
+        counters = read_json(Path(folder) / COUNTERS_FILE)["trainer"]
+    return {
+        "trial": record.number,
+        "trial_id": record.name,
+        "source": record.source,
+        "config": asdict(config),
+        "pattern": str(masked.pattern),
+        "layout": masked.layout,
+        "targets": list(_targets(experiment, record)),
+        # Of the promoted mask, which is the initial one where a trial made things worse.
+        "val_loss": counters["best_val_loss"],
+        "recovery": max(_recovery(record), 0.0),
+        "num_samples_seen": record.samples,
+    }
+
+
+def _recovery(record: TrialRecord) -> float:
+    recovered = record.last["recovery"]
+    return 0.0 if recovered is None else float(recovered)
+
+
+def _confirms(record: TrialRecord) -> str:
+    return f"confirmation of trial {record.number}"
+
+
+def _initial_name(form: MaskFormat) -> str:
+    return f"initial_{form.pattern.replace(':', 'of')}_{form.layout}"

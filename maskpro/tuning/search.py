@@ -1,4 +1,4 @@
-"""A search before it runs: its options, and everything loaded, checked and judged that needs no Ray."""
+"""A search before it runs: its options, and everything loaded and checked that needs no Ray."""
 
 from __future__ import annotations
 
@@ -8,26 +8,28 @@ import platform
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from maskpro.errors import MaskproError
 from maskpro.evaluation.frechet import open_features
 from maskpro.files import refuse_existing
-from maskpro.initial_masks import magnitude_masked_model
-from maskpro.masked_model import MaskedModel, model_hash
-from maskpro.pattern import NMPattern, parse_layout
+from maskpro.masked_model import model_hash
 from maskpro.trackers import check_swanlab
+from maskpro.trainer import Target, TrainerConfig
+from maskpro.tuning.early_stopping import SCHEDULERS
+from maskpro.tuning.interruption import parse_duration
+from maskpro.tuning.searcher import SEARCHERS
+from maskpro.tuning.shared import MaskFormat, TrialContext, initial_masked
 from maskpro.tuning.space import SearchSpace, load_space
-from maskpro.tuning.trainable import TrialContext
+from maskpro.tuning.state import Plan
+from maskpro.tuning.trainable import split_targets
 from maskpro.workloads import Workload, open_workload
 
-EXPERIMENT_FORMAT = 1
+EXPERIMENT_FILE = "experiment.json"
+EXPERIMENT_FORMAT = 2
 _PACKAGES = ("maskpro", "torch", "torchvision", "diffusers", "ray", "optuna", "torch-fidelity", "pandas")
-
-# Reports of a full trial; early stopping judges first at the first of them.
-_REPORTS = 9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,32 +44,61 @@ class SearchOptions:
     data: Path | None = None
     num_trials: int | None = None
     max_samples: int | None = None
+    seed_points: tuple[int, ...] | None = None
+    only_seed_points: bool = False
+    searcher: str | None = None
+    scheduler: str | None = None
+    warm_start: Path | None = None
     num_generated: int | None = None
+    sampler: str = "ddim"
+    sampling_steps: int | None = None
     inception_weights: Path | None = None
     frechet: bool = True
+    promote_top_k: int = 1
+    confirm_seeds: int = 0
     swanlab: str | None = None
     seed: int = 0
     gpus_per_trial: float | None = None
     cpus_per_trial: float = 1.0
     max_concurrent: int | None = None
+    time_budget: str | None = None
     address: str | None = None
+    storage_path: str | None = None
 
     def __post_init__(self) -> None:
         if self.space is None:
-            raise MaskproError("space is missing; allowed: a search-space file (--space) or an experiment (--resume)")
+            raise MaskproError(
+                "space is missing; allowed: a search-space file (--space), or an experiment (--resume or --replay)"
+            )
         if Path(self.experiment).name != self.experiment or self.experiment in ("", ".", ".."):
             raise MaskproError(f"experiment is {self.experiment!r}; allowed: a plain folder name")
-        for name, least in (("num_trials", 1), ("max_samples", 1), ("max_concurrent", 1), ("num_generated", 2)):
+        for name, least in (
+            ("num_trials", 1),
+            ("max_samples", 1),
+            ("max_concurrent", 1),
+            ("num_generated", 2),
+            ("sampling_steps", 1),
+            ("promote_top_k", 1),
+            ("confirm_seeds", 0),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise MaskproError(f"{name} is {value}; allowed: a whole number of at least {least}")
+        for name, known in (("searcher", SEARCHERS), ("scheduler", SCHEDULERS), ("sampler", ("ddim", "ddpm"))):
+            value = getattr(self, name)
+            if value is not None and value not in known:
+                raise MaskproError(f"{name} is {value!r}; allowed: {', '.join(known)}")
         check_swanlab(self.swanlab)
         if not 0 <= self.seed < 2**32:
             raise MaskproError(f"seed is {self.seed}; allowed: 0 to {2**32 - 1}")
-        if self.gpus_per_trial is not None and not (math.isfinite(self.gpus_per_trial) and self.gpus_per_trial >= 0):
-            raise MaskproError(f"gpus_per_trial is {self.gpus_per_trial}; allowed: 0, a fraction such as 0.25, or more")
+        if self.gpus_per_trial is not None and not (0 <= self.gpus_per_trial <= 1):
+            raise MaskproError(
+                f"gpus_per_trial is {self.gpus_per_trial}; allowed: 0, a fraction such as 0.25, or 1 (a trial uses one GPU)"
+            )
         if not (math.isfinite(self.cpus_per_trial) and self.cpus_per_trial > 0):
             raise MaskproError(f"cpus_per_trial is {self.cpus_per_trial}; allowed: a number above 0")
+        if self.time_budget is not None:
+            parse_duration(self.time_budget)
 
     @property
     def space_file(self) -> Path:
@@ -86,20 +117,33 @@ class Search:
     """A checked search, ready to run: nothing of it needs Ray to be started.
 
     Attributes:
-        dense_val_loss, initial_val_loss: held-out losses of the dense network and of the initial mask.
+        planned: the trials that are run first, as they stand.
+        num_trials: of the search when it is new; a history knows better.
+        warm_start: (parameters, value, source) of another experiment's trials; of a new search only.
     """
 
     options: SearchOptions
     space: SearchSpace
     workload: Workload
     context: TrialContext
+    planned: tuple[Plan, ...]
     num_trials: int
-    dense_val_loss: float
-    initial_val_loss: float
+    warm_start: tuple[tuple[dict[str, Any], float, str], ...] = ()
+
+    @property
+    def scheduler(self) -> str:
+        """What stops trials early; seed points alone, or a replay, are run as they stand."""
+        named = self.options.scheduler or (None if self.options.only_seed_points else self.space.scheduler)
+        return "none" if any(plan.samples for plan in self.planned) else named or "none"
+
+    @property
+    def searcher(self) -> str:
+        """What suggests trials."""
+        return self.options.searcher or self.space.searcher
 
     def describe(self) -> dict[str, Any]:
-        """The content of `experiment.json`."""
-        context = {name: value for name, value in vars(self.context).items() if name != "workload"}
+        """The content of `experiment.json`: enough to run the search again."""
+        context = {name: getattr(self.context, name) for name in ("max_samples", "report_samples", "seed")}
         options = {name: _stored_option(name, value) for name, value in asdict(self.options).items()}
         return {
             "format": EXPERIMENT_FORMAT,
@@ -112,10 +156,11 @@ class Search:
                 "data": self.workload.data_source,
                 "budgets": asdict(self.workload.budgets),
             },
+            "searcher": self.searcher,
+            "scheduler": self.scheduler,
             "num_trials": self.num_trials,
+            "planned": [asdict(plan) for plan in self.planned],
             "trial": context,
-            "dense_val_loss": self.dense_val_loss,
-            "initial_val_loss": self.initial_val_loss,
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
             "hardware": hardware(),
         }
@@ -133,16 +178,27 @@ def hardware() -> dict[str, Any]:
     return {"machine": platform.machine(), "system": platform.platform(), "cpus": os.cpu_count(), "gpus": gpus}
 
 
-def prepare_search(options: SearchOptions, *, resume: bool = False) -> Search:
-    """Load and check everything a search needs, and judge the dense network and the initial mask.
+def prepare_search(options: SearchOptions) -> Search:
+    """Load and check everything that a new search needs.
 
     Raises:
-        MaskproError: something the user gave is missing or not allowed, or (without `resume`) the folder exists.
+        MaskproError: something the user gave is missing or not allowed, or the folder exists.
     """
-    if not resume:
-        refuse_existing(options.folder, "experiment folder")
+    refuse_existing(options.folder, "experiment folder")
     space = load_space(options.space_file)
+    planned = _seed_plans(options, space)
     num_trials = space.num_trials if options.num_trials is None else options.num_trials
+    if options.only_seed_points:
+        num_trials = len(planned)
+    if num_trials < len(planned):
+        raise MaskproError(
+            f"num_trials is {num_trials}; allowed: at least the {len(planned)} seed points (choose some with --seed-points)"
+        )
+    return load_search(options, space, planned=planned, num_trials=num_trials)
+
+
+def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Plan, ...], num_trials: int) -> Search:
+    """A search whose trials are decided on, with its model and data."""
     workload = open_workload(options.workload or space.workload, model=options.model, data=options.data)
     if options.num_generated is not None:
         workload = replace(workload, budgets=replace(workload.budgets, num_generated=options.num_generated))
@@ -152,48 +208,45 @@ def prepare_search(options: SearchOptions, *, resume: bool = False) -> Search:
     space_samples = space.max_samples if workload.name == space.workload else None
     max_samples = options.max_samples or space_samples or workload.budgets.max_samples
     workload = replace(workload, budgets=replace(workload.budgets, max_samples=max_samples))
-    dense_val_loss, initial_val_loss = _reference_losses(workload, space)
-    context = TrialContext(
+    context = _context(options, space, workload, max_samples)
+    for targets in (space.targets, *(split_targets(text) for text in space.choices("targets", None))):
+        if targets:
+            initial_masked(context, workload.model, context.formats[0], targets)
+    return Search(options=options, space=space, workload=workload, context=context, planned=planned, num_trials=num_trials)
+
+
+def _context(options: SearchOptions, space: SearchSpace, workload: Workload, max_samples: int) -> TrialContext:
+    estimators = space.choices("estimator", TrainerConfig().estimator)
+    targets = [target for target in get_args(Target) if target in space.choices("target", TrainerConfig().target)]
+    return TrialContext(
         # Without the test images: no trial can see them.
         workload=replace(workload, images=replace(workload.images, test=workload.images.test[:0])),
         pattern=space.pattern,
         layout=space.layout,
         targets=space.targets,
         max_samples=max_samples,
-        report_samples=math.ceil(max_samples / _REPORTS),
+        report_samples=math.ceil(max_samples / space.num_reports),
         seed=options.seed,
-    )
-    return Search(
-        options=options,
-        space=space,
-        workload=workload,
-        context=context,
-        num_trials=num_trials,
-        dense_val_loss=dense_val_loss,
-        initial_val_loss=initial_val_loss,
-    )
-
-
-def initial_masked_model(workload: Workload, space: SearchSpace) -> MaskedModel:
-    """A copy of the workload's network with the mask that every trial starts from."""
-    return magnitude_masked_model(
-        workload.model,
-        pattern=NMPattern.parse(space.pattern),
-        layout=parse_layout(space.layout),
-        targets=space.targets,
+        formats=tuple(
+            MaskFormat(pattern, layout)
+            for pattern in space.choices("pattern", space.pattern)
+            for layout in space.choices("layout", space.layout)
+        ),
+        baseline_targets=tuple(targets) if "policy_gradient" in estimators else (),
+        table_samples=min(max(space.choices("dataset_size", TrainerConfig().dataset_size)), max_samples),
+        storage_path=options.storage_path,
+        cpus=options.cpus_per_trial,
     )
 
 
-def _reference_losses(workload: Workload, space: SearchSpace) -> tuple[float, float]:
-    validation = workload.held_out_samples("validation", torch.device("cpu"))
-    masked = initial_masked_model(workload, space)
-    losses = {
-        "dense network": validation.mean_loss(workload.model),
-        "initial mask": validation.mean_loss(masked.model),
-    }
-    for what, loss in losses.items():
-        if not math.isfinite(loss):
-            raise MaskproError(
-                f"held-out loss of the {what} of {workload.model_source} is {loss}; allowed: a finite one (check --model)"
-            )
-    return losses["dense network"], losses["initial mask"]
+def _seed_plans(options: SearchOptions, space: SearchSpace) -> tuple[Plan, ...]:
+    numbers = range(1, len(space.seed_points) + 1)
+    chosen = tuple(numbers) if options.seed_points is None else options.seed_points
+    for number in chosen:
+        if number not in numbers or chosen.count(number) > 1:
+            raise MaskproError(f"seed_points holds {number}; allowed: each of the numbers 1 to {len(numbers)} once")
+    if options.only_seed_points and not chosen:
+        raise MaskproError("only_seed_points is given with a space that has none; allowed: a space with seed points")
+    return tuple(
+        Plan(params=space.seed_points[number - 1], source=f"seed point {number}", seed=options.seed) for number in chosen
+    )

@@ -1,40 +1,171 @@
-"""The search algorithm and the early-stopping scheduler of a search."""
+"""What a search tries next, and what it makes of the reports: an Optuna study that is always a function of the history."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
-from ray.tune.schedulers import ASHAScheduler
-from ray.tune.search.optuna import OptunaSearch
+from optuna.distributions import BaseDistribution
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+
+from maskpro.errors import MaskproError
+from maskpro.files import atomic_path
+from maskpro.tuning.early_stopping import SEED_POINT
+from maskpro.tuning.history import History, TrialRecord
 
 METRIC = "val_loss"
-TIME_ATTRIBUTE = "num_samples_seen"
+STUDY_FILE = "optuna_journal.log"
 
-# Random trials before TPE begins, where a space brings no seed points.
+# Random trials before TPE begins, where a space brings no seed points and nothing to start from.
 _STARTUP_TRIALS = 5
 
 
-def make_searcher(seed_points: tuple[dict[str, Any], ...], seed: int) -> OptunaSearch:
-    """Optuna's multivariate TPE; the seed points are suggested first and stand in for its random start-up trials."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    points = [dict(point) for point in seed_points]
-    sampler = optuna.samplers.TPESampler(
-        seed=seed, n_startup_trials=len(points) or _STARTUP_TRIALS, multivariate=True, constant_liar=True
-    )
-    return OptunaSearch(metric=METRIC, mode="min", points_to_evaluate=points or None, sampler=sampler)
+def _tpe(seed: int, startup_trials: int) -> BaseSampler:
+    return TPESampler(seed=seed, n_startup_trials=startup_trials, multivariate=True, constant_liar=True)
 
 
-def make_scheduler(*, report_samples: int, max_samples: int, reduction_factor: int) -> ASHAScheduler:
-    """ASHA (Li et al. 2020) on samples seen, first rung at the first report."""
-    return ASHAScheduler(
-        time_attr=TIME_ATTRIBUTE,
-        metric=METRIC,
-        mode="min",
-        grace_period=report_samples,
-        max_t=max_samples,
-        reduction_factor=reduction_factor,
-        brackets=1,
-        # A trial ends itself at its budget; stopping it here would count it as stopped early.
-        stop_last_trials=False,
-    )
+def _random(seed: int, startup_trials: int) -> BaseSampler:
+    return RandomSampler(seed=seed)
+
+
+SEARCHERS: dict[str, Callable[[int, int], BaseSampler]] = {"optuna": _tpe, "random": _random}
+
+
+class SearchStudy:
+    """Suggests parameters and judges reports.
+
+    A stopped trial is told to Optuna as complete with its last value, and its samples seen beside it: in simulations that
+    is as good as telling it as pruned, and much better than as failed. The sampler of trial k is seeded by (seed, k) alone,
+    so a search that goes on suggests what it would have suggested without the interruption.
+
+    Args:
+        searcher: a name in SEARCHERS.
+        distributions: of the searched parameters.
+        num_seed_points: they stand in for random start-up trials.
+
+    Raises:
+        MaskproError: no such searcher.
+    """
+
+    def __init__(
+        self,
+        searcher: str,
+        *,
+        distributions: Mapping[str, BaseDistribution],
+        pruner: BasePruner,
+        seed: int,
+        num_seed_points: int = 0,
+    ):
+        if searcher not in SEARCHERS:
+            raise MaskproError(f"searcher is {searcher!r}; allowed: {', '.join(SEARCHERS)}")
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.searcher = searcher
+        self._distributions = dict(distributions)
+        self._seed = seed
+        self._startup_trials = num_seed_points or _STARTUP_TRIALS
+        self._study = optuna.create_study(direction="minimize", pruner=pruner)
+        self._running: dict[int, Trial] = {}
+        self._on_disk: optuna.Study | None = None
+
+    def replay(self, history: History) -> None:
+        """Take in all that has happened, as if it had happened now."""
+        for told in history.warm_start:
+            attributes = {"source": told["source"]}
+            self._study.add_trial(self._frozen(TrialState.COMPLETE, told["params"], told["value"], attributes, {}))
+        for record in history.searched:
+            if record.status == "unfinished":
+                self.begin(record)
+                for samples, metrics in record.reports.items():
+                    self._running[record.number].report(metrics[METRIC], samples)
+            else:
+                self._study.add_trial(self._ended(record))
+
+    def suggest(self, number: int) -> dict[str, Any]:
+        """Parameters for trial `number`, which is then running."""
+        seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
+        self._study.sampler = SEARCHERS[self.searcher](seed, self._startup_trials)
+        trial = self._study.ask(self._distributions)
+        self._running[number] = trial
+        return dict(trial.params)
+
+    def begin(self, record: TrialRecord) -> None:
+        """A trial starts whose parameters are given: a seed point, a replayed trial, or one that goes on."""
+        if record.number not in self._running:
+            # TPE would note parameters of its own for a running trial, and believe them rather than the given ones.
+            self._study.sampler = RandomSampler()
+            self._study.enqueue_trial(record.params)
+            self._running[record.number] = self._study.ask(self._distributions)
+        for name, value in _attributes(record).items():
+            self._running[record.number].set_user_attr(name, value)
+
+    def should_stop(self, number: int, samples: int, value: float) -> bool:
+        """Take in a report; whether the trial ends early on it."""
+        trial = self._running[number]
+        trial.report(value, samples)
+        return bool(trial.should_prune())
+
+    def finish(self, record: TrialRecord) -> None:
+        """A trial has ended, in whatever way."""
+        trial = self._running.pop(record.number)
+        ended = self._ended(record)
+        if ended.state == TrialState.COMPLETE and not record.stopped:  # a last report is not asked about
+            trial.report(ended.value, record.samples)
+        for name, value in ended.user_attrs.items():
+            trial.set_user_attr(name, value)
+        self._study.tell(trial, ended.value, state=ended.state)
+        if self._on_disk is not None:
+            self._on_disk.add_trial(ended)
+
+    def write(self, path: Path) -> None:
+        """Write the study anew as an Optuna journal, and keep adding the trials that end.
+
+        It is for Optuna's own tools; nothing here reads it. Only ended trials are in it, so a kill leaves none running.
+        """
+        with atomic_path(path) as temporary:
+            study = _open_journal(temporary)
+            study.add_trials([trial for trial in self._study.get_trials(deepcopy=False) if trial.state.is_finished()])
+        self._on_disk = _open_journal(path)
+
+    def _ended(self, record: TrialRecord) -> FrozenTrial:
+        values = {samples: metrics[METRIC] for samples, metrics in record.reports.items()}
+        state = TrialState.FAIL if record.error else TrialState.COMPLETE
+        return self._frozen(state, record.params, record.last.get(METRIC), _attributes(record), values)
+
+    def _frozen(
+        self,
+        state: TrialState,
+        params: Mapping[str, Any],
+        value: float | None,
+        attributes: dict[str, Any],
+        intermediate_values: dict[int, float],
+    ) -> FrozenTrial:
+        return create_trial(
+            state=state,
+            params=dict(params),
+            distributions=self._distributions,
+            value=value if state == TrialState.COMPLETE else None,
+            user_attrs=attributes,
+            intermediate_values=intermediate_values,
+        )
+
+
+def _attributes(record: TrialRecord) -> dict[str, Any]:
+    """What a study keeps of a trial beside its parameters and values."""
+    attributes: dict[str, Any] = {"trial": record.number, "source": record.source}
+    if record.seed_point is not None:
+        attributes[SEED_POINT] = record.seed_point
+    if record.status != "unfinished":
+        attributes |= {"status": record.status, "num_samples_seen": record.samples, "recovery": record.last.get("recovery")}
+    return attributes
+
+
+def _open_journal(path: Path) -> optuna.Study:
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    return optuna.create_study(storage=storage, study_name="maskpro", direction="minimize", load_if_exists=True)

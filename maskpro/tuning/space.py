@@ -18,10 +18,13 @@ from maskpro.distribution import check_supported
 from maskpro.errors import MaskproError
 from maskpro.pattern import NMPattern, parse_layout
 from maskpro.trainer import TrainerConfig
+from maskpro.tuning.early_stopping import SCHEDULERS
+from maskpro.tuning.searcher import SEARCHERS
 from maskpro.workloads import WORKLOADS
 
-# What a space may search or fix: the trainer's settings, less those that the search itself sets.
-SEARCHABLE = tuple(field.name for field in fields(TrainerConfig) if field.name not in ("budget_samples", "seed"))
+# What a space may search or fix: the trainer's settings, less those that the search itself sets, and the mask's format.
+FORMAT = ("pattern", "layout", "targets")
+SEARCHABLE = (*(field.name for field in fields(TrainerConfig) if field.name not in ("budget_samples", "seed")), *FORMAT)
 _REQUIRED = ("param_space", "seed_points")
 
 
@@ -30,13 +33,18 @@ class SearchSpace:
     """A checked search space.
 
     Attributes:
+        source: the text of its file.
         param_space: parameter name to Ray Tune domain or fixed value.
         seed_points: points that are run first, exactly as they stand; each names every searched parameter.
         seed_point_names: their names, for reports.
+        pattern, layout, targets: of every trial, unless param_space has them.
         max_samples: budget of a trial in calibration samples; None: the workload's.
+        num_reports: of a trial that runs to the end; early stopping judges first at the first.
+        reduction_factor: of early stopping: one in so many goes on, and the next rung lies so many times higher.
+        searcher, scheduler: what suggests trials, and what stops them early.
     """
 
-    path: Path
+    source: str
     param_space: dict[str, Any]
     seed_points: tuple[dict[str, Any], ...]
     seed_point_names: tuple[str, ...]
@@ -46,7 +54,24 @@ class SearchSpace:
     targets: tuple[str, ...]
     num_trials: int
     max_samples: int | None
+    num_reports: int
     reduction_factor: int
+    searcher: str
+    scheduler: str
+
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """The parameters that are searched, as Optuna samples them."""
+        return {name: _distribution(name, domain) for name, domain in self.domains.items()}
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """The parameters that are the same in every trial."""
+        return {name: value for name, value in self.param_space.items() if not isinstance(value, Domain)}
+
+    def choices(self, name: str, default: Any) -> tuple[Any, ...]:
+        """All values, or the bounds of the values, that a trial's setting can have."""
+        return _extremes(name, self.param_space.get(name, default))
 
     @property
     def domains(self) -> dict[str, Domain]:
@@ -55,7 +80,7 @@ class SearchSpace:
 
     def describe(self) -> dict[str, Any]:
         """The space as JSON-able values."""
-        described = asdict(self) | {"path": str(self.path), "targets": list(self.targets)}
+        described = asdict(self) | {"targets": list(self.targets)}
         described["param_space"] = {
             name: json.loads(distribution_to_json(_distribution(name, value))) if isinstance(value, Domain) else value
             for name, value in self.param_space.items()
@@ -70,7 +95,10 @@ _OPTIONAL: dict[str, Any] = {
     "targets": ("all",),
     "num_trials": 12,
     "max_samples": None,
+    "num_reports": 9,
     "reduction_factor": 3,
+    "searcher": "optuna",
+    "scheduler": "asha",
 }
 
 
@@ -89,7 +117,10 @@ def load_space(path: Path) -> SearchSpace:
     values = {
         name: value
         for name, value in defined.items()
-        if not name.startswith("_") and not isinstance(value, ModuleType) and not callable(value) and name != "annotations"
+        if not name.startswith("_")
+        and not isinstance(value, ModuleType)
+        and name != "annotations"
+        and (name in _REQUIRED or not callable(value))
     }
     for name in _REQUIRED:
         if name not in values:
@@ -101,13 +132,15 @@ def load_space(path: Path) -> SearchSpace:
             f"allowed: {', '.join([*_REQUIRED, *_OPTIONAL])}, and names that begin with _"
         )
     try:
-        return _checked_space(path, _OPTIONAL | values)
+        return _checked_space(path.read_text(), _OPTIONAL | values)
     except MaskproError as error:
         raise MaskproError(f"space file {path}: {error}") from error
 
 
-def _checked_space(path: Path, values: dict[str, Any]) -> SearchSpace:
+def _checked_space(source: str, values: dict[str, Any]) -> SearchSpace:
     param_space, seed_points = values["param_space"], values["seed_points"]
+    if callable(param_space):
+        raise MaskproError("param_space is a function; allowed: a dictionary (conditional spaces are not searched)")
     if not isinstance(param_space, Mapping) or not param_space:
         raise MaskproError(f"param_space is {param_space!r}; allowed: a dictionary with at least one parameter")
     for name, value in param_space.items():
@@ -116,7 +149,10 @@ def _checked_space(path: Path, values: dict[str, Any]) -> SearchSpace:
         raise MaskproError(f"workload is {values['workload']!r}; allowed: {', '.join(WORKLOADS)}")
     check_supported(NMPattern.parse(str(values["pattern"])))
     parse_layout(values["layout"])
-    for name, least in (("num_trials", 1), ("max_samples", 1), ("reduction_factor", 2)):
+    for name, allowed in (("searcher", SEARCHERS), ("scheduler", SCHEDULERS)):
+        if values[name] not in allowed:
+            raise MaskproError(f"{name} is {values[name]!r}; allowed: {', '.join(allowed)}")
+    for name, least in (("num_trials", 1), ("max_samples", 1), ("num_reports", 1), ("reduction_factor", 2)):
         value = values[name]
         if not (isinstance(value, int) and value >= least) and not (name == "max_samples" and value is None):
             raise MaskproError(f"{name} is {value!r}; allowed: a whole number of at least {least}")
@@ -130,7 +166,7 @@ def _checked_space(path: Path, values: dict[str, Any]) -> SearchSpace:
     points = tuple(_check_seed_point(number, point, param_space) for number, point in enumerate(seed_points, 1))
     _check_together(param_space)
     return SearchSpace(
-        path=path,
+        source=source,
         param_space=dict(param_space),
         seed_points=points,
         seed_point_names=tuple(str(point.get("name", number)) for number, point in enumerate(seed_points, 1)),
@@ -177,11 +213,28 @@ def _extremes(name: str, value: Any) -> tuple[Any, ...]:
 
 def _check_value(where: str, name: str, value: Any) -> None:
     """Check one value by the trainer's own rules, with everything else at ease."""
+    if isinstance(value, Mapping) and not isinstance(value, Domain):
+        raise MaskproError(f"{where} is {dict(value)!r}; allowed: one value or one tune domain (nothing nested)")
+    if name in FORMAT:
+        _check_format(where, name, value)
+        return
     others: dict[str, Any] = {"dataset_size": 10**9} if name == "batch_size" else {"batch_size": 1}
     if name == "raw_step":
         others["estimator"] = "policy_gradient"
     try:
         TrainerConfig(**others | {name: value})
+    except MaskproError as error:
+        raise MaskproError(f"{where}: {error}") from error
+
+
+def _check_format(where: str, name: str, value: Any) -> None:
+    try:
+        if not isinstance(value, str) or not value.strip():
+            raise MaskproError(f"{name} is {value!r}; allowed: a text")
+        if name == "pattern":
+            check_supported(NMPattern.parse(value))
+        elif name == "layout":
+            parse_layout(value)
     except MaskproError as error:
         raise MaskproError(f"{where}: {error}") from error
 

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import time
 from pathlib import Path
 from typing import Any
 
-import ray
+import pyarrow.fs
 import torch
-from ray.tune import Trainable
+from ray.tune import Checkpoint, Trainable
 from safetensors.torch import load_file, save_file
 
 from maskpro.evaluation.comparison import loss_improvement, recovery
 from maskpro.files import read_json, write_json
-from maskpro.initial_masks import magnitude_masked_model
-from maskpro.masked_model import MaskedModel
-from maskpro.objectives import SampleValues, baseline_losses, teacher_outputs
-from maskpro.pattern import NMPattern, parse_layout
-from maskpro.trainer import MaskTrainer, NonFiniteLossError, Target, TrainerConfig
-from maskpro.workloads import Workload
+from maskpro.objectives import Objective, SampleValues, baseline_losses, teacher_outputs
+from maskpro.trainer import MaskTrainer, NonFiniteLossError, TrainerConfig
+from maskpro.tuning.adapters import NUMBER, SEED
+from maskpro.tuning.shared import MaskFormat, SharedValues, TrialContext, initial_masked, prepare_process, table
 
 TENSORS_FILE = "state.safetensors"
 COUNTERS_FILE = "state.json"
@@ -28,107 +26,123 @@ COUNTERS_FILE = "state.json"
 FAILURE_PENALTY = 10.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrialContext:
-    """What all trials of a search share; handed to the actors through Ray's object store."""
-
-    workload: Workload
-    pattern: str
-    layout: str
-    targets: tuple[str, ...]
-    max_samples: int
-    report_samples: int
-    seed: int
-
-
 class MaskTrainable(Trainable):
     """Learns one mask; reports every `report_samples` calibration samples."""
 
-    def setup(self, config: dict[str, Any], context: TrialContext | None = None) -> None:
-        """Build what trials share, then the trial."""
-        if context is None:
-            raise ValueError("context is None; allowed: a TrialContext, given with tune.with_parameters")
-        self._context = context
-        workload = context.workload
-        device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-        self._dense = workload.model.to(device)
-        self._objective = workload.training_objective(seed=context.seed, device=device)
-        self._validation = workload.held_out_samples("validation", device)
-        self._teacher = teacher_outputs(self._dense, self._objective)
-        self._baselines: dict[Target, SampleValues] = {}
-        # Judged here, on the trials' own device: another one rounds differently.
-        self._dense_val_loss = self._validation.mean_loss(self._dense)
-        self._initial_val_loss = self._validation.mean_loss(self._masked_model().model)
+    def setup(
+        self, config: dict[str, Any], context: TrialContext | None = None, shared: SharedValues | None = None
+    ) -> None:
+        """Take what trials share, then start the trial."""
+        if context is None or shared is None:
+            raise ValueError("context or shared is None; allowed: both, given with tune.with_parameters")
+        self._context, self._shared = context, shared
+        self._device = prepare_process(context)
+        self._dense = context.workload.model.to(self._device)
+        self._validation = context.workload.held_out_samples("validation", self._device)
+        self._values: dict[Any, SampleValues] = {}
+        self._values_seed: int | None = None
         self._trainer: MaskTrainer | None = None
         self._start(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Start another trial in this actor; only the dense network and its outputs are kept."""
+        """Start another trial in this actor; only the dense network and what trials share is kept."""
         self._start(new_config)
         return True
 
     def _start(self, config: dict[str, Any]) -> None:
         context = self._context
         self._trainer = None  # frees the last trial's memory before the next one takes its own
-        trainer_config = TrainerConfig(**config, budget_samples=context.max_samples, seed=context.seed)
+        self._seconds = 0.0
+        settings = dict(config)
+        number, seed = settings.pop(NUMBER), settings.pop(SEED)
+        form = MaskFormat(settings.pop("pattern", context.pattern), settings.pop("layout", context.layout))
+        targets = split_targets(settings.pop("targets", None)) or context.targets
+        trainer_config = TrainerConfig(**settings, budget_samples=context.max_samples, seed=seed)
+        objective = context.workload.training_objective(seed=seed, device=self._device)
+        self._initial_val_loss = self._shared.initial_val_losses[form]
         self._trainer = MaskTrainer(
             trainer_config,
-            masked=self._masked_model(),
-            objective=self._objective,
+            masked=initial_masked(context, self._dense, form, targets),
+            objective=objective,
             validation=self._validation,
-            teacher=self._teacher,
-            baseline=self._baseline(trainer_config),
+            teacher=self._teacher(objective, seed),
+            baseline=self._baseline(trainer_config, objective, form),
             initial_val_loss=self._initial_val_loss,
         )
+        if number in context.checkpoints:
+            self._load(context.checkpoints[number])
+
+    def _load(self, path: str) -> None:
+        filesystem = None
+        if self._context.storage_path is not None:
+            filesystem, _ = pyarrow.fs.FileSystem.from_uri(self._context.storage_path)
+        with Checkpoint(path, filesystem=filesystem).as_directory() as folder:
+            self.load_checkpoint(folder)
 
     def _running_trainer(self) -> MaskTrainer:
         assert self._trainer is not None
         return self._trainer
 
-    def _baseline(self, config: TrainerConfig) -> SampleValues | None:
+    def _teacher(self, objective: Objective, seed: int) -> SampleValues:
+        """The dense network's outputs: the shared table for the search's own seed; kept from trial to trial."""
+        if self._values_seed != seed:
+            self._values, self._values_seed = {}, seed
+        if "teacher" not in self._values:
+            known = table(self._shared.teacher) if seed == self._context.seed else None
+            self._values["teacher"] = teacher_outputs(self._dense, objective, known=known, device=self._device)
+        return self._values["teacher"]
+
+    def _baseline(self, config: TrainerConfig, objective: Objective, form: MaskFormat) -> SampleValues | None:
         """The initial mask's losses, kept from trial to trial; only the policy gradient needs them."""
         if config.estimator != "policy_gradient":
             return None
-        if config.target not in self._baselines:
-            teacher = self._teacher if config.target == "teacher" else None
-            self._baselines[config.target] = baseline_losses(self._masked_model().model, self._objective, teacher)
-        return self._baselines[config.target]
-
-    def _masked_model(self) -> MaskedModel:
-        context = self._context
-        return magnitude_masked_model(
-            self._dense,
-            pattern=NMPattern.parse(context.pattern),
-            layout=parse_layout(context.layout),
-            targets=context.targets,
-        )
+        key = (form, config.target)
+        if key not in self._values:
+            self._values[key] = baseline_losses(
+                initial_masked(self._context, self._dense, form).model,
+                objective,
+                self._values["teacher"] if config.target == "teacher" else None,
+                known=table(self._shared.baselines.get(key)) if config.seed == self._context.seed else None,
+                device=self._device,
+            )
+        return self._values[key]
 
     def step(self) -> dict[str, Any]:
         """Train on the next `report_samples` samples and validate."""
+        started = time.monotonic()
         trainer = self._running_trainer()
-        initial = self._initial_val_loss
         try:
-            train_loss = trainer.train(self._context.report_samples).mean().item()
+            # To the next multiple of the unit: a trial that goes on reports where it would have reported.
+            unit = self._context.report_samples
+            losses = trainer.train(unit - trainer.num_samples_seen % unit)
             val_loss_now = trainer.validate()
-        except NonFiniteLossError as error:
+        except (NonFiniteLossError, torch.OutOfMemoryError) as error:
             # The scheduler and the searcher need a number to pass judgement on; the failure itself stands beside it.
             return {
                 "num_samples_seen": trainer.num_samples_seen,
-                "val_loss": FAILURE_PENALTY * abs(initial),
-                "failure": str(error),
+                "val_loss": FAILURE_PENALTY * abs(self._initial_val_loss),
+                "failure": " ".join(str(error).split())[:200],
                 "done": True,
             }
+        self._seconds += time.monotonic() - started
+        return self._metrics(trainer, losses.mean().item() if len(losses) else math.nan, val_loss_now)
+
+    def _metrics(self, trainer: MaskTrainer, train_loss: float, val_loss_now: float) -> dict[str, Any]:
+        initial = self._initial_val_loss
         # Of validated masks alone: clamped at the initial mask, harmful and idle trials would tie and none be stopped.
         val_loss = val_loss_now if trainer.lowest_val_loss is None else trainer.lowest_val_loss
-        recovered = recovery(initial, val_loss, self._dense_val_loss)
+        recovered = recovery(initial, val_loss, self._shared.dense_val_loss)
         return {
             "num_samples_seen": trainer.num_samples_seen,
             "val_loss": val_loss,
             "val_loss_now": val_loss_now,
+            "best_val_loss": trainer.best_val_loss,
+            "initial_val_loss": initial,
             "train_loss": train_loss,
             "recovery": math.nan if recovered is None else recovered,
             "loss_improvement": loss_improvement(initial, val_loss),
             "changed_share": trainer.changed_share(),
+            "seconds": self._seconds,
             "failure": "",
             "done": trainer.finished,
         }
@@ -137,9 +151,16 @@ class MaskTrainable(Trainable):
         """Write the trainer's state, and the masks it stands for, as safetensors and JSON."""
         tensors, counters = self._running_trainer().state_dict()
         save_file(tensors, Path(checkpoint_dir) / TENSORS_FILE)
-        write_json(Path(checkpoint_dir) / COUNTERS_FILE, counters)
+        write_json(Path(checkpoint_dir) / COUNTERS_FILE, {"seconds": self._seconds, "trainer": counters})
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         """Continue from `save_checkpoint`."""
         tensors = load_file(Path(checkpoint_dir) / TENSORS_FILE)
-        self._running_trainer().load_state_dict(tensors, read_json(Path(checkpoint_dir) / COUNTERS_FILE))
+        counters = read_json(Path(checkpoint_dir) / COUNTERS_FILE)
+        self._seconds = counters["seconds"]
+        self._running_trainer().load_state_dict(tensors, counters["trainer"])
+
+
+def split_targets(text: str | None) -> tuple[str, ...]:
+    """Parts of layer names, written with spaces between them as the original has them."""
+    return tuple(text.split()) if text else ()

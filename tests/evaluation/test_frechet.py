@@ -1,10 +1,16 @@
+import hashlib
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from maskpro.errors import MaskproError
+from maskpro.evaluation.comparison import evaluate_models
 from maskpro.evaluation.frechet import frechet_distance, open_features, statistics
+from maskpro.workloads import open_workload
 
 CPU = torch.device("cpu")
 
@@ -37,15 +43,22 @@ def test_inception_weights_that_cannot_be_had_give_one_sentence(tmp_path):
         open_features("inception-v3", device=CPU, inception_weights=tmp_path / "other.pth")
 
 
-def test_the_inception_path_runs_with_weights_in_torch_fidelitys_format(tmp_path, monkeypatch, generator):
-    """Random weights: the path from images to a number is tested, no FID is claimed."""
-    path = tmp_path / "weights.pth"
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory):
+    """Random weights in torch-fidelity's format, with the network that has them."""
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
     torch.save({}, path)
-    with monkeypatch.context() as patched, torch.random.fork_rng():
+    with pytest.MonkeyPatch.context() as patched, torch.random.fork_rng():
         torch.manual_seed(0)
         patched.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
         network = FeatureExtractorInceptionV3("x", ["2048"], feature_extractor_weights_path=str(path))
     torch.save(network.state_dict(), path)
+    return path, network
+
+
+def test_the_inception_path_runs_with_weights_in_torch_fidelitys_format(inception, generator):
+    """Random weights: the path from images to a number is tested, no FID is claimed."""
+    path, network = inception
     extractor = open_features("inception-v3", device=CPU, inception_weights=path)
     images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8, generator=generator)
     features = extractor(images)
@@ -53,6 +66,31 @@ def test_the_inception_path_runs_with_weights_in_torch_fidelitys_format(tmp_path
     assert torch.equal(features, network(images)[0].double())
     assert extractor(images[:, :1]).shape == (4, 2048), "grey images are shown to it as RGB"
     assert frechet_distance(statistics(features), statistics(features)) == pytest.approx(0, abs=1e-2)
+
+
+def test_the_cifar10_workload_is_judged_by_inception_features(tmp_path, inception, model_folder, image_folder):
+    path = inception[0]
+    workload = open_workload("cifar10", model=str(model_folder), data=image_folder)
+    images = workload.images
+    images = replace(images, train=images.train[:4], validation=images.validation[:2], test=images.test[:2])
+    budgets = replace(workload.budgets, validation_samples=2, test_samples=2, num_generated=3, sampling_steps=2)
+    workload = replace(workload, images=images, budgets=budgets)
+    models, settings = {"dense": workload.model}, {"device": CPU, "inception_weights": path}
+    report = evaluate_models(workload, models, folder=tmp_path / "out", cache=tmp_path / "cache", **settings)
+    found, record = report["models"]["dense"]["frechet_distance"], report["protocol"]
+    assert math.isfinite(found)
+    assert found > 0
+    assert record["frechet_features_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert record["frechet_features"] == "Inception-v3 (torch-fidelity), 2048 features"
+    assert record["num_frechet_reference"] == 6
+    assert "299x299" in record["frechet_resizing"]
+
+
+def test_truncated_inception_weights_give_one_sentence(tmp_path, inception):
+    weights = inception[0].read_bytes()
+    (tmp_path / "half.pth").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(MaskproError, match=r"half.pth does not hold torch-fidelity's Inception weights"):
+        open_features("inception-v3", device=CPU, inception_weights=tmp_path / "half.pth")
 
 
 class Payload:

@@ -1,0 +1,124 @@
+"""Ray Tune's three extension points (searcher, scheduler, callback) around one TrialSource, which holds all the state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Callback, Checkpoint
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from maskpro.tuning.searcher import METRIC
+from maskpro.tuning.state import TrialSource
+
+# Beside a trial's own settings in its Tune config.
+NUMBER, SEED = "trial", "seed"
+
+# Older checkpoints of a trial are removed; one more than the newest stays, for a kill between two writes.
+_CHECKPOINTS_KEPT = 2
+
+
+class SourceSearcher(Searcher):
+    """Hands out the source's trials.
+
+    Args:
+        fixed: settings that every trial's config has beside its parameters.
+    """
+
+    def __init__(self, source: TrialSource, fixed: Mapping[str, Any]):
+        super().__init__(metric=METRIC, mode="min")
+        self._source = source
+        self._fixed = fixed
+        self._numbers: dict[str, int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune's snapshots are never restored."""
+        return {}
+
+    def suggest(self, trial_id: str) -> Any:
+        """The config of the next trial."""
+        record = self._source.next_trial()
+        if record is None:
+            return Searcher.FINISHED
+        self._numbers[trial_id] = record.number
+        return {**self._fixed, **record.params, NUMBER: record.number, SEED: record.seed}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """The trial has ended and its checkpoint is safe; of one that died the callback knows more."""
+        number = self._numbers.pop(trial_id)
+        if not error:
+            self._source.finish(number)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save, but Tune wants the file."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Never called: a search goes on from its history."""
+
+
+class SourceScheduler(FIFOScheduler):
+    """Stops a trial where the source says so."""
+
+    def __init__(self, source: TrialSource):
+        super().__init__()
+        self._source = source
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune's snapshots are never restored."""
+        return {}
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Continue or stop."""
+        stops = self._source.report(trial.config[NUMBER], result)
+        decision: str = TrialScheduler.STOP if stops else TrialScheduler.CONTINUE
+        return decision
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """The first pending trial among those that live: Tune's own looks through all that ever were."""
+        pending = (trial for trial in tune_controller.get_live_trials() if trial.status == Trial.PENDING)
+        return min(pending, key=lambda trial: trial.config[NUMBER], default=None)
+
+
+class HistoryCallback(Callback):
+    """Writes final reports, checkpoints and errors into the history.
+
+    Args:
+        earlier: the checkpoints that unfinished trials go on from, by trial number.
+    """
+
+    def __init__(self, source: TrialSource, earlier: Mapping[int, Checkpoint]):
+        self._source = source
+        self._checkpoints = {number: [checkpoint] for number, checkpoint in earlier.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune's snapshots are never restored."""
+        return {}
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A report that ends a trial by itself never comes to the scheduler."""
+        if not self._source.history.trials[trial.config[NUMBER]].stopped:
+            self._source.report(trial.config[NUMBER], result)
+
+    def on_checkpoint(self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Checkpoint, **info: Any) -> None:
+        """A checkpoint is in the storage."""
+        number = trial.config[NUMBER]
+        path = "/".join(Path(checkpoint.path).parts[-2:])
+        self._source.history.checkpoint(number, path, trial.last_result["num_samples_seen"])
+        kept = self._checkpoints.setdefault(number, [])
+        kept.append(checkpoint)
+        while len(kept) > _CHECKPOINTS_KEPT:
+            # Tune's num_to_keep would copy the whole experiment's state to storage with every second checkpoint.
+            old = kept.pop(0)
+            old.filesystem.delete_dir(old.path)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial has died for good."""
+        lines = str(trial.get_error()).strip().splitlines()
+        self._source.history.error(trial.config[NUMBER], lines[-1] if lines else "")
+        self._source.finish(trial.config[NUMBER])

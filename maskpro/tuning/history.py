@@ -1,0 +1,193 @@
+"""What has happened in a search: an append-only file of JSON lines, and the trials that it tells of.
+
+The file is the only thing that a search goes on from. Ray Tune's own snapshots are up to ten seconds old when a driver is
+killed, and hold neither the early stopping's records nor the searcher's running trials; a line is written here before
+anything acts on it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from maskpro.errors import MaskproError
+
+HISTORY_FILE = "history.jsonl"
+Status = Literal["completed", "stopped", "failed", "unfinished"]
+
+
+@dataclass(kw_only=True)
+class TrialRecord:
+    """One trial as the history tells it.
+
+    Attributes:
+        number: 1, 2, ... in the order of their start.
+        params: the searched parameters; with the space's fixed ones they make the trial's config.
+        source: "seed point 2", the searcher's name, "replay" or "confirmation of trial 3".
+        seed: of its calibration samples and sampled masks.
+        reports: metrics by samples seen.
+        samples: calibration samples seen at the last report.
+        stopped: True once it was told to end early.
+        checkpoint: newest one, relative to the folder of the trials' storage; "" where there is none.
+        checkpoint_samples: samples seen when it was made.
+        error: why it died; "" where it didn't.
+    """
+
+    number: int
+    params: dict[str, Any]
+    source: str
+    seed: int
+    reports: dict[int, dict[str, Any]] = field(default_factory=dict)
+    samples: int = 0
+    stopped: bool = False
+    checkpoint: str = ""
+    checkpoint_samples: int = -1
+    error: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of the trial and of its folder."""
+        return f"trial_{self.number:05d}"
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """Metrics of the last report, or nothing."""
+        return self.reports.get(self.samples, {})
+
+    @property
+    def failure(self) -> str:
+        """Why the trial came to nothing; "" where it did not."""
+        return self.error or str(self.last.get("failure", ""))
+
+    @property
+    def status(self) -> Status:
+        """How the trial stands; an ended one has a checkpoint of its last report, so that its mask is safe."""
+        if self.failure:
+            return "failed"
+        if not (self.stopped or self.last.get("done")) or self.checkpoint_samples != self.samples:
+            return "unfinished"
+        return "completed" if self.last["done"] else "stopped"
+
+    @property
+    def seed_point(self) -> int | None:
+        """The number of the seed point that it runs."""
+        kind, _, number = self.source.rpartition(" ")
+        return int(number) if kind == "seed point" else None
+
+    @property
+    def is_confirmation(self) -> bool:
+        """True for a trial that repeats another one with a fresh seed, and takes no part in the search."""
+        return self.source.startswith("confirmation")
+
+
+class History:
+    """The trials of a search, in memory and in a file.
+
+    Args:
+        path: the file; None keeps the history in memory only.
+    """
+
+    def __init__(self, path: Path | None = None):
+        self._path = path
+        self.trials: dict[int, TrialRecord] = {}
+        self.warm_start: list[dict[str, Any]] = []
+        self.num_trials = 0
+        self.num_sessions = 0
+        if path is not None and path.exists():
+            for event in read_events(path):
+                self._apply(event)
+
+    @property
+    def searched(self) -> list[TrialRecord]:
+        """The trials of the search itself, in order."""
+        return [trial for trial in self.trials.values() if not trial.is_confirmation]
+
+    @property
+    def unfinished(self) -> list[TrialRecord]:
+        """The trials that have to go on, in order."""
+        return [trial for trial in self.trials.values() if trial.status == "unfinished"]
+
+    def session(self, num_trials: int, *, time: str) -> None:
+        """The search starts, or goes on, and is to have `num_trials` trials in all."""
+        self._append(event="session", num_trials=num_trials, time=time)
+
+    def add_warm_start(self, params: dict[str, Any], value: float, source: str) -> None:
+        """A trial of another experiment that the searcher is told of."""
+        self._append(event="warm_start", params=params, value=value, source=source)
+
+    def start(self, params: dict[str, Any], *, source: str, seed: int) -> TrialRecord:
+        """A new trial."""
+        number = max(self.trials, default=0) + 1
+        self._append(event="trial", trial=number, params=params, source=source, seed=seed)
+        return self.trials[number]
+
+    def report(self, number: int, metrics: dict[str, Any], *, stopped: bool) -> None:
+        """A trial has reported `metrics`, and was told to stop or not."""
+        self._append(event="report", trial=number, metrics=metrics, stopped=stopped)
+
+    def checkpoint(self, number: int, path: str, samples: int) -> None:
+        """A trial's state after `samples` samples is in the folder `path`."""
+        self._append(event="checkpoint", trial=number, path=path, samples=samples)
+
+    def error(self, number: int, text: str) -> None:
+        """A trial has died."""
+        self._append(event="error", trial=number, text=text)
+
+    def _append(self, **event: Any) -> None:
+        if self._path is not None:
+            line = json.dumps(event, allow_nan=False) + "\n"
+            # One write, so that a kill leaves whole lines but for the last; that one is dropped when read.
+            with self._path.open("ab", buffering=0) as file:
+                file.write(line.encode())
+                os.fsync(file.fileno())
+        self._apply(event)
+
+    def _apply(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "session":
+            self.num_trials = event["num_trials"]
+            self.num_sessions += 1
+        elif kind == "warm_start":
+            self.warm_start.append({name: event[name] for name in ("params", "value", "source")})
+        elif kind == "trial":
+            record = TrialRecord(number=event["trial"], params=event["params"], source=event["source"], seed=event["seed"])
+            self.trials[record.number] = record
+        else:
+            record = self.trials[event["trial"]]
+            if kind == "report":
+                record.samples = event["metrics"]["num_samples_seen"]
+                record.reports[record.samples] = event["metrics"]
+                record.stopped = event["stopped"]
+            elif kind == "checkpoint":
+                record.checkpoint, record.checkpoint_samples = event["path"], event["samples"]
+            elif kind == "error":
+                record.error = event["text"] or "unknown error"
+
+
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """The events of a history; a last line that a kill has cut short is left out.
+
+    Raises:
+        MaskproError: any other line is broken.
+    """
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            raise MaskproError(
+                f"{path} is broken in line {number} ({error}); allowed: a history as it was written"
+            ) from error
+
+
+def drop_torn_line(path: Path) -> None:
+    """Remove what a kill has left of a last line, before anything is appended."""
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        with path.open("rb+") as file:
+            file.truncate(len(whole))

@@ -1,0 +1,72 @@
+"""Ending a search before its time, so that it can go on later: Ctrl-C, SIGTERM and a time budget."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import pandas as pd
+
+from maskpro.errors import MaskproError
+
+
+class Interruption:
+    """Why a search was ended; "" while nobody has asked."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+
+    def ask(self, reason: str) -> None:
+        """End the search: Tune leaves its loop on SIGUSR1 as on Ctrl-C, but SIGTERM would kill it."""
+        self.reason = self.reason or reason
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+
+@contextmanager
+def interruptible(time_budget: float | None) -> Iterator[Interruption]:
+    """Makes SIGTERM, and the end of `time_budget` seconds, end a search within as Ctrl-C does.
+
+    Before and after Tune's own loop they raise KeyboardInterrupt.
+    """
+    interruption = Interruption()
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        interruption.ask("SIGTERM")
+
+    def outside_of_tune(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, terminate),
+        signal.SIGUSR1: signal.signal(signal.SIGUSR1, outside_of_tune),
+    }
+    timer = threading.Timer(time_budget or 0, interruption.ask, ["the time budget"])
+    timer.daemon = True
+    if time_budget is not None:
+        timer.start()
+    try:
+        yield interruption
+    finally:
+        timer.cancel()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a duration such as 2h, 90min or 1h30m.
+
+    Raises:
+        MaskproError: it is none.
+    """
+    try:
+        seconds = math.nan if text.strip().replace(".", "").isdigit() else pd.Timedelta(text).total_seconds()
+    except ValueError:
+        seconds = math.nan
+    if not seconds > 0:
+        raise MaskproError(f"time_budget is {text!r}; allowed: a duration with its unit, such as 2h, 90min or 1h30m")
+    return seconds

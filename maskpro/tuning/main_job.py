@@ -1,0 +1,95 @@
+"""The main job: a session of a search, then promotion, then what the terminal shows of it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from maskpro.tuning.experiment import Experiment, open_experiment, running_session, say, write_trials
+from maskpro.tuning.promotion import best_trials, confirmation_plans, promote, write_best
+from maskpro.tuning.search import Search
+
+
+def run_main_job(search: Search, *, resume: bool, extend: int = 0) -> int:
+    """Run a search, or go on with it, and promote its best trial; the process's exit status.
+
+    A search that was stopped leaves everything that goes on with `--resume`: 0 after its time budget, 130 after Ctrl-C, 143
+    after SIGTERM.
+
+    Raises:
+        MaskproError: the search can't be run, or no trial came to anything.
+    """
+    with open_experiment(search, resume=resume, extend=extend) as experiment:
+        say(f"experiment: {experiment.folder}")
+        reason = _run_trials(experiment)
+        write_trials(experiment)
+        if reason:
+            return _leave(experiment, reason)
+        report = promote(experiment)
+        _summarise(experiment, report)
+        return 0
+
+
+def _run_trials(experiment: Experiment) -> str:
+    """Run what is left; why it was ended before it was complete, or ""."""
+    if experiment.is_complete() and not experiment.is_left(confirmation_plans(experiment)):
+        return ""
+    with running_session(experiment) as session:
+        if session.run_search() and session.run_planned(confirmation_plans(experiment)):
+            return ""
+        return session.interruption.reason or "Ctrl-C"
+
+
+def _leave(experiment: Experiment, reason: str) -> int:
+    history = experiment.history
+    ended = sum(record.status != "unfinished" for record in history.searched)
+    completed = [record for record in history.searched if record.status == "completed"]
+    if completed:
+        (best,) = best_trials(completed, 1)
+        write_best(experiment, best)
+        say(
+            f"best so far: trial {best.number}, recovery {best.last['recovery']:.3f}; its masks are in best/, not evaluated"
+        )
+    say(f"stopped by {reason} with {ended} of {history.num_trials} trials ended; go on with --resume {experiment.folder}")
+    return {"the time budget": 0, "SIGTERM": 143}.get(reason, 130)
+
+
+def _summarise(experiment: Experiment, report: dict[str, Any]) -> None:
+    """Print the trials and the final evaluation as tables, and where everything is."""
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    columns = [
+        "trial",
+        *experiment.search.space.domains,
+        "status",
+        "num_samples_seen",
+        "val_loss",
+        "recovery",
+        "seconds",
+        "source",
+    ]
+    console.print(_table("trials, best first", experiment.trials().sort_values("val_loss")[columns]))
+    if len(report["candidates"]) > 1:
+        console.print(_table(f"candidates, picked by {report['picked_by']}", pd.DataFrame(report["candidates"])))
+    console.print(_table("final evaluation on test images", pd.DataFrame(report["models"]).T.reset_index(names="model")))
+    recovered = report["recovery"]
+    share = "undefined (initial and dense losses are equal)" if recovered is None else f"{recovered:.3f}"
+    say(f"recovery {share}, loss improvement {report['loss_improvement']:.1%}")
+    prediction = report["prediction"]
+    if prediction is not None:
+        correlation = prediction["spearman_of_val_loss_and_frechet_distance"]
+        shown = "undefined" if correlation is None else f"{correlation:.2f}"
+        say(f"rank correlation of validation loss and Frechet distance over {len(report['candidates'])} masks: {shown}")
+    say(f"results: {experiment.folder}")
+
+
+def _table(title: str, frame: pd.DataFrame) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in frame.columns:
+        table.add_column(name.removeprefix("num_").replace("_", " "), justify="right")
+    for row in frame.itertuples(index=False):
+        table.add_row(*("" if pd.isna(cell) else f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+    return table

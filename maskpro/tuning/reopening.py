@@ -1,0 +1,158 @@
+"""A search made of an earlier one: gone on with, done again, or started from its trials."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from maskpro.errors import MaskproError
+from maskpro.files import read_json, refuse_existing
+from maskpro.masked_model import model_hash
+from maskpro.tuning.history import HISTORY_FILE, History
+from maskpro.tuning.search import EXPERIMENT_FILE, EXPERIMENT_FORMAT, Search, SearchOptions, load_search
+from maskpro.tuning.space import load_space
+from maskpro.tuning.state import Plan
+
+# What a session may have of its own: it changes when and where trials run, not what they are.
+SESSION_OPTIONS = ("address", "time_budget", "max_concurrent", "cpus_per_trial", "gpus_per_trial")
+# Of these a session has none unless it is given.
+_OF_ONE_SESSION = ("address", "time_budget", "max_concurrent")
+# Options that name files; a model may also be a name on the hub.
+_PATHS = ("data", "inception_weights", "warm_start")
+
+
+def reopen_search(folder: Path, *, refused: Mapping[str, Any], session: Mapping[str, Any]) -> Search:
+    """The search that `experiment.json` in `folder` describes, to be gone on with.
+
+    Args:
+        refused: options given beside `folder`, which the experiment brings itself; any one is an error.
+        session: options of this session.
+
+    Raises:
+        MaskproError: `folder` is not an experiment, of another format, or its model has changed.
+    """
+    for name, value in refused.items():
+        allowed = ", ".join((*SESSION_OPTIONS, "extend", "dry_run"))
+        raise MaskproError(f"{name} is {value} together with resume; allowed with resume: {allowed}")
+    described = read_experiment(folder, "resume")
+    stored = described["options"] | dict.fromkeys(_OF_ONE_SESSION)
+    options = _options(
+        stored,
+        space=folder / "space.py",
+        results_dir=folder.absolute().parent,
+        experiment=folder.absolute().name,
+        **session,
+    )
+    planned = tuple(Plan(**plan) for plan in described["planned"])
+    search = load_search(options, load_space(options.space_file), planned=planned, num_trials=described["num_trials"])
+    found, expected = model_hash(search.workload.model), described["workload"]["model_hash"]
+    if found != expected:
+        raise MaskproError(
+            f"model {search.workload.model_source} has changed since the experiment began "
+            f"(hash {found[:12]}, was {expected[:12]}); allowed: the same weights"
+        )
+    return search
+
+
+def replay_search(
+    source: Path, *, refused: Mapping[str, Any], place: Mapping[str, Any], session: Mapping[str, Any]
+) -> Search:
+    """A new search that does again what the experiment `source` (its folder or experiment.json) did.
+
+    With the history beside experiment.json it follows what was suggested and where trials were stopped, whatever order their
+    reports came in; without it the same search is run with the same seed.
+
+    Raises:
+        MaskproError: `source` is not an experiment.
+    """
+    for name, value in refused.items():
+        allowed = ", ".join((*SESSION_OPTIONS, "experiment", "results_dir", "dry_run"))
+        raise MaskproError(f"{name} is {value} together with replay; allowed with replay: {allowed}")
+    folder = source.parent if source.name == EXPERIMENT_FILE else source
+    described = read_experiment(folder, "replay")
+    stored = described["options"] | dict.fromkeys(_OF_ONE_SESSION)
+    place = {"experiment": f"{folder.absolute().name}-replay", **place}
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary) / "space.py"
+        copy.write_text(described["space"]["source"])
+        options = _options(stored, space=copy, **place, **session)
+        refuse_existing(options.folder, "experiment folder")
+        space = load_space(copy)
+    planned = tuple(Plan(**plan) for plan in described["planned"])
+    num_trials = described["num_trials"]
+    if (folder / HISTORY_FILE).is_file():
+        trials = History(folder / HISTORY_FILE).searched
+        planned = tuple(
+            Plan(
+                params=trial.params,
+                source=trial.source,
+                seed=trial.seed,
+                samples=trial.samples if trial.stopped else None,
+            )
+            for trial in trials
+        )
+        num_trials = max(len(planned), 1)
+    return load_search(options, space, planned=planned, num_trials=num_trials)
+
+
+def read_experiment(folder: Path, field: str) -> dict[str, Any]:
+    """The content of `experiment.json`.
+
+    Raises:
+        MaskproError: there is none in `folder`, which the option `field` named, or of another format.
+    """
+    if not (folder / EXPERIMENT_FILE).is_file():
+        raise MaskproError(f"{field} is {folder}; no experiment there (allowed: a folder with {EXPERIMENT_FILE})")
+    described = read_json(folder / EXPERIMENT_FILE)
+    if not isinstance(described, dict) or described.get("format") != EXPERIMENT_FORMAT:
+        raise MaskproError(f"{folder / EXPERIMENT_FILE} is of another version; allowed: format {EXPERIMENT_FORMAT}")
+    return described
+
+
+def _options(stored: Mapping[str, Any], **given: Any) -> SearchOptions:
+    values = dict(stored)
+    values |= {name: Path(values[name]) if values[name] else None for name in _PATHS}
+    values["results_dir"] = Path(values["results_dir"])
+    values["seed_points"] = tuple(values["seed_points"]) if values["seed_points"] else None
+    return SearchOptions(**values | given)
+
+
+def warm_started(search: Search, folder: Path) -> Search:
+    """The search, with the ended trials of the experiment in `folder` that fit its space for the searcher to start from.
+
+    Raises:
+        MaskproError: it is not an experiment, or its trials can't be compared with this search's.
+    """
+    described = read_experiment(folder, "warm_start")
+    mine = search.describe()
+    for what, theirs, ours in (
+        ("another model", described["workload"]["model_hash"], mine["workload"]["model_hash"]),
+        ("other data", described["workload"]["data"], mine["workload"]["data"]),
+        ("another max_samples", described["trial"]["max_samples"], mine["trial"]["max_samples"]),
+        ("other fixed parameters", _fixed(described), _fixed(mine)),
+    ):
+        if theirs != ours:
+            raise MaskproError(f"warm_start is {folder}, a search with {what} ({theirs}); allowed: {ours}")
+    distributions = search.space.distributions
+    told = []
+    for trial in History(folder / HISTORY_FILE).searched:
+        fits = trial.params.keys() == distributions.keys() and all(
+            distributions[name]._contains(distributions[name].to_internal_repr(value))
+            for name, value in trial.params.items()
+        )
+        if fits and trial.status in ("completed", "stopped"):
+            told.append((trial.params, trial.last["val_loss"], f"warm start from {folder.absolute().name}, {trial.name}"))
+    if not told:
+        raise MaskproError(
+            f"warm_start is {folder}; none of its trials fits; allowed: a search over {', '.join(distributions)}"
+        )
+    return replace(search, warm_start=tuple(told))
+
+
+def _fixed(described: Mapping[str, Any]) -> dict[str, Any]:
+    space = described["space"]
+    fixed = {name: value for name, value in space["param_space"].items() if not isinstance(value, dict)}
+    return {"pattern": space["pattern"], "layout": space["layout"], "targets": list(space["targets"]), **fixed}

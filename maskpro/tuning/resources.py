@@ -1,0 +1,78 @@
+"""Ray, started here or joined, and what it has for trials."""
+
+from __future__ import annotations
+
+import math
+import socket
+from typing import NamedTuple
+
+import ray
+
+from maskpro.errors import MaskproError
+
+# Trials share a GPU by default: networks of the size this is made for leave most of one idle.
+_DEFAULT_GPU_SHARE = 0.25
+
+
+class TrialResources(NamedTuple):
+    """Of one trial, and how many trials fit on the cluster as it is now."""
+
+    cpus: float
+    gpus: float
+    slots: int
+
+    @property
+    def request(self) -> dict[str, float]:
+        """As Ray takes it."""
+        return {"cpu": self.cpus, "gpu": self.gpus}
+
+
+def start_ray(address: str | None, *, cpus: float, gpus: float | None) -> TrialResources:
+    """Start Ray here, or connect to `address`; what a trial gets (gpus None: a share where there are GPUs).
+
+    Raises:
+        MaskproError: the address can't be reached, or no node has what a trial asks for.
+    """
+    _check_address(address)
+    try:
+        started = ray.init(
+            address=address,
+            include_dashboard=None if address else True,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        raise MaskproError(
+            f"address is {address!r}; Ray could not be reached or started ({' '.join(str(error).split())[:200]}); "
+            "allowed: none (a local Ray), auto, or host:port"
+        ) from error
+    url = getattr(started, "dashboard_url", None)
+    if url:
+        print(f"Ray dashboard: http://{url}", flush=True)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if gpus is None:
+        gpus = _DEFAULT_GPU_SHARE if any(node.get("GPU", 0) for node in nodes) else 0.0
+    for field, resource, wanted in (("gpus_per_trial", "GPU", gpus), ("cpus_per_trial", "CPU", cpus)):
+        most = max(node.get(resource, 0) for node in nodes)
+        if wanted > most:
+            raise MaskproError(f"{field} is {wanted}; allowed: at most {most:g}, the most that one node has")
+    slots = sum(_slots(node, cpus, gpus) for node in nodes)
+    return TrialResources(cpus=cpus, gpus=gpus, slots=slots)
+
+
+def _slots(node: dict[str, float], cpus: float, gpus: float) -> int:
+    by_cpu = math.floor(node.get("CPU", 0) / cpus)
+    # A trial's share lies on one GPU.
+    by_gpu = math.inf if gpus == 0 else math.floor(node.get("GPU", 0)) * math.floor(1 / gpus)
+    return int(min(by_cpu, by_gpu))
+
+
+def _check_address(address: str | None) -> None:
+    """Ray waits for minutes, and then ends the process, where nothing listens at host:port."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise MaskproError(f"address is {address!r}; nothing answers there ({error}); allowed: a running Ray's") from error

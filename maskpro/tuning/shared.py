@@ -1,0 +1,173 @@
+"""What all trials of a search share: computed once, on the trials' own devices, and held in Ray's object store."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import ray
+import torch
+
+from maskpro.errors import MaskproError
+from maskpro.initial_masks import magnitude_masked_model
+from maskpro.masked_model import MaskedModel
+from maskpro.objectives import baseline_losses, num_blocks, teacher_outputs
+from maskpro.pattern import NMPattern, parse_layout
+from maskpro.trainer import Target
+from maskpro.workloads import Workload
+
+# Of a node's object store that a table may take; a larger one is computed by each trial's process for itself.
+_STORE_SHARE = 0.3
+
+
+class MaskFormat(NamedTuple):
+    """What an initial mask depends on."""
+
+    pattern: str
+    layout: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialContext:
+    """What every trial of a search is made of beside its config.
+
+    Attributes:
+        formats: all that the search space allows.
+        baseline_targets: what the policy gradient is trained against, if the space has it at all.
+        table_samples: calibration samples that a trial can see.
+        checkpoints: where unfinished trials go on from: folder by trial number.
+        storage_path: of the folders; None: they are paths of this machine.
+        gpu_share: of one GPU, that a trial may fill.
+    """
+
+    workload: Workload
+    pattern: str
+    layout: str
+    targets: tuple[str, ...]
+    max_samples: int
+    report_samples: int
+    seed: int
+    formats: tuple[MaskFormat, ...]
+    baseline_targets: tuple[Target, ...] = ()
+    table_samples: int = 0
+    checkpoints: dict[int, str] = field(default_factory=dict)
+    storage_path: str | None = None
+    cpus: float = 1.0
+    gpu_share: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedValues:
+    """Figures and tables of a search, equal for all its trials.
+
+    Attributes:
+        dense_val_loss: held-out loss of the dense network.
+        initial_val_losses: held-out loss of each initial mask.
+        teacher: the dense network's outputs on the first calibration samples, or None.
+        baselines: the initial masks' losses on them, by (format, target).
+    """
+
+    dense_val_loss: float
+    initial_val_losses: dict[MaskFormat, float]
+    teacher: np.ndarray | None = None
+    baselines: dict[tuple[MaskFormat, Target], np.ndarray] = field(default_factory=dict)
+
+
+def trial_device() -> torch.device:
+    """The device that Ray has assigned to this process; without a GPU of its own it never touches one."""
+    return torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+
+
+def initial_masked(context: TrialContext, dense: Any, form: MaskFormat, targets: tuple[str, ...] = ("all",)) -> MaskedModel:
+    """A copy of the dense network with its initial mask."""
+    pattern, layout = NMPattern.parse(form.pattern), parse_layout(form.layout)
+    return magnitude_masked_model(dense, pattern=pattern, layout=layout, targets=targets)
+
+
+def share_values(context: TrialContext, *, resources: dict[str, float], slots: int) -> SharedValues:
+    """Judge the dense network and the initial masks, and make the tables, in tasks that have a trial's resources.
+
+    Raises:
+        MaskproError: a held-out loss is not finite.
+    """
+    stored = ray.put(context)
+    remote = {"num_cpus": resources["cpu"], "num_gpus": resources["gpu"]}
+    judged = ray.remote(**remote)(_held_out_losses).remote(stored)
+    blocks = num_blocks(context.table_samples) if _fits(context) else 0
+    edges = np.linspace(0, blocks, max(1, min(slots, blocks)) + 1).astype(int)
+    parts = [
+        ray.remote(**remote)(_tables).remote(stored, int(start), int(stop))
+        for start, stop in itertools.pairwise(edges)
+        if stop > start
+    ]
+    dense_val_loss, initial_val_losses = ray.get(judged)
+    for what, loss in {"dense network": dense_val_loss, **initial_val_losses}.items():
+        if not math.isfinite(loss):
+            name = what if isinstance(what, str) else f"initial {what.pattern} mask ({what.layout})"
+            raise MaskproError(
+                f"held-out loss of the {name} of {context.workload.model_source} is {loss}; "
+                "allowed: a finite one (check --model)"
+            )
+    tables: list[tuple[np.ndarray, dict[tuple[MaskFormat, Target], np.ndarray]]] = ray.get(parts)
+    return SharedValues(
+        dense_val_loss=dense_val_loss,
+        initial_val_losses=initial_val_losses,
+        teacher=np.concatenate([teacher for teacher, _ in tables]) if tables else None,
+        baselines={key: np.concatenate([part[key] for _, part in tables]) for key in (tables[0][1] if tables else ())},
+    )
+
+
+def _fits(context: TrialContext) -> bool:
+    """Whether the teacher's table leaves most of the smallest node's object store to others."""
+    smallest = min(node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"])
+    return bool(context.table_samples * _bytes_per_sample(context) <= _STORE_SHARE * smallest)
+
+
+def _bytes_per_sample(context: TrialContext) -> int:
+    return 4 * math.prod(context.workload.images.train.shape[1:])
+
+
+def _held_out_losses(context: TrialContext) -> tuple[float, dict[MaskFormat, float]]:
+    device = prepare_process(context)
+    dense = context.workload.model.to(device)
+    validation = context.workload.held_out_samples("validation", device)
+    initial = {form: validation.mean_loss(initial_masked(context, dense, form).model) for form in context.formats}
+    return validation.mean_loss(dense), initial
+
+
+def _tables(context: TrialContext, start: int, stop: int) -> tuple[np.ndarray, dict[tuple[MaskFormat, Target], np.ndarray]]:
+    device = prepare_process(context)
+    dense = context.workload.model.to(device)
+    objective = context.workload.training_objective(seed=context.seed, device=device)
+    teacher = teacher_outputs(dense, objective)
+    outputs = teacher.blocks(start, stop)
+    baselines = {}
+    for form in context.formats if context.baseline_targets else ():
+        initial = initial_masked(context, dense, form).model
+        for target in context.baseline_targets:
+            losses = baseline_losses(initial, objective, teacher if target == "teacher" else None)
+            baselines[form, target] = losses.blocks(start, stop).numpy()
+    return outputs.numpy(), baselines
+
+
+def prepare_process(context: TrialContext) -> torch.device:
+    """Threads and the share of the GPU of a process that works for a search; its device."""
+    torch.set_num_threads(max(1, int(context.cpus)))
+    device = trial_device()
+    if device.type == "cuda" and context.gpu_share < 1:
+        # Ray's fractions are bookkeeping: without this, one trial could take the memory of all that share the GPU.
+        torch.cuda.set_per_process_memory_fraction(context.gpu_share)
+    return device
+
+
+def table(array: np.ndarray | None) -> torch.Tensor | None:
+    """A table as a tensor over the same memory, which belongs to the object store: it is only read."""
+    if array is None:
+        return None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(array)

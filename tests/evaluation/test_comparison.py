@@ -1,0 +1,213 @@
+"""The evaluation of networks: its protocol, and that an interruption leaves no trace in its figures."""
+
+import copy
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+from maskpro.errors import MaskproError
+from maskpro.evaluation import comparison
+from maskpro.evaluation.comparison import compare_models, evaluate_models, masked_copy, protocol, with_recovery
+from maskpro.files import read_json
+from maskpro.masked_model import model_hash
+from maskpro.pattern import NMPattern
+from maskpro.pipeline import magnitude_mask_file
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def workload(digits, monkeypatch):
+    """The digits, few and fast: 22 images a model, in batches of 4 and chunks of 8."""
+    monkeypatch.setattr(comparison, "_SAMPLING_BATCH", 4)
+    monkeypatch.setattr(comparison, "_CHUNK", 8)
+    budgets = replace(digits.budgets, validation_samples=64, test_samples=64, num_generated=22, sampling_steps=3)
+    return replace(digits, model=copy.deepcopy(digits.model), budgets=budgets)
+
+
+@pytest.fixture
+def models(workload):
+    content = magnitude_mask_file(workload, pattern=NMPattern(2, 4), layout="channel")
+    return {
+        "dense": workload.model,
+        "initial": masked_copy(workload.model, content.masks, content.pattern, content.layout),
+    }
+
+
+def evaluated(workload, models, tmp_path, **settings):
+    said = []
+    arguments = {"device": CPU, "folder": tmp_path / "out", "cache": tmp_path / "cache", "say": said.append, **settings}
+    return evaluate_models(workload, models, **arguments), said
+
+
+def interrupt(model, *, after):
+    """Let a network be killed at a forward pass."""
+    calls = iter(range(after))
+
+    def count(*_):
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+
+    return model.register_forward_pre_hook(count)
+
+
+def forbid(model):
+    return interrupt(model, after=0)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_an_interrupted_evaluation_goes_on_to_the_same_figures(workload, models, tmp_path, sampler):
+    settings = {"sampler": sampler, "sampling_steps": 3}
+    whole, _ = evaluated(workload, models, tmp_path / "whole", **settings)
+    # Killed in the third chunk of the second model: 2 chunks of 2 batches of 3 steps, and one more batch, are made.
+    hook = interrupt(models["initial"], after=2 * 2 * 3 + 3 + 1)
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(workload, models, tmp_path, **settings)
+    hook.remove()
+    forbid(models["dense"])
+    kept = sorted(path.name for path in tmp_path.glob("cache/*/images/*"))
+    assert kept == ["000000-000008.safetensors", "000008-000016.safetensors"]
+    resumed, said = evaluated(workload, models, tmp_path, **settings)
+    assert resumed == whole
+    assert said[0].endswith("(from the cache)")
+    assert said[1] == "sampling initial: 16 of 22 images are in the cache"
+    for name in models:
+        grids = [folder / "out" / f"samples_{name}.png" for folder in (tmp_path, tmp_path / "whole")]
+        assert grids[0].read_bytes() == grids[1].read_bytes()
+
+
+def test_a_second_evaluation_takes_everything_from_the_cache(workload, models, tmp_path):
+    first, _ = evaluated(workload, models, tmp_path)
+    assert list(tmp_path.glob("cache/*/images")) == [], "images are kept only until the figures are known"
+    for model in models.values():
+        forbid(model)
+    again, said = evaluated(workload, models, tmp_path, folder=tmp_path / "elsewhere")
+    assert again == first
+    assert [text.endswith("(from the cache)") for text in said] == [True, True]
+    assert (tmp_path / "elsewhere" / "samples_initial.png").is_file()
+
+
+def test_figures_are_those_of_one_set_of_weights_and_one_protocol(workload, models, tmp_path):
+    report, _ = evaluated(workload, models, tmp_path)
+    assert model_hash(models["dense"]) != model_hash(models["initial"])
+    assert report["models"]["dense"] != report["models"]["initial"]
+    renamed = {"trial_7": models["initial"]}
+    assert evaluated(workload, renamed, tmp_path)[0]["models"]["trial_7"] == report["models"]["initial"]
+    longer, said = evaluated(workload, renamed, tmp_path, sampling_steps=4)
+    assert not said[-1].endswith("(from the cache)")
+    assert longer["models"]["trial_7"]["frechet_distance"] != report["models"]["initial"]["frechet_distance"]
+    search = replace(workload, budgets=replace(workload.budgets, max_samples=64))
+    _, said = evaluated(search, renamed, tmp_path)
+    assert said[-1].endswith("(from the cache)"), "the search's budget has no part in the figures of a given mask"
+
+
+@pytest.mark.parametrize("broken", ["figures.json", "samples.png"])
+@pytest.mark.parametrize("keep", [0, 0.5])
+def test_broken_figures_are_made_again(workload, models, tmp_path, broken, keep):
+    models = {"initial": models["initial"]}
+    first, _ = evaluated(workload, models, tmp_path)
+    (path,) = tmp_path.glob(f"cache/*/{broken}")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * keep)])
+    again, said = evaluated(workload, models, tmp_path)
+    assert again == first
+    assert not said[-1].endswith("(from the cache)")
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "of another shape"])
+def test_broken_chunks_are_made_again(workload, models, tmp_path, damage):
+    models = {"initial": models["initial"]}
+    whole, _ = evaluated(workload, models, tmp_path / "whole")
+    hook = interrupt(models["initial"], after=2 * 2 * 3)
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(workload, models, tmp_path)
+    hook.remove()
+    first, second = sorted(tmp_path.glob("cache/*/images/*"))
+    kept = first.read_bytes()
+    if damage == "of another shape":
+        comparison.ModelCache(tmp_path, models["initial"], {}).keep_images(range(1), torch.zeros(1, 1, 8, 8).byte())
+        (other,) = tmp_path.glob("*/images/*")
+        other.replace(first)
+    else:
+        first.write_bytes(kept[: len(kept) - 1 if damage == "truncated" else 0])
+    again, said = evaluated(workload, models, tmp_path)
+    assert again == whole
+    assert said[0] == "sampling initial: 8 of 22 images are in the cache"
+    assert not second.exists()
+
+
+def test_saved_images_are_complete_even_where_the_figures_are_known(workload, models, tmp_path):
+    models = {"dense": models["dense"]}
+    first, _ = evaluated(workload, models, tmp_path)
+    again, _ = evaluated(workload, models, tmp_path, save_images=True)
+    assert again == first
+    assert len(list((tmp_path / "out" / "images" / "dense").iterdir())) == 22
+    assert list(tmp_path.glob("cache/*/images")) == []
+
+
+def test_without_a_cache_the_figures_are_the_same_and_nothing_is_kept(workload, models, tmp_path):
+    models = {**models, "learned": models["initial"]}
+    report = compare_models(workload, models, device=CPU, folder=tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {f"samples_{name}.png" for name in models}
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+    cached, _ = evaluated(workload, models, tmp_path)
+    assert report == with_recovery(cached, "learned")
+    assert report["recovery"] == 0
+
+
+def test_recovery_is_that_of_the_named_network(workload):
+    losses = {"dense": 1.0, "initial": 3.0, "learned": 2.5, "trial_7": 1.5}
+    report = {"protocol": {}, "models": {name: {"test_loss": loss} for name, loss in losses.items()}}
+    assert with_recovery(report, "trial_7") == {**report, "recovery": 0.75, "loss_improvement": 0.5}
+    assert with_recovery(report, "learned")["recovery"] == 0.25
+    assert report.keys() == {"protocol", "models"}
+    with pytest.raises(MaskproError, match="models lacks 'trial_8', which recovery needs; there are: dense, initial"):
+        with_recovery(report, "trial_8")
+
+
+def test_the_protocol_names_all_that_figures_depend_on(workload, models, tmp_path):
+    record = evaluated(workload, {"dense": models["dense"]}, tmp_path)[0]["protocol"]
+    expected = {
+        "model_ema": "EMA weights",
+        "num_generated": 22,
+        "sampler": "ddim",
+        "sampling_steps": 3,
+        "timestep_spacing": "leading",
+        "eta": 0.0,
+        "frechet_features": "digits classifier, penultimate layer",
+        "frechet_resizing": "none",
+        "frechet_reference": "training and validation images",
+        "num_frechet_reference": 1497,
+        "device": "cpu",
+        "dtype": "float32",
+    }
+    assert {name: record[name] for name in expected} == expected
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["noise_schedule"]["variance_type"] == "fixed_small"
+    assert json.loads(json.dumps(record)) == record
+    (path,) = tmp_path.glob("cache/*/figures.json")
+    assert read_json(path)["protocol"].items() <= record.items()
+
+
+def test_other_images_or_another_noise_schedule_are_another_protocol(workload):
+    def record(changed):
+        return protocol(changed, None, CPU, sampler="ddim", sampling_steps=3)
+
+    images = workload.images
+    altered = images.train.clone()
+    altered[0, 0, 0, 0] += 1
+    for changed in ({"images": replace(images, train=altered)}, {"scheduler": DDPMScheduler(clip_sample=False)}):
+        assert record(replace(workload, **changed)) != record(workload)
+
+
+def test_ddpm_takes_every_step_of_the_noise_schedule_unless_told(workload, models, tmp_path):
+    workload = replace(workload, scheduler=DDPMScheduler(num_train_timesteps=6))
+    dense = {"dense": models["dense"]}
+    record = evaluated(workload, dense, tmp_path, sampler="ddpm", compute_frechet=False)[0]["protocol"]
+    assert (record["sampler"], record["sampling_steps"], record["eta"]) == ("ddpm", 6, None)
+    with pytest.raises(MaskproError, match="sampling_steps is 7; allowed: 1 to 6"):
+        evaluated(workload, dense, tmp_path, sampling_steps=7)
