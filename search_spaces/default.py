@@ -10,7 +10,8 @@ workload = "digits"
 pattern = "2:4"
 layout = "channel"
 num_trials = 12
-reduction_factor = 4  # a quarter of the trials goes on past a ninth and past four ninths of the budget
+num_reports = 27
+reduction_factor = 3  # the best third of those that have reached 1/27, 1/9 and 1/3 of the budget goes on
 
 param_space = {
     "estimator": "straight_through",

@@ -11,11 +11,11 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from maskpro.tuning.searcher import METRIC
+from maskpro.tuning.history import METRIC
 from maskpro.tuning.state import TrialSource
 
-# Beside a trial's own settings in its Tune config.
-NUMBER, SEED = "trial", "seed"
+# Beside a trial's own settings in its Tune config: number, seed, and what it goes on from ("": nothing).
+NUMBER, SEED, CHECKPOINT = "trial", "seed", "checkpoint"
 
 # Older checkpoints of a trial are removed; one more than the newest stays, for a kill between two writes.
 _CHECKPOINTS_KEPT = 2
@@ -42,9 +42,11 @@ class SourceSearcher(Searcher):
         """The config of the next trial."""
         record = self._source.next_trial()
         if record is None:
-            return Searcher.FINISHED
+            # A trial that still runs may let another one go on.
+            return Searcher.FINISHED if self._source.is_over else None
         self._numbers[trial_id] = record.number
-        return {**self._fixed, **record.params, NUMBER: record.number, SEED: record.seed}
+        own = {NUMBER: record.number, SEED: record.seed, CHECKPOINT: record.checkpoint}
+        return {**self._fixed, **record.params, **own}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The trial has ended and its checkpoint is safe; of one that died the callback knows more."""
@@ -87,12 +89,12 @@ class HistoryCallback(Callback):
     """Writes final reports, checkpoints and errors into the history.
 
     Args:
-        earlier: the checkpoints that unfinished trials go on from, by trial number.
+        checkpoints: the newest of each trial that has one, by its number.
     """
 
-    def __init__(self, source: TrialSource, earlier: Mapping[int, Checkpoint]):
+    def __init__(self, source: TrialSource, checkpoints: Mapping[int, Checkpoint]):
         self._source = source
-        self._checkpoints = {number: [checkpoint] for number, checkpoint in earlier.items()}
+        self._checkpoints = {number: [checkpoint] for number, checkpoint in checkpoints.items()}
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune's snapshots are never restored."""

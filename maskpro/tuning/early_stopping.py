@@ -1,30 +1,29 @@
-"""When a trial is stopped early, as Optuna pruners: a study holds every trial's reports, and so all that they judge by."""
+"""When a trial stops early, and which stopped one goes on after all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import insort
+from collections.abc import Callable, Iterable
 
 from optuna.pruners import BasePruner, MedianPruner, NopPruner
-from optuna.study import Study
-from optuna.trial import FrozenTrial
 
 from maskpro.errors import MaskproError
-
-# User attribute of a trial that runs a seed point.
-SEED_POINT = "seed_point"
+from maskpro.tuning.history import METRIC, TrialRecord
 
 
-class SuccessiveHalving(BasePruner):
-    """ASHA's stopping rule (Li et al. 2020, algorithm 2, in the variant that stops instead of pausing).
+class SuccessiveHalving:
+    """ASHA (Li et al. 2020, algorithm 2): a trial stops at a rung, and goes on once it is among the rung's best.
 
-    At a rung, a trial goes on if its value is among the best `n // reduction_factor` of the n values that the rung holds,
-    its own among them. Departures from Ray's and Optuna's schedulers, which is why neither is used:
+    With n values in a rung, the best `n // reduction_factor` go on to the next: none before there are `reduction_factor`
+    values, and a trial that was stopped may still go on when later, worse ones have filled the rung. Neither Ray's nor
+    Optuna's version does this: they stop for good, and let whoever comes first to a rung pass unjudged. Departures from the
+    paper:
 
-    - a rung judges only once it holds `reduction_factor` values: before, whoever comes second with a worse value would be
-      stopped on the evidence of one trial;
-    - a rung holds what trials reported *there*: a late report never fills a lower rung with a better, later value;
-    - seed points pass the first rung, where a large batch has made few steps and says little;
-    - what a rung holds is read off the study, so it survives whatever the study survives.
+    - seed points do not stop at the first rung, where a large batch has made few steps and says little;
+    - of equal values the earlier trial's counts as better: trials that change nothing all tie;
+    - failed trials count in no rung.
+
+    A rung holds what trials reported exactly there, so a late report never fills a lower one.
 
     Args:
         first_rung: samples at the lowest rung; the next ones lie at `reduction_factor` times the one before.
@@ -32,51 +31,65 @@ class SuccessiveHalving(BasePruner):
     """
 
     def __init__(self, *, first_rung: int, max_samples: int, reduction_factor: int):
-        self.reduction_factor = reduction_factor
-        self.rungs = []
+        self._reduction_factor = reduction_factor
+        self._rungs: dict[int, list[tuple[float, int]]] = {}
         rung = first_rung
         while rung < max_samples:
-            self.rungs.append(rung)
+            self._rungs[rung] = []
             rung *= reduction_factor
 
-    def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        """Whether `trial` ends at its last report."""
-        step = trial.last_step
-        if step not in self.rungs or (step == self.rungs[0] and SEED_POINT in trial.user_attrs):
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """Samples at each rung."""
+        return tuple(self._rungs)
+
+    def replay(self, records: Iterable[TrialRecord]) -> None:
+        """Take in what trials have reported."""
+        for record in records:
+            for samples, metrics in record.reports.items():
+                if not metrics.get("failure"):
+                    self._add(record.number, samples, metrics[METRIC])
+
+    def stops(self, record: TrialRecord, samples: int, value: float) -> bool:
+        """Take in a report of a trial; whether it stops there."""
+        self._add(record.number, samples, value)
+        if samples not in self._rungs or (record.seed_point is not None and samples == self.rungs[0]):
             return False
-        # Of two equal values the earlier trial's counts as better: trials that change nothing all tie.
-        rung = [
-            (other.intermediate_values[step], other.number)
-            for other in study.get_trials(deepcopy=False)
-            if step in other.intermediate_values
-        ]
-        own = (trial.intermediate_values[step], trial.number)
-        better = sum(value < own for value in rung)
-        return len(rung) >= self.reduction_factor and better >= len(rung) // self.reduction_factor
+        return record.number not in self._best(samples, lambda number: False)
+
+    def promotable(self, trials: dict[int, TrialRecord], is_waiting: Callable[[TrialRecord], bool]) -> TrialRecord | None:
+        """The stopped trial that goes on next: of the highest rung that has one, the best."""
+        for samples in reversed(self._rungs):
+            for number in self._best(samples, lambda number: bool(trials[number].failure)):
+                if trials[number].samples == samples and is_waiting(trials[number]):
+                    return trials[number]
+        return None
+
+    def _add(self, number: int, samples: int, value: float) -> None:
+        if samples in self._rungs:
+            insort(self._rungs[samples], (value, number))
+
+    def _best(self, samples: int, has_failed: Callable[[int], bool]) -> list[int]:
+        numbers = [number for _, number in self._rungs[samples] if not has_failed(number)]
+        return numbers[: len(numbers) // self._reduction_factor]
 
 
-def _asha(report_samples: int, max_samples: int, reduction_factor: int) -> BasePruner:
-    return SuccessiveHalving(first_rung=report_samples, max_samples=max_samples, reduction_factor=reduction_factor)
+# Each makes a pruner of (report_samples, reduction_factor); for "asha" there is successive halving besides.
+SCHEDULERS: dict[str, Callable[[int, int], BasePruner]] = {
+    "asha": lambda report_samples, reduction_factor: NopPruner(),
+    "median": lambda report_samples, reduction_factor: MedianPruner(
+        n_startup_trials=reduction_factor, n_warmup_steps=report_samples + 1, n_min_trials=reduction_factor
+    ),
+    "none": lambda report_samples, reduction_factor: NopPruner(),
+}
 
 
-def _median(report_samples: int, max_samples: int, reduction_factor: int) -> BasePruner:
-    return MedianPruner(n_startup_trials=reduction_factor, n_warmup_steps=report_samples + 1, n_min_trials=reduction_factor)
-
-
-def _none(report_samples: int, max_samples: int, reduction_factor: int) -> BasePruner:
-    return NopPruner()
-
-
-# Each makes a pruner of (report_samples, max_samples, reduction_factor).
-SCHEDULERS: dict[str, Callable[[int, int, int], BasePruner]] = {"asha": _asha, "median": _median, "none": _none}
-
-
-def make_pruner(scheduler: str, *, report_samples: int, max_samples: int, reduction_factor: int) -> BasePruner:
-    """The early stopping of a search.
+def make_pruner(scheduler: str, report_samples: int, reduction_factor: int) -> BasePruner:
+    """What a scheduler has Optuna stop for good.
 
     Raises:
         MaskproError: no such scheduler.
     """
     if scheduler not in SCHEDULERS:
         raise MaskproError(f"scheduler is {scheduler!r}; allowed: {', '.join(SCHEDULERS)}")
-    return SCHEDULERS[scheduler](report_samples, max_samples, reduction_factor)
+    return SCHEDULERS[scheduler](report_samples, reduction_factor)

@@ -21,7 +21,7 @@ from ray.tune import Callback, Checkpoint, CheckpointConfig, FailureConfig, RunC
 from maskpro.errors import MaskproError
 from maskpro.files import atomic_path, write_json, write_text
 from maskpro.tuning.adapters import NUMBER, HistoryCallback, SourceScheduler, SourceSearcher
-from maskpro.tuning.early_stopping import make_pruner
+from maskpro.tuning.early_stopping import SuccessiveHalving, make_pruner
 from maskpro.tuning.history import HISTORY_FILE, History, TrialRecord, drop_torn_line
 from maskpro.tuning.interruption import Interruption, interruptible, parse_duration
 from maskpro.tuning.monitor import SearchMonitor
@@ -30,11 +30,10 @@ from maskpro.tuning.search import EXPERIMENT_FILE, Search
 from maskpro.tuning.searcher import STUDY_FILE, SearchStudy
 from maskpro.tuning.shared import SharedValues, TrialContext, share_values
 from maskpro.tuning.state import Plan, PlannedTrials, SearchState, TrialSource
-from maskpro.tuning.trainable import MaskTrainable
+from maskpro.tuning.trainable import MaskTrainable, open_checkpoint
 
 TRIALS_FILE = "trials.csv"
 SPACE_FILE = "space.py"
-_TRIALS_FOLDER = "trials"
 _LOCK_FILE = "running.lock"
 
 # A trial whose process dies (a lost node, no memory) is started again elsewhere, so many times.
@@ -57,10 +56,29 @@ class Experiment:
         """See `tabulate_trials`."""
         return tabulate_trials(self.search.space.param_space, self.history.searched)
 
-    def is_complete(self) -> bool:
-        """True when the search has all its trials, and each has ended."""
-        searched = self.history.searched
-        return len(searched) >= self.history.num_trials and all(record.status != "unfinished" for record in searched)
+    def search_state(self) -> SearchState:
+        """What comes next, from the history alone."""
+        search, context = self.search, self.search.context
+        study = SearchStudy(
+            search.searcher,
+            distributions=search.space.distributions,
+            pruner=make_pruner(search.scheduler, context.report_samples, search.space.reduction_factor),
+            seed=search.options.seed,
+            num_seed_points=len(search.planned),
+        )
+        halving = SuccessiveHalving(
+            first_rung=context.report_samples,
+            max_samples=context.max_samples,
+            reduction_factor=search.space.reduction_factor,
+        )
+        return SearchState(
+            self.history,
+            study,
+            planned=search.planned,
+            seed=search.options.seed,
+            halving=halving if search.scheduler == "asha" else None,
+            min_completed=0 if search.is_replay else search.options.promote_top_k,
+        )
 
     def is_left(self, plans: Sequence[Plan]) -> bool:
         """True when one of the planned trials has yet to be run or finished."""
@@ -68,8 +86,7 @@ class Experiment:
 
     def checkpoint(self, record: TrialRecord) -> Checkpoint:
         """The newest checkpoint of a trial that has one."""
-        filesystem, root = trial_storage(self.search)
-        return Checkpoint(f"{root}/{record.checkpoint}", filesystem=filesystem)
+        return open_checkpoint(self.search.context.storage, record.checkpoint)
 
 
 @contextmanager
@@ -128,17 +145,6 @@ def check_writable(search: Search) -> None:
             ) from error
 
 
-def trial_storage(search: Search) -> tuple[pyarrow.fs.FileSystem, str]:
-    """File system and folder of the trials' checkpoints."""
-    options = search.options
-    filesystem, root = pyarrow.fs.FileSystem.from_uri(options.storage_path or str(options.folder))
-    return filesystem, f"{root}/{_storage_name(search)}"
-
-
-def _storage_name(search: Search) -> str:
-    return search.options.experiment if search.options.storage_path else _TRIALS_FOLDER
-
-
 @dataclass(kw_only=True)
 class Session:
     """Ray, and what the trials of this session share; made by `running_session`."""
@@ -151,51 +157,35 @@ class Session:
 
     def run_search(self) -> bool:
         """Run what is left of the search; True when it is complete."""
-        experiment, search = self.experiment, self.experiment.search
-        context = self.context
-        pruner = make_pruner(
-            search.scheduler,
-            report_samples=context.report_samples,
-            max_samples=context.max_samples,
-            reduction_factor=search.space.reduction_factor,
-        )
-        study = SearchStudy(
-            search.searcher,
-            distributions=search.space.distributions,
-            pruner=pruner,
-            seed=search.options.seed,
-            num_seed_points=len(search.planned),
-        )
-        state = SearchState(experiment.history, study, planned=search.planned, seed=search.options.seed)
-        study.write(experiment.folder / STUDY_FILE)
-        history = experiment.history
-        left = history.num_trials - sum(record.status != "unfinished" for record in history.searched)
-        self._fit(state, num_trials=left, shown=history.num_trials)
-        return experiment.is_complete()
+        state = self.experiment.search_state()
+        state.study.write(self.experiment.folder / STUDY_FILE)
+        self._fit(state, shown=self.experiment.history.num_trials)
+        state.study.write(self.experiment.folder / STUDY_FILE)
+        return self.experiment.search_state().is_over
 
     def run_planned(self, plans: Sequence[Plan]) -> bool:
         """Run trials beside the search to their full budget, but for those that have been run; True when all are done."""
         history = self.experiment.history
         trials = PlannedTrials(history, plans)
-        self._fit(trials, num_trials=trials.num_left, shown=len(history.trials) + trials.num_left)
+        self._fit(trials, shown=len(history.trials) + trials.num_left)
         return not self.experiment.is_left(plans)
 
-    def _fit(self, source: TrialSource, *, num_trials: int, shown: int) -> None:
-        if num_trials <= 0 or self.interruption.reason:
+    def _fit(self, source: TrialSource, *, shown: int) -> None:
+        if source.is_over or self.interruption.reason:
             return
         search, history = self.experiment.search, self.experiment.history
-        unfinished = [record for record in history.unfinished if record.checkpoint]
-        checkpoints = {record.number: self.experiment.checkpoint(record) for record in unfinished}
-        context = replace(self.context, checkpoints={number: point.path for number, point in checkpoints.items()})
+        checkpoints = {
+            record.number: self.experiment.checkpoint(record) for record in history.trials.values() if record.checkpoint
+        }
+        storage, _, name = self.context.storage.rpartition("/")
         run_trials(
             source,
-            trainable=tune.with_parameters(MaskTrainable, context=context, shared=self.shared),
+            trainable=tune.with_parameters(MaskTrainable, context=self.context, shared=self.shared),
             fixed=search.space.fixed,
-            num_trials=num_trials,
             resources=self.resources,
             max_concurrent=search.options.max_concurrent,
-            storage_path=search.options.storage_path or str(self.experiment.folder),
-            name=_storage_name(search),
+            storage_path=storage,
+            name=name,
             callbacks=[
                 HistoryCallback(source, checkpoints),
                 SearchMonitor(history, num_trials=shown),
@@ -209,7 +199,6 @@ def run_trials(
     *,
     trainable: Any,
     fixed: Mapping[str, Any],
-    num_trials: int,
     resources: TrialResources,
     max_concurrent: int | None,
     storage_path: str,
@@ -217,16 +206,14 @@ def run_trials(
     callbacks: list[Callback],
 ) -> None:
     """Run the trials of `source` with Ray Tune until there are no more or somebody asks for the end."""
-    session = source.history.num_sessions
 
     def trial_folder(trial: Any) -> str:
-        # A trial that goes on in another session never writes over what it goes on from.
-        return source.history.trials[trial.config[NUMBER]].name + (f"_session{session}" if session > 1 else "")
+        return source.history.trials[trial.config[NUMBER]].folder
 
     Tuner(
         tune.with_resources(trainable, resources.request),
         tune_config=TuneConfig(
-            num_samples=num_trials,
+            num_samples=-1,  # until the source has no more
             search_alg=SourceSearcher(source, fixed),
             scheduler=SourceScheduler(source),
             # As many as fit: one more would be suggested early, without the results of those that still run. Tune also

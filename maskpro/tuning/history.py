@@ -7,6 +7,7 @@ anything acts on it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from typing import Any, Literal
 from maskpro.errors import MaskproError
 
 HISTORY_FILE = "history.jsonl"
+# What a search minimises.
+METRIC = "val_loss"
 Status = Literal["completed", "stopped", "failed", "unfinished"]
 
 
@@ -31,7 +34,9 @@ class TrialRecord:
         seed: of its calibration samples and sampled masks.
         reports: metrics by samples seen.
         samples: calibration samples seen at the last report.
-        stopped: True once it was told to end early.
+        stopped: True while it waits at a rung, or has ended there.
+        stopped_at: samples at its last stop, after which it may have gone on; None: it never stopped.
+        parts: how often it was started: once, and again after each stop, kill or end of a session.
         checkpoint: newest one, relative to the folder of the trials' storage; "" where there is none.
         checkpoint_samples: samples seen when it was made.
         error: why it died; "" where it didn't.
@@ -44,14 +49,21 @@ class TrialRecord:
     reports: dict[int, dict[str, Any]] = field(default_factory=dict)
     samples: int = 0
     stopped: bool = False
+    stopped_at: int | None = None
+    parts: int = 1
     checkpoint: str = ""
     checkpoint_samples: int = -1
     error: str = ""
 
     @property
     def name(self) -> str:
-        """Of the trial and of its folder."""
+        """Of the trial, whatever its part."""
         return f"trial_{self.number:05d}"
+
+    @property
+    def folder(self) -> str:
+        """Of the trial's part: it never writes over what it goes on from."""
+        return self.name if self.parts == 1 else f"{self.name}_part{self.parts}"
 
     @property
     def last(self) -> dict[str, Any]:
@@ -98,8 +110,11 @@ class History:
         self.num_trials = 0
         self.num_sessions = 0
         if path is not None and path.exists():
-            for event in read_events(path):
-                self._apply(event)
+            for number, event in enumerate(read_events(path), 1):
+                try:
+                    self._apply(event)
+                except (LookupError, TypeError) as error:
+                    raise _broken(path, number, f"{type(error).__name__}: {error}") from error
 
     @property
     def searched(self) -> list[TrialRecord]:
@@ -125,6 +140,11 @@ class History:
         self._append(event="trial", trial=number, params=params, source=source, seed=seed)
         return self.trials[number]
 
+    def go_on(self, number: int, *, promoted: bool) -> TrialRecord:
+        """A trial that was interrupted, or (promoted) one that was stopped, goes on from its checkpoint."""
+        self._append(event="go_on", trial=number, promoted=promoted)
+        return self.trials[number]
+
     def report(self, number: int, metrics: dict[str, Any], *, stopped: bool) -> None:
         """A trial has reported `metrics`, and was told to stop or not."""
         self._append(event="report", trial=number, metrics=metrics, stopped=stopped)
@@ -139,10 +159,13 @@ class History:
 
     def _append(self, **event: Any) -> None:
         if self._path is not None:
-            line = json.dumps(event, allow_nan=False) + "\n"
+            line = (json.dumps(event, allow_nan=False) + "\n").encode()
             # One write, so that a kill leaves whole lines but for the last; that one is dropped when read.
             with self._path.open("ab", buffering=0) as file:
-                file.write(line.encode())
+                whole = file.tell()
+                if file.write(line) != len(line):  # the disk is full; half a line would break the next one
+                    file.truncate(whole)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
                 os.fsync(file.fileno())
         self._apply(event)
 
@@ -162,6 +185,11 @@ class History:
                 record.samples = event["metrics"]["num_samples_seen"]
                 record.reports[record.samples] = event["metrics"]
                 record.stopped = event["stopped"]
+                if record.stopped:
+                    record.stopped_at = record.samples
+            elif kind == "go_on":
+                record.stopped = record.stopped and not event["promoted"]
+                record.parts += 1
             elif kind == "checkpoint":
                 record.checkpoint, record.checkpoint_samples = event["path"], event["samples"]
             elif kind == "error":
@@ -179,9 +207,11 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
         try:
             yield json.loads(line)
         except ValueError as error:
-            raise MaskproError(
-                f"{path} is broken in line {number} ({error}); allowed: a history as it was written"
-            ) from error
+            raise _broken(path, number, str(error)) from error
+
+
+def _broken(path: Path, number: int, why: str) -> MaskproError:
+    return MaskproError(f"{path} is broken in line {number} ({why}); allowed: a history as it was written")
 
 
 def drop_torn_line(path: Path) -> None:

@@ -36,7 +36,7 @@ def run_main_job(search: Search, *, resume: bool, extend: int = 0) -> int:
 
 def _run_trials(experiment: Experiment) -> str:
     """Run what is left; why it was ended before it was complete, or ""."""
-    if experiment.is_complete() and not experiment.is_left(confirmation_plans(experiment)):
+    if experiment.search_state().is_over and not experiment.is_left(confirmation_plans(experiment)):
         return ""
     with running_session(experiment) as session:
         if session.run_search() and session.run_planned(confirmation_plans(experiment)):

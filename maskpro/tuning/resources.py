@@ -36,7 +36,8 @@ def start_ray(address: str | None, *, cpus: float, gpus: float | None) -> TrialR
     _check_address(address)
     try:
         started = ray.init(
-            address=address,
+            # Without "local" it would join whatever Ray happens to run on this machine.
+            address=address or "local",
             include_dashboard=None if address else True,
             log_to_driver=False,
             logging_level="ERROR",

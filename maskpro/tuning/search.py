@@ -134,7 +134,12 @@ class Search:
     def scheduler(self) -> str:
         """What stops trials early; seed points alone, or a replay, are run as they stand."""
         named = self.options.scheduler or (None if self.options.only_seed_points else self.space.scheduler)
-        return "none" if any(plan.samples for plan in self.planned) else named or "none"
+        return "none" if self.is_replay else named or "none"
+
+    @property
+    def is_replay(self) -> bool:
+        """True for a search that follows where another one's trials were stopped."""
+        return any(plan.samples for plan in self.planned)
 
     @property
     def searcher(self) -> str:
@@ -234,7 +239,7 @@ def _context(options: SearchOptions, space: SearchSpace, workload: Workload, max
         ),
         baseline_targets=tuple(targets) if "policy_gradient" in estimators else (),
         table_samples=min(max(space.choices("dataset_size", TrainerConfig().dataset_size)), max_samples),
-        storage_path=options.storage_path,
+        storage=f"{options.storage_path}/{options.experiment}" if options.storage_path else f"{options.folder}/trials",
         cpus=options.cpus_per_trial,
     )
 

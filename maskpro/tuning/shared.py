@@ -39,8 +39,7 @@ class TrialContext:
         formats: all that the search space allows.
         baseline_targets: what the policy gradient is trained against, if the space has it at all.
         table_samples: calibration samples that a trial can see.
-        checkpoints: where unfinished trials go on from: folder by trial number.
-        storage_path: of the folders; None: they are paths of this machine.
+        storage: folder of the trials' checkpoints, a path or a URI.
         gpu_share: of one GPU, that a trial may fill.
     """
 
@@ -54,8 +53,7 @@ class TrialContext:
     formats: tuple[MaskFormat, ...]
     baseline_targets: tuple[Target, ...] = ()
     table_samples: int = 0
-    checkpoints: dict[int, str] = field(default_factory=dict)
-    storage_path: str | None = None
+    storage: str = ""
     cpus: float = 1.0
     gpu_share: float = 1.0
 

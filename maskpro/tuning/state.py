@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from maskpro.tuning.history import History, TrialRecord
-from maskpro.tuning.searcher import METRIC, SearchStudy
+from maskpro.tuning.early_stopping import SuccessiveHalving
+from maskpro.tuning.history import METRIC, History, TrialRecord
+from maskpro.tuning.searcher import SearchStudy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +32,17 @@ class TrialSource(Protocol):
     history: History
 
     def next_trial(self) -> TrialRecord | None:
-        """The next trial to run: an unfinished one that nobody runs yet, else a new one; None: no more."""
+        """The next trial to run: one that goes on from its checkpoint, or a new one; None: none for now."""
+
+    @property
+    def is_over(self) -> bool:
+        """True when nothing runs and nothing is left to run."""
 
     def report(self, number: int, metrics: Mapping[str, Any]) -> bool:
         """Take in a trial's report; whether the trial ends early on it. The same report twice gets the same answer."""
 
     def finish(self, number: int) -> None:
-        """A trial has ended, in whatever way."""
+        """A trial has stopped or ended, in whatever way."""
 
 
 class SearchState:
@@ -46,21 +51,40 @@ class SearchState:
     Args:
         planned: of the trials 1, 2, ..., such as the seed points.
         seed: of the trials that the study suggests.
+        halving: stops trials, and says which go on after all; None: the study's pruner alone stops them, for good.
+        min_completed: trials that run to their full budget in any case: the best stopped ones go on where too few have.
     """
 
-    def __init__(self, history: History, study: SearchStudy, *, planned: Sequence[Plan], seed: int):
+    def __init__(
+        self,
+        history: History,
+        study: SearchStudy,
+        *,
+        planned: Sequence[Plan],
+        seed: int,
+        halving: SuccessiveHalving | None = None,
+        min_completed: int = 1,
+    ):
         self.history = history
-        self._study = study
+        self.study = study
         self._planned = planned
         self._seed = seed
+        self._halving = halving
+        self._min_completed = min_completed
         study.replay(history)
+        if halving is not None:
+            halving.replay(history.searched)
         self._limits = {record.number: plan.samples for record, plan in zip(history.searched, planned, strict=False)}
-        self._waiting = [record for record in history.unfinished if not record.is_confirmation]
+        self._interrupted = [record for record in history.searched if record.status == "unfinished"]
+        self._live: set[int] = set()
 
     def next_trial(self) -> TrialRecord | None:
         """See TrialSource."""
-        if self._waiting:
-            return self._waiting.pop(0)
+        record = self._to_go_on()
+        if record is not None:
+            self._interrupted = self._interrupted[1:]
+            self._live.add(record.number)
+            return self.history.go_on(record.number, promoted=record.status == "stopped")
         started = len(self.history.searched)
         if started >= self.history.num_trials:
             return None
@@ -69,26 +93,60 @@ class SearchState:
             record = self.history.start(dict(plan.params), source=plan.source, seed=plan.seed)
             self._limits[record.number] = plan.samples
         else:
-            params = self._study.suggest(max(self.history.trials, default=0) + 1)
-            record = self.history.start(params, source=self._study.searcher, seed=self._seed)
-        self._study.begin(record)
+            # Confirmations take numbers too, but what is suggested does not depend on them.
+            params = self.study.suggest(max(self.history.trials, default=0) + 1, place=started + 1)
+            record = self.history.start(params, source=self.study.searcher, seed=self._seed)
+        self._live.add(record.number)
+        self.study.begin(record)
         return record
+
+    @property
+    def is_over(self) -> bool:
+        """True when nothing runs and nothing is left to run."""
+        return not self._live and len(self.history.searched) >= self.history.num_trials and self._to_go_on() is None
+
+    def _to_go_on(self) -> TrialRecord | None:
+        """An interrupted trial, or a stopped one that goes on after all."""
+        if self._interrupted:
+            return self._interrupted[0]
+        if self._halving is not None:
+            promoted = self._halving.promotable(self.history.trials, self._waits)
+            if promoted is not None:
+                return promoted
+        return None if self._live or len(self.history.searched) < self.history.num_trials else self._last_chance()
+
+    def _waits(self, record: TrialRecord) -> bool:
+        return record.status == "stopped" and record.number not in self._live
+
+    def _last_chance(self) -> TrialRecord | None:
+        """The best of the stopped trials that came furthest, where too few have run to their full budget."""
+        if sum(record.status == "completed" for record in self.history.searched) >= self._min_completed:
+            return None
+        waiting = [record for record in self.history.searched if self._waits(record)]
+        return min(waiting, key=lambda record: (-record.samples, record.last[METRIC]), default=None)
 
     def report(self, number: int, metrics: Mapping[str, Any]) -> bool:
         """See TrialSource."""
         record = self.history.trials[number]
         samples = metrics["num_samples_seen"]
         if samples in record.reports:  # the trial went back to its last checkpoint, and is told what it was told before
+            _note_failure(self.history, record, metrics)
             return record.stopped and samples == record.samples
-        stopped = not metrics["done"] and (
-            self._study.should_stop(number, samples, metrics[METRIC]) or samples >= (self._limits.get(number) or math.inf)
-        )
+        stopped = self._stops(record, samples, metrics) and not metrics["done"]
         self.history.report(number, plain_metrics(metrics), stopped=stopped)
         return stopped
 
+    def _stops(self, record: TrialRecord, samples: int, metrics: Mapping[str, Any]) -> bool:
+        value, limit = metrics[METRIC], self._limits.get(record.number)
+        stops = self.study.should_stop(record.number, samples, value) or (limit is not None and samples >= limit)
+        if self._halving is not None and not metrics.get("failure"):
+            stops |= self._halving.stops(record, samples, value)
+        return stops
+
     def finish(self, number: int) -> None:
         """See TrialSource."""
-        self._study.finish(self.history.trials[number])
+        self._live.discard(number)
+        self.study.finish(self.history.trials[number])
 
 
 class PlannedTrials:
@@ -100,6 +158,7 @@ class PlannedTrials:
         self._planned = [plan for plan in planned if (plan.source, plan.seed) not in done]
         sources = {plan.source for plan in planned}
         self._waiting = [record for record in history.unfinished if record.source in sources]
+        self._live: set[int] = set()
 
     @property
     def num_left(self) -> int:
@@ -109,20 +168,39 @@ class PlannedTrials:
     def next_trial(self) -> TrialRecord | None:
         """See TrialSource."""
         if self._waiting:
-            return self._waiting.pop(0)
-        if not self._planned:
+            record = self.history.go_on(self._waiting.pop(0).number, promoted=False)
+        elif self._planned:
+            plan = self._planned.pop(0)
+            record = self.history.start(dict(plan.params), source=plan.source, seed=plan.seed)
+        else:
             return None
-        plan = self._planned.pop(0)
-        return self.history.start(dict(plan.params), source=plan.source, seed=plan.seed)
+        self._live.add(record.number)
+        return record
+
+    @property
+    def is_over(self) -> bool:
+        """See TrialSource."""
+        return not self._live and not self.num_left
 
     def report(self, number: int, metrics: Mapping[str, Any]) -> bool:
         """See TrialSource."""
-        if metrics["num_samples_seen"] not in self.history.trials[number].reports:
+        record = self.history.trials[number]
+        if metrics["num_samples_seen"] in record.reports:
+            _note_failure(self.history, record, metrics)
+        else:
             self.history.report(number, plain_metrics(metrics), stopped=False)
         return False
 
     def finish(self, number: int) -> None:
         """See TrialSource."""
+        self._live.discard(number)
+
+
+def _note_failure(history: History, record: TrialRecord, metrics: Mapping[str, Any]) -> None:
+    """A trial that fails where it had reported before it went back has ended, and would else be waited for."""
+    failure = metrics.get("failure")
+    if failure and not record.failure:
+        history.error(record.number, failure)
 
 
 # Of what a trial reports, what the history keeps.

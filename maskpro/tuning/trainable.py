@@ -16,7 +16,7 @@ from maskpro.evaluation.comparison import loss_improvement, recovery
 from maskpro.files import read_json, write_json
 from maskpro.objectives import Objective, SampleValues, baseline_losses, teacher_outputs
 from maskpro.trainer import MaskTrainer, NonFiniteLossError, TrainerConfig
-from maskpro.tuning.adapters import NUMBER, SEED
+from maskpro.tuning.adapters import CHECKPOINT, NUMBER, SEED
 from maskpro.tuning.shared import MaskFormat, SharedValues, TrialContext, initial_masked, prepare_process, table
 
 TENSORS_FILE = "state.safetensors"
@@ -54,7 +54,7 @@ class MaskTrainable(Trainable):
         self._trainer = None  # frees the last trial's memory before the next one takes its own
         self._seconds = 0.0
         settings = dict(config)
-        number, seed = settings.pop(NUMBER), settings.pop(SEED)
+        _, seed, checkpoint = (settings.pop(name) for name in (NUMBER, SEED, CHECKPOINT))
         form = MaskFormat(settings.pop("pattern", context.pattern), settings.pop("layout", context.layout))
         targets = split_targets(settings.pop("targets", None)) or context.targets
         trainer_config = TrainerConfig(**settings, budget_samples=context.max_samples, seed=seed)
@@ -69,15 +69,9 @@ class MaskTrainable(Trainable):
             baseline=self._baseline(trainer_config, objective, form),
             initial_val_loss=self._initial_val_loss,
         )
-        if number in context.checkpoints:
-            self._load(context.checkpoints[number])
-
-    def _load(self, path: str) -> None:
-        filesystem = None
-        if self._context.storage_path is not None:
-            filesystem, _ = pyarrow.fs.FileSystem.from_uri(self._context.storage_path)
-        with Checkpoint(path, filesystem=filesystem).as_directory() as folder:
-            self.load_checkpoint(folder)
+        if checkpoint:
+            with open_checkpoint(context.storage, checkpoint).as_directory() as folder:
+                self.load_checkpoint(folder)
 
     def _running_trainer(self) -> MaskTrainer:
         assert self._trainer is not None
@@ -159,6 +153,12 @@ class MaskTrainable(Trainable):
         counters = read_json(Path(checkpoint_dir) / COUNTERS_FILE)
         self._seconds = counters["seconds"]
         self._running_trainer().load_state_dict(tensors, counters["trainer"])
+
+
+def open_checkpoint(storage: str, path: str) -> Checkpoint:
+    """The checkpoint at `path` in the trials' storage, a folder or a URI."""
+    filesystem, root = pyarrow.fs.FileSystem.from_uri(storage)
+    return Checkpoint(f"{root}/{path}", filesystem=filesystem)
 
 
 def split_targets(text: str | None) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from optuna.trial import create_trial
 
 from maskpro.errors import MaskproError
 from maskpro.tuning.space import load_space
@@ -40,7 +41,51 @@ def test_the_ready_made_spaces_hold_the_five_configurations(path):
 def test_a_small_space_gets_defaults(tmp_path):
     space = load_space(write(tmp_path, GOOD))
     assert (space.workload, space.pattern, space.layout, space.targets) == ("digits", "2:4", "channel", ("all",))
+    assert (space.searcher, space.scheduler, space.num_reports, space.reduction_factor) == ("optuna", "asha", 9, 3)
     assert space.describe()["param_space"]["batch_size"]["attributes"] == {"choices": [16, 32]}
+
+
+def test_a_space_names_its_searcher_and_its_early_stopping(tmp_path):
+    text = GOOD + "searcher = 'random'\nscheduler = 'median'\nnum_reports = 4\nreduction_factor = 2"
+    space = load_space(write(tmp_path, text))
+    assert (space.searcher, space.scheduler, space.num_reports, space.reduction_factor) == ("random", "median", 4, 2)
+    described = space.describe()
+    assert (described["searcher"], described["scheduler"], described["num_reports"]) == ("random", "median", 4)
+
+
+FORMATS = """
+param_space |= {
+    "pattern": tune.choice(["2:4", "1:4", "4:8"]),
+    "layout": tune.choice(["channel", "flattened"]),
+    "targets": tune.choice(["all", "conv attn"]),
+}
+seed_points[0] |= {"pattern": "2:4", "layout": "channel", "targets": "all"}
+"""
+
+
+def test_the_format_of_the_mask_can_be_searched_like_any_parameter(tmp_path):
+    space = load_space(write(tmp_path, GOOD + FORMATS))
+    assert space.domains.keys() == {"lr", "batch_size", "pattern", "layout", "targets"}
+    assert space.choices("pattern", space.pattern) == ("2:4", "1:4", "4:8")
+    assert space.choices("layout", space.layout) == ("channel", "flattened")
+    assert space.choices("targets", None) == ("all", "conv attn")
+    assert space.seed_points[0]["layout"] == "channel"
+
+
+def test_the_format_of_the_mask_can_be_fixed_beside_the_searched_parameters(tmp_path):
+    space = load_space(write(tmp_path, GOOD + "param_space |= {'pattern': '1:4', 'target': 'noise'}"))
+    assert space.fixed == {"pattern": "1:4", "target": "noise"}
+    assert space.choices("pattern", space.pattern) == ("1:4",)
+    assert space.choices("layout", space.layout) == ("channel",)
+
+
+def test_every_seed_point_that_is_let_through_can_be_told_to_optuna(tmp_path):
+    text = (
+        GOOD + FORMATS + "param_space |= {'dataset_size': tune.lograndint(100, 200), 'logits': tune.uniform(1.0, 10.0)}\n"
+    )
+    space = load_space(write(tmp_path, text + "seed_points[0] |= {'dataset_size': 199, 'logits': 10}"))
+    for point in space.seed_points:
+        assert create_trial(params=point, distributions=space.distributions, value=0.0).params == point
 
 
 @pytest.mark.parametrize(
@@ -61,7 +106,7 @@ def test_a_small_space_gets_defaults(tmp_path):
         ),
         (GOOD + "param_space['lr'] = -0.5", r"param_space\['lr'\]: lr is -0.5; allowed"),
         (GOOD + "param_space['lr'] = tune.randn(1, 1)", r"param_space\['lr'\] can't be searched"),
-        (GOOD + "param_space['lr'] = tune.grid_search([1.0])", r"param_space\['lr'\]: lr is {'grid_search'"),
+        (GOOD + "param_space['lr'] = tune.grid_search([1.0])", r"param_space\['lr'\] is {'grid_search'.*nothing nested"),
         (
             GOOD + "param_space['target'] = 'student'",
             r"param_space\['target'\]: target is 'student'; allowed: teacher, noise",
@@ -85,6 +130,31 @@ def test_a_small_space_gets_defaults(tmp_path):
         (GOOD + "layout = 'rows'", "layout is 'rows'; allowed: channel, flattened"),
         (GOOD + "num_trials = 0", "num_trials is 0; allowed: a whole number of at least 1"),
         (GOOD + "max_samples = 1.5", "max_samples is 1.5; allowed"),
+        (GOOD + "num_reports = 0", "num_reports is 0; allowed: a whole number of at least 1"),
+        (GOOD + "num_reports = '9'", "num_reports is '9'; allowed: a whole number of at least 1"),
+        (GOOD + "reduction_factor = 1", "reduction_factor is 1; allowed: a whole number of at least 2"),
+        (GOOD + "searcher = 'hyperopt'", "searcher is 'hyperopt'; allowed: optuna, random"),
+        (GOOD + "scheduler = 'hyperband'", "scheduler is 'hyperband'; allowed: asha, median, none"),
+        (GOOD + "scheduler = None", "scheduler is None; allowed: asha, median, none"),
+        (GOOD + "def param_space(trial): return {}", "param_space is a function; allowed: a dictionary"),
+        (GOOD + "param_space = lambda trial: {}", "param_space is a function; allowed: a dictionary"),
+        (GOOD + "param_space['lr'] = {'low': 1.0}", r"param_space\['lr'\] is {'low': 1.0}; allowed: one value or one"),
+        (
+            GOOD + "param_space['lr'] = {'low': tune.uniform(1.0, 2.0)}",
+            r"param_space\['lr'\] is {'low': .*}; allowed: one value or one tune domain \(nothing nested\)",
+        ),
+        (GOOD + "param_space['lr'] = tune.sample_from(lambda c: 1)", r"param_space\['lr'\] can't be searched .*; allowed"),
+        (
+            GOOD + "param_space['pattern'] = tune.choice(['2:4', '5:4'])",
+            r"param_space\['pattern'\]: pattern is 5:4; allowed: n:m with 0 < n < m",
+        ),
+        (
+            GOOD + "param_space['layout'] = 'rows'",
+            r"param_space\['layout'\]: layout is 'rows'; allowed: channel, flattened",
+        ),
+        (GOOD + "param_space['targets'] = ' '", r"param_space\['targets'\]: targets is ' '; allowed: a text"),
+        (GOOD + FORMATS + "seed_points[0]['pattern'] = '1:2'", "seed point 1 has pattern = '1:2', outside param_space"),
+        (GOOD + FORMATS + "del seed_points[0]['layout']", "seed point 1 does not name layout; allowed: exactly lr"),
     ],
 )
 def test_mistakes_are_named_with_file_field_and_value(tmp_path, text, message):
@@ -93,6 +163,27 @@ def test_mistakes_are_named_with_file_field_and_value(tmp_path, text, message):
         load_space(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "param_space['lr'] = tune.choice([1.0, {'low': 1.0}])",
+            r"param_space\['lr'\] is {'low': 1.0}; allowed: one value",
+        ),
+        (
+            "param_space['targets'] = tune.choice([['attn']])",
+            r"param_space\['targets'\]: targets is \['attn'\]; allowed: a text",
+        ),
+    ],
+)
+def test_a_choice_of_lists_or_dictionaries_is_refused(tmp_path, text, message):
+    with (
+        pytest.raises(MaskproError, match=message),
+        pytest.warns(UserWarning, match="Choices for a categorical distribution should be a tuple of None, bool, int"),
+    ):
+        load_space(write(tmp_path, GOOD + text))
 
 
 def test_a_missing_space_file_is_named(tmp_path):

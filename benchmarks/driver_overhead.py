@@ -1,0 +1,152 @@
+"""What a search costs its driver: trials that do nothing, through the very machinery of the main job.
+
+python benchmarks/driver_overhead.py --trials 2000
+"""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from ray.tune import Callback, Trainable
+
+from benchmarks.report import hardware_line, print_table
+from maskpro.cli import run_command
+from maskpro.tuning.adapters import NUMBER, HistoryCallback
+from maskpro.tuning.experiment import run_trials
+from maskpro.tuning.history import HISTORY_FILE, History
+from maskpro.tuning.monitor import SearchMonitor
+from maskpro.tuning.resources import start_ray
+from maskpro.tuning.searcher import STUDY_FILE, SearchStudy
+from maskpro.tuning.space import load_space
+from maskpro.tuning.state import SearchState
+
+_UNIT = 100
+
+
+class NoOpTrial(Trainable):
+    """Reports a made-up falling loss at once, and saves a state of a few bytes."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Start at zero samples."""
+        self._samples = 0
+        self._level = 0.5 + 0.5 * ((config[NUMBER] * 7919) % 1000) / 1000
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Start again."""
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """One report."""
+        self._samples += _UNIT
+        loss = self._level / (1 + self._samples / _UNIT)
+        names = ("val_loss_now", "best_val_loss", "train_loss", "recovery", "loss_improvement")
+        return {
+            "num_samples_seen": self._samples,
+            "val_loss": loss,
+            **dict.fromkeys(names, loss),
+            "initial_val_loss": 1.0,
+            "changed_share": 0.01,
+            "seconds": 0.0,
+            "failure": "",
+            "done": self._samples >= self.config["max_samples"],
+        }
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """As small as can be: the cost of real states is the storage's."""
+        (Path(checkpoint_dir) / "state.json").write_text(str(self._samples))
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        """Go on."""
+        self._samples = int((Path(checkpoint_dir) / "state.json").read_text())
+
+
+class _Clock(Callback):
+    """Wall time, reports and memory at every hundredth trial's end."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, float, int, float]] = []
+        self._ended = self._reports = 0
+        self._started = time.monotonic()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def setup(self, *args: Any, **info: Any) -> None:
+        """The clock runs from the search's start."""
+        self._started = time.monotonic()
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        """Count."""
+        self._reports += 1
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note."""
+        self._ended += 1
+        if self._ended % 100 == 0:
+            self.rows.append((self._ended, time.monotonic() - self._started, self._reports, _resident_mib()))
+
+
+def _resident_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def main(
+    trials: Annotated[int, typer.Option(help="How many.")] = 2000,
+    reports: Annotated[int, typer.Option(help="Of a trial that runs to the end.")] = 9,
+    slots: Annotated[int, typer.Option(help="Trials at a time.")] = 2,
+    space: Annotated[Path, typer.Option(help="Its parameters are suggested.")] = Path("search_spaces/default.py"),
+) -> None:
+    """Run no-op trials and print milliseconds per report and the driver's memory as the search grows."""
+    loaded = load_space(space)
+    folder = Path(tempfile.mkdtemp(prefix="maskpro-overhead-"))
+    history = History(folder / HISTORY_FILE)
+    history.session(trials, time="")
+    max_samples = reports * _UNIT
+    study = SearchStudy.of(
+        loaded.searcher,
+        scheduler="asha",
+        distributions=loaded.distributions,
+        seed=0,
+        num_seed_points=0,
+        report_samples=_UNIT,
+        max_samples=max_samples,
+        reduction_factor=loaded.reduction_factor,
+    )
+    state = SearchState(history, study, planned=(), seed=0)
+    study.write(folder / STUDY_FILE)
+    resources = start_ray(None, cpus=1.0, gpus=0.0)
+    clock = _Clock()
+    run_trials(
+        state,
+        trainable=NoOpTrial,
+        fixed={"max_samples": max_samples},
+        resources=resources,
+        max_concurrent=slots,
+        storage_path=str(folder),
+        name="trials",
+        callbacks=[HistoryCallback(state, {}), SearchMonitor(history, num_trials=trials), clock],
+    )
+    rows = [
+        {
+            "trials ended": ended,
+            "reports": count,
+            "seconds": round(seconds, 1),
+            "ms per report": round(1000 * (seconds - before[1]) / max(1, count - before[2]), 1),
+            "driver MiB": round(memory),
+        }
+        for before, (ended, seconds, count, memory) in zip([(0, 0.0, 0, 0.0), *clock.rows[:-1]], clock.rows, strict=True)
+    ]
+    print_table(f"{trials} no-op trials, {slots} at a time; {hardware_line()}", rows[:1] + rows[1::2])
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,35 @@
+"""How benchmarks print what they have measured, and where."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from maskpro.tuning.search import hardware
+
+
+def hardware_line() -> str:
+    """Processor, cores and GPUs, in one line."""
+    found = hardware()
+    names = [line.split(":")[1].strip() for line in _cpu_lines() if line.startswith("model name")]
+    gpus = ", ".join(found["gpus"]) or "no GPU"
+    return f"{found['cpus']} cores of {names[0] if names else found['machine']}, {gpus}, Python {platform.python_version()}"
+
+
+def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table in markdown, ready to be committed."""
+    frame = pd.DataFrame(rows)
+    print(f"\n{title}\n")
+    print("| " + " | ".join(frame.columns) + " |")
+    print("|" + "---|" * len(frame.columns))
+    for row in frame.itertuples(index=False):
+        print("| " + " | ".join(str(cell) for cell in row) + " |")
+
+
+def _cpu_lines() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.is_file() else []

@@ -1,0 +1,208 @@
+"""Whole searches without Ray and networks: a controller that drives a TrialSource on a simulated clock.
+
+It makes the calls that `maskpro.tuning.adapters` makes, in the order in which Tune makes those.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+
+from maskpro.tuning.early_stopping import SuccessiveHalving, make_pruner
+from maskpro.tuning.history import HISTORY_FILE, History, drop_torn_line
+from maskpro.tuning.searcher import STUDY_FILE, SearchStudy
+from maskpro.tuning.state import Plan, SearchState, TrialSource
+
+_INITIAL_LOSS, _DENSE_LOSS = 1.0, 0.0
+_SAVING = 0.01  # simulated seconds from a report to its checkpoint: reports of other trials come between
+
+# A space, the learning curves of its trials and their seconds a report, for whoever needs no others.
+DISTRIBUTIONS: dict[str, BaseDistribution] = {
+    "lr": FloatDistribution(0.05, 5.0, log=True),
+    "logits": FloatDistribution(1.0, 10.0),
+    "batch_size": CategoricalDistribution([16, 32, 64, 128]),
+}
+
+
+def learning_curve(params: Mapping[str, Any], samples: int) -> float:
+    """Falling, best at lr 1, and crossing for different batch sizes; fails above lr 4, and dies at the worst logits."""
+    if params["lr"] > 4 and samples > 100:
+        return math.nan
+    if params["logits"] > 9.5 and samples > 200:
+        raise DiedError("the worker died: out of memory")
+    floor = 0.1 + 0.3 * math.log10(params["lr"]) ** 2 + 0.02 * abs(params["logits"] - 4) - 0.0005 * params["batch_size"]
+    return float(floor + (1 - floor) * math.exp(-samples / (40 + 3 * params["batch_size"])))
+
+
+def pace(params: Mapping[str, Any]) -> float:
+    """Between half a second and two seconds."""
+    return float(0.5 + params["logits"] / 10 + 0.1 * params["lr"])
+
+
+class KilledError(Exception):
+    """The driver of the search was killed."""
+
+
+class DiedError(Exception):
+    """A trial's process died for good; raised by a curve."""
+
+
+class MortalHistory(History):
+    """A history that is killed when it has written `lines` lines, perhaps in the middle of the next one."""
+
+    def __init__(self, path: Path, *, lines: float = math.inf, torn: bool = False):
+        super().__init__(path)
+        self._lines, self._torn, self._file = lines, torn, path
+
+    def _append(self, **event: Any) -> None:
+        if self._lines <= 0:
+            if self._torn:
+                with self._file.open("ab") as file:
+                    file.write(b'{"event": "report", "trial": 1, "met')
+            raise KilledError
+        self._lines -= 1
+        super()._append(**event)
+
+
+class Reply(NamedTuple):
+    """What became of a trial's report."""
+
+    number: int
+    samples: int
+    ends: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatedSearch:
+    """A search, and what its trials would report.
+
+    Attributes:
+        curve: loss of (params, samples); where it is not finite the trial fails, and it may raise DiedError.
+        pace: simulated seconds of one report of a trial with such params.
+        unit: samples between two reports.
+        journal: whether to write the Optuna study beside the history.
+    """
+
+    distributions: Mapping[str, BaseDistribution] = field(default_factory=lambda: DISTRIBUTIONS)
+    curve: Callable[[Mapping[str, Any], int], float] = learning_curve
+    pace: Callable[[Mapping[str, Any]], float] = pace
+    num_trials: int = 15
+    planned: Sequence[Plan] = ()
+    warm_start: Sequence[tuple[dict[str, Any], float, str]] = ()
+    searcher: str = "optuna"
+    scheduler: str = "asha"
+    seed: int = 0
+    unit: int = 100
+    max_samples: int = 900
+    reduction_factor: int = 3
+    slots: int = 1
+    min_completed: int = 1
+    journal: bool = False
+
+    def open(self, folder: Path, *, extend: int = 0, lines: float = math.inf, torn: bool = False) -> SearchState:
+        """A session of the search whose history is in `folder`; it is killed after writing `lines` lines."""
+        path = folder / HISTORY_FILE
+        is_new = not path.exists()
+        if not is_new:
+            drop_torn_line(path)
+        history = MortalHistory(path, lines=lines, torn=torn)
+        history.session((history.num_trials or self.num_trials) + extend, time="now")
+        for params, value, source in self.warm_start if is_new else ():
+            history.add_warm_start(params, value, source)
+        study = self.study()
+        halving = SuccessiveHalving(
+            first_rung=self.unit, max_samples=self.max_samples, reduction_factor=self.reduction_factor
+        )
+        state = SearchState(
+            history,
+            study,
+            planned=self.planned,
+            seed=self.seed,
+            halving=halving if self.scheduler == "asha" else None,
+            min_completed=self.min_completed,
+        )
+        if self.journal:
+            study.write(folder / STUDY_FILE)
+        return state
+
+    def study(self) -> SearchStudy:
+        """A new study with the search's settings."""
+        pruner = make_pruner(self.scheduler, self.unit, self.reduction_factor)
+        return SearchStudy(
+            self.searcher,
+            distributions=self.distributions,
+            pruner=pruner,
+            seed=self.seed,
+            num_seed_points=len(self.planned),
+        )
+
+    def run(self, source: TrialSource, replies: list[Reply] | None = None) -> list[Reply]:
+        """Run what the source has to run; the replies to all reports, in order, are added to `replies` as they come."""
+        replies = [] if replies is None else replies
+        history = source.history
+        clock: list[tuple[float, int, str, int]] = []  # (time, trial, what happens, at how many samples)
+
+        def fill(now: float) -> None:
+            """As many trials as there is room for; Tune too asks again whenever something has happened."""
+            while len(clock) < self.slots:
+                record = source.next_trial()
+                if record is None:
+                    return
+                train(now, record.number, max(record.checkpoint_samples, 0))
+
+        def train(now: float, number: int, samples: int) -> None:
+            until = min((samples // self.unit + 1) * self.unit, self.max_samples)
+            heapq.heappush(clock, (now + self.pace(history.trials[number].params), number, "report", until))
+
+        fill(0.0)
+        while clock:
+            now, number, what, samples = heapq.heappop(clock)
+            if what == "report":
+                try:
+                    metrics = self.metrics(self.curve(history.trials[number].params, samples), samples)
+                except DiedError as error:
+                    history.error(number, str(error))
+                    source.finish(number)
+                    fill(now)
+                    continue
+                # Tune asks the scheduler unless the trial ends by itself, and tells the callback in either case.
+                ends = metrics["done"] or source.report(number, metrics)
+                if not history.trials[number].stopped:
+                    source.report(number, metrics)
+                replies.append(Reply(number, samples, ends))
+                heapq.heappush(clock, (now + _SAVING, number, "end" if ends else "go on", samples))
+            else:
+                history.checkpoint(number, f"{history.trials[number].name}/checkpoint_{samples}", samples)
+                if what == "go on":
+                    train(now, number, samples)
+                else:
+                    source.finish(number)
+                    fill(now)
+        assert source.is_over
+        return replies
+
+    def metrics(self, loss: float, samples: int) -> dict[str, Any]:
+        """What a trial with such a loss reports."""
+        if not math.isfinite(loss):
+            failed = {"val_loss": 10 * _INITIAL_LOSS, "failure": f"training loss is not finite after {samples} samples"}
+            return {"num_samples_seen": samples, **failed, "done": True}
+        return {
+            "num_samples_seen": samples,
+            "val_loss": loss,
+            "val_loss_now": loss,
+            "best_val_loss": min(loss, _INITIAL_LOSS),
+            "initial_val_loss": _INITIAL_LOSS,
+            "train_loss": math.nan,
+            "recovery": (_INITIAL_LOSS - loss) / (_INITIAL_LOSS - _DENSE_LOSS),
+            "loss_improvement": (_INITIAL_LOSS - loss) / _INITIAL_LOSS,
+            "changed_share": 0.01,
+            "seconds": samples / self.unit,
+            "failure": "",
+            "done": samples == self.max_samples,
+        }

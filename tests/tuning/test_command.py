@@ -1,0 +1,157 @@
+"""What the command line is refused for, before anything is started: one sentence with field, value and what is allowed."""
+
+import datetime
+
+import pytest
+
+from maskpro.errors import MaskproError
+from maskpro.tuning.command import parse_command
+from maskpro.tuning.interruption import parse_duration
+
+NOW = datetime.datetime(2026, 1, 2, 3, 4, 5)
+SPACE = """
+from ray import tune
+param_space = {"lr": tune.loguniform(0.5, 2.0), "batch_size": tune.choice([16, 32])}
+seed_points = [{"lr": 1.0, "batch_size": 16}, {"lr": 1.5, "batch_size": 32}, {"lr": 0.5, "batch_size": 32}]
+num_trials = 5
+"""
+
+
+@pytest.fixture
+def parse(tmp_path):
+    """Parse options given beside a good space; with `resume` and `replay` the folder there is no experiment."""
+    (tmp_path / "small.py").write_text(SPACE)
+
+    def parse(*, resume=None, extend=None, replay=None, **given):
+        if resume is None and replay is None:
+            given = {"space": tmp_path / "small.py", "results_dir": tmp_path, "frechet": False, **given}
+        return parse_command(given, resume=resume, extend=extend, replay=replay, now=NOW)
+
+    return parse
+
+
+def test_a_new_search_is_named_after_its_space_and_the_time(parse, tmp_path):
+    search = parse()
+    assert search.options.folder == tmp_path / "small-20260102-030405"
+    assert [plan.source for plan in search.planned] == ["seed point 1", "seed point 2", "seed point 3"]
+    assert (search.num_trials, search.searcher, search.scheduler) == (5, "optuna", "asha")
+
+
+def test_options_come_before_what_the_space_says(parse):
+    search = parse(seed_points="3, 1", num_trials=2, searcher="random", scheduler="median", seed=7, experiment="mine")
+    assert [(plan.source, plan.seed) for plan in search.planned] == [("seed point 3", 7), ("seed point 1", 7)]
+    assert (search.num_trials, search.searcher, search.scheduler) == (2, "random", "median")
+    assert search.options.folder.name == "mine"
+
+
+@pytest.mark.parametrize("given", [{"config": 2}, {"seed_points": "2", "only_seed_points": True}])
+def test_a_chosen_seed_point_alone_is_run_to_its_full_budget(parse, given):
+    search = parse(**given)
+    assert [dict(plan.params) for plan in search.planned] == [{"lr": 1.5, "batch_size": 32}]
+    assert (search.num_trials, search.scheduler) == (1, "none")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"extend": 3}, "extend is 3; allowed: a whole number of at least 1, together with --resume"),
+        ({"extend": 0, "resume": "folder"}, "extend is 0; allowed: a whole number of at least 1, together with --resume"),
+        ({"extend": 3, "replay": "folder"}, "extend is 3; allowed: .*, together with --resume"),
+        ({"resume": "folder", "replay": "folder"}, "replay is folder together with resume; allowed: one of them"),
+        (
+            {"resume": "folder", "seed": 3},
+            "seed is 3 together with resume; allowed with resume: address, time_budget, .*extend",
+        ),
+        ({"resume": "folder", "space": "a.py"}, "space is a.py together with resume; allowed with resume: address"),
+        ({"resume": "folder", "frechet": False}, "frechet is False together with resume; allowed with resume: address"),
+        ({"replay": "folder", "num_trials": 9}, "num_trials is 9 together with replay; allowed with replay: .*experiment"),
+        ({"replay": "folder", "config": 1}, "config is 1 together with replay; allowed with replay: address"),
+        ({"config": 1, "num_trials": 3}, "num_trials is 3 together with config; allowed: config alone"),
+        ({"config": 1, "seed_points": "1"}, "seed_points is 1 together with config; allowed: config alone"),
+        ({"config": 1, "only_seed_points": True}, "only_seed_points is True together with config; allowed: config alone"),
+        ({"config": 4}, "seed_points holds 4; allowed: each of the numbers 1 to 3 once"),
+        ({"config": 0}, "seed_points holds 0; allowed: each of the numbers 1 to 3 once"),
+        ({"seed_points": "4"}, "seed_points holds 4; allowed: each of the numbers 1 to 3 once"),
+        ({"seed_points": "0,1"}, "seed_points holds 0; allowed: each of the numbers 1 to 3 once"),
+        ({"seed_points": "1,2,1"}, "seed_points holds 1; allowed: each of the numbers 1 to 3 once"),
+        ({"num_trials": 2}, r"num_trials is 2; allowed: at least the 3 seed points \(choose some with --seed-points\)"),
+        ({"num_trials": 0}, "num_trials is 0; allowed: a whole number of at least 1"),
+        ({"max_samples": 0}, "max_samples is 0; allowed: a whole number of at least 1"),
+        ({"max_concurrent": 0}, "max_concurrent is 0; allowed: a whole number of at least 1"),
+        ({"num_generated": 1}, "num_generated is 1; allowed: a whole number of at least 2"),
+        ({"sampling_steps": 0}, "sampling_steps is 0; allowed: a whole number of at least 1"),
+        ({"promote_top_k": 0}, "promote_top_k is 0; allowed: a whole number of at least 1"),
+        ({"confirm_seeds": -1}, "confirm_seeds is -1; allowed: a whole number of at least 0"),
+        ({"seed": -1}, "seed is -1; allowed: 0 to 4294967295"),
+        ({"seed": 2**32}, "seed is 4294967296; allowed: 0 to 4294967295"),
+        ({"gpus_per_trial": 2.0}, "gpus_per_trial is 2.0; allowed: 0, a fraction such as 0.25, or 1"),
+        ({"gpus_per_trial": -0.5}, "gpus_per_trial is -0.5; allowed: 0, a fraction"),
+        ({"gpus_per_trial": float("nan")}, "gpus_per_trial is nan; allowed: 0, a fraction"),
+        ({"cpus_per_trial": 0.0}, "cpus_per_trial is 0.0; allowed: a number above 0"),
+        ({"cpus_per_trial": float("inf")}, "cpus_per_trial is inf; allowed: a number above 0"),
+        ({"searcher": "hyperopt"}, "searcher is 'hyperopt'; allowed: optuna, random"),
+        ({"scheduler": "hyperband"}, "scheduler is 'hyperband'; allowed: asha, median, none"),
+        ({"sampler": "euler"}, "sampler is 'euler'; allowed: ddim, ddpm"),
+        ({"experiment": "a/b"}, "experiment is 'a/b'; allowed: a plain folder name"),
+        ({"experiment": ".."}, r"experiment is '\.\.'; allowed: a plain folder name"),
+        ({"space": None}, "space is missing; allowed: a search-space file"),
+        ({"workload": "mnist"}, "workload is 'mnist'; allowed: digits, cifar10"),
+    ],
+)
+def test_options_that_are_out_of_range_or_do_not_go_together_are_refused(parse, given, message):
+    with pytest.raises(MaskproError, match=message) as caught:
+        parse(**given)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", " ", ",", "1,", "1;2", "1-2", "-1", "one", "1.0"])
+def test_seed_points_that_are_no_numbers_are_refused(parse, text):
+    with pytest.raises(
+        MaskproError, match=r"^seed_points is '.*'; allowed: numbers with commas between them, such as 1,3$"
+    ):
+        parse(seed_points=text)
+
+
+@pytest.mark.parametrize("option", ["resume", "replay"])
+def test_a_folder_without_an_experiment_is_refused(parse, tmp_path, option):
+    with pytest.raises(
+        MaskproError, match=rf"^{option} is .*; no experiment there \(allowed: a folder with experiment.json\)$"
+    ):
+        parse(**{option: tmp_path})
+
+
+@pytest.mark.parametrize("option", ["resume", "replay"])
+def test_an_experiment_of_another_format_is_refused(parse, tmp_path, option):
+    (tmp_path / "experiment.json").write_text('{"format": 1}')
+    with pytest.raises(MaskproError, match=r"experiment.json is of another version; allowed: format \d+$"):
+        parse(**{option: tmp_path})
+
+
+NO_DURATIONS = ["2", " 2 ", "1.5", "soon", "-1h", "0s", "0", "", " ", "nan", "inf", "2h30", "1y", "1h-2h", "99999999h"]
+
+
+@pytest.mark.parametrize("text", NO_DURATIONS)
+def test_a_time_budget_that_is_no_duration_with_its_unit_is_refused(parse, text):
+    with pytest.raises(MaskproError) as caught:
+        parse(time_budget=text)
+    assert str(caught.value) == (f"time_budget is {text!r}; allowed: a duration with its unit, such as 2h, 90min or 1h30m")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2h", 7200),
+        ("2 h", 7200),
+        ("90min", 5400),
+        ("90m", 5400),
+        ("1h30m", 5400),
+        ("1.5h", 5400),
+        ("45s", 45),
+        ("0.5s", 0.5),
+        ("1 day", 86400),
+        ("1 day 2 hours", 93600),
+        ("1:30:00", 5400),
+    ],
+)
+def test_durations_are_seconds(text, seconds):
+    assert parse_duration(text) == seconds
