@@ -1,6 +1,6 @@
 """What a search costs its driver: trials that do nothing, through the very machinery of the main job.
 
-python benchmarks/driver_overhead.py --trials 2000
+python -m benchmarks.driver_overhead --trials 2000
 """
 
 from __future__ import annotations
@@ -9,15 +9,18 @@ import resource
 import shutil
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from optuna.pruners import NopPruner
 from ray.tune import Callback, Trainable
 
 from benchmarks.report import hardware_line, print_table
 from maskpro.cli import run_command
 from maskpro.tuning.adapters import NUMBER, HistoryCallback
+from maskpro.tuning.early_stopping import SuccessiveHalving
 from maskpro.tuning.experiment import run_trials
 from maskpro.tuning.history import HISTORY_FILE, History
 from maskpro.tuning.monitor import SearchMonitor
@@ -70,7 +73,8 @@ class NoOpTrial(Trainable):
 class _Clock(Callback):
     """Wall time, reports and memory at every hundredth trial's end."""
 
-    def __init__(self) -> None:
+    def __init__(self, total: int) -> None:
+        self._total = total
         self.rows: list[tuple[int, float, int, float]] = []
         self._ended = self._reports = 0
         self._started = time.monotonic()
@@ -89,7 +93,7 @@ class _Clock(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note."""
         self._ended += 1
-        if self._ended % 100 == 0:
+        if self._ended % 100 == 0 or self._ended == self._total:
             self.rows.append((self._ended, time.monotonic() - self._started, self._reports, _resident_mib()))
 
 
@@ -110,20 +114,12 @@ def main(
     history = History(folder / HISTORY_FILE)
     history.session(trials, time="")
     max_samples = reports * _UNIT
-    study = SearchStudy.of(
-        loaded.searcher,
-        scheduler="asha",
-        distributions=loaded.distributions,
-        seed=0,
-        num_seed_points=0,
-        report_samples=_UNIT,
-        max_samples=max_samples,
-        reduction_factor=loaded.reduction_factor,
-    )
-    state = SearchState(history, study, planned=(), seed=0)
+    study = SearchStudy(loaded.searcher, distributions=loaded.distributions, pruner=NopPruner(), seed=0)
+    halving = SuccessiveHalving(first_rung=_UNIT, max_samples=max_samples, reduction_factor=loaded.reduction_factor)
+    state = SearchState(history, study, planned=(), seed=0, halving=halving)
     study.write(folder / STUDY_FILE)
     resources = start_ray(None, cpus=1.0, gpus=0.0)
-    clock = _Clock()
+    clock = _Clock(trials)
     run_trials(
         state,
         trainable=NoOpTrial,
@@ -142,7 +138,7 @@ def main(
             "ms per report": round(1000 * (seconds - before[1]) / max(1, count - before[2]), 1),
             "driver MiB": round(memory),
         }
-        for before, (ended, seconds, count, memory) in zip([(0, 0.0, 0, 0.0), *clock.rows[:-1]], clock.rows, strict=True)
+        for before, (ended, seconds, count, memory) in pairwise([(0, 0.0, 0, 0.0), *clock.rows])
     ]
     print_table(f"{trials} no-op trials, {slots} at a time; {hardware_line()}", rows[:1] + rows[1::2])
     shutil.rmtree(folder)

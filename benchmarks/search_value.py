@@ -1,9 +1,9 @@
-"""What the default search is worth: against its seed points at full budget, against random search, and without early stopping.
+"""What the default search is worth: against its seed points at full budget, random search, and no early stopping.
 
-python benchmarks/search_value.py --seeds 5
+python -m benchmarks.search_value --seeds 5
 
-Real training on the embedded workload, in this process and without Ray: the trials of the different searches are driven by the
-main job's own state on a simulated clock, two at a time, and a trial that several of them run is trained once.
+Real training on the embedded workload, in this process and without Ray: the trials of the different searches are driven by
+the main job's own state on a simulated clock, two at a time, and a trial that several of them run is trained once.
 """
 
 from __future__ import annotations
@@ -41,8 +41,10 @@ _SEARCHES = {
 class _RealCurves:
     """Validation losses of trials of one seed, each trained no further than somebody has asked for."""
 
-    def __init__(self, space: Path, seed: int):
-        options = SearchOptions(space=space, experiment="none", results_dir=Path("nowhere"), seed=seed, frechet=False)
+    def __init__(self, space: Path, seed: int, max_samples: int | None):
+        options = SearchOptions(
+            space=space, experiment="none", results_dir=Path("nowhere"), seed=seed, frechet=False, max_samples=max_samples
+        )
         self.search = prepare_search(options)
         cpu, workload = torch.device("cpu"), self.search.workload
         self._objective = workload.training_objective(seed=seed, device=cpu)
@@ -83,10 +85,10 @@ class _RealCurves:
         )
 
 
-def run_seed(space: Path, seed: int) -> list[dict[str, Any]]:
+def run_seed(space: Path, seed: int, max_samples: int | None) -> list[dict[str, Any]]:
     """The rows of one seed: a search each, and the seed points at full budget."""
     torch.set_num_threads(1)
-    curves = _RealCurves(space, seed)
+    curves = _RealCurves(space, seed, max_samples)
     search = curves.search
     full = search.context.max_samples
     rows = []
@@ -97,6 +99,7 @@ def run_seed(space: Path, seed: int) -> list[dict[str, Any]]:
 
     losses = [curves.loss(plan.params, full) for plan in search.planned]
     row("the seed points at full budget", min(losses), len(losses) * full, len(losses))
+    print(rows[-1], flush=True)
     for name, (searcher, scheduler) in _SEARCHES.items():
         started = time.monotonic()
         simulated = SimulatedSearch(
@@ -120,18 +123,19 @@ def run_seed(space: Path, seed: int) -> list[dict[str, Any]]:
         completed = [record for record in records if record.status == "completed"]
         best = min(record.last["val_loss"] for record in completed)
         row(name, best, sum(record.samples for record in records), len(completed))
-        print(f"seed {seed}: {name}: {rows[-1]['recovery']:.4f} ({time.monotonic() - started:.0f} s)", flush=True)
+        print(f"{rows[-1]} ({time.monotonic() - started:.0f} s)", flush=True)
     return rows
 
 
 def main(
     seeds: Annotated[int, typer.Option(help="How many.")] = 5,
     space: Annotated[Path, typer.Option(help="The space that is searched.")] = Path("search_spaces/default.py"),
+    max_samples: Annotated[int | None, typer.Option(help="Of a full trial; default: the workload's.")] = None,
     processes: Annotated[int, typer.Option(help="Seeds at a time, one core each.")] = 2,
 ) -> None:
     """Print a row per search: mean, lowest and highest recovery of its best full-budget trial, and what it cost."""
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        parts = pool.map(run_seed, [space] * seeds, range(seeds))
+        parts = pool.map(run_seed, [space] * seeds, range(seeds), [max_samples] * seeds)
         frame = pd.DataFrame([row for part in parts for row in part])
     grouped = frame.groupby("search", sort=False)
     reference = frame[frame["search"] == "the seed points at full budget"].set_index("seed")["recovery"]

@@ -1,8 +1,10 @@
 """The main job from the command line to the files it leaves."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -25,6 +27,7 @@ from ray import tune
 param_space = {"lr": tune.uniform(0.5, 1e40), "batch_size": 32, "dataset_size": 512}
 seed_points = [{"lr": 2.0}, {"lr": 1e39}]
 num_trials = 3
+num_reports = 3
 """
 NOTHING_ELSE = {"space": None, "results_dir": None, "experiment": None}
 OPTIONS = ("--max-samples", "288", "--num-generated", "32")
@@ -66,6 +69,7 @@ def test_the_job_leaves_the_named_files(finished):
     described = json.loads((folder / "experiment.json").read_text())
     assert described["options"]["max_samples"] == 288
     assert described["versions"]["torch"]
+    assert described["planned"][0]["params"] == {"lr": 2.0}
     assert described["hardware"]["cpus"]
 
 
@@ -113,18 +117,63 @@ def test_the_final_evaluation_compares_the_three_models_on_test_images(finished)
     assert report["protocol"]["num_images"]["test"] == 300
 
 
-def test_the_same_seed_gives_the_same_trials(finished, tmp_path):
+def compared(folder):
+    """The table of trials without what no run repeats."""
+    return pd.read_csv(folder / "trials.csv").drop(columns=["seconds"])
+
+
+def test_experiment_json_alone_is_enough_to_get_the_same_trials_again(finished, tmp_path):
     folder, _ = finished
-    options = ("--results-dir", tmp_path, "--experiment", "again", "--max-samples", 288, "--max-concurrent", 1)
-    run = job("--space", folder / "space.py", *options, "--num-generated", 2, "--no-frechet")
+    (tmp_path / "experiment.json").write_bytes((folder / "experiment.json").read_bytes())
+    run = job(
+        "--replay", tmp_path / "experiment.json", "--results-dir", tmp_path, "--experiment", "again", "--max-concurrent", 1
+    )
     assert run.returncode == 0, run.stdout + run.stderr
-    first, again = (pd.read_csv(path / "trials.csv") for path in (folder, tmp_path / "again"))
-    not_metrics = ["trial_id", "seconds", "failure"]
-    pd.testing.assert_frame_equal(first.drop(columns=not_metrics), again.drop(columns=not_metrics), check_exact=True)
+    pd.testing.assert_frame_equal(compared(folder), compared(tmp_path / "again"), check_exact=True)
+    reports = [json.loads((path / "final_evaluation.json").read_text()) for path in (folder, tmp_path / "again")]
+    assert reports[0]["models"] == reports[1]["models"]
 
 
-def test_resume_finishes_what_is_missing_and_repeats_the_same_figures(finished):
-    """Killed after the search: the trials are kept as they are, and the evaluation is made again."""
+def interrupt(number, folder, *arguments):
+    """Start the job and send it a signal once its history tells of one more report; its exit status and its output."""
+    history = folder / "history.jsonl"
+
+    def num_reports():
+        return history.read_text().count('"event": "report"') if history.is_file() else 0
+
+    before = num_reports()
+    command = [sys.executable, str(ROOT / "tune_main.py"), *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 300
+    while num_reports() == before and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output
+
+
+def test_a_search_that_is_stopped_and_killed_ends_as_the_uninterrupted_one(finished, tmp_path):
+    """SIGTERM, then kill -9, then on to the end, then two trials more."""
+    folder, _ = finished
+    new = ("--space", folder.parent / "space.py", "--results-dir", tmp_path, "--experiment", "short", *OPTIONS)
+    status, output = interrupt(signal.SIGTERM, tmp_path / "short", *new, "--max-concurrent", 1)
+    assert status == 128 + signal.SIGTERM, output
+    assert "stopped by SIGTERM with 0 of 3 trials ended; go on with --resume" in output
+    assert "Traceback" not in output
+    status, _ = interrupt(signal.SIGKILL, tmp_path / "short", "--resume", tmp_path / "short", "--max-concurrent", 1)
+    assert status == -signal.SIGKILL
+    run = job("--resume", tmp_path / "short", "--max-concurrent", 1)
+    assert run.returncode == 0, run.stdout + run.stderr
+    pd.testing.assert_frame_equal(compared(tmp_path / "short"), compared(folder), check_exact=True)
+    run = job("--resume", tmp_path / "short", "--extend", 2, "--no-frechet")
+    assert run.returncode == 0, run.stdout + run.stderr
+    extended = compared(tmp_path / "short")
+    assert len(extended) == 5
+    pd.testing.assert_frame_equal(extended[:2], compared(folder)[:2], check_exact=True)
+
+
+def test_a_finished_search_is_promoted_again_without_running_anything(finished):
+    """Killed after the search: the trials are kept as they are, and the evaluation gives the same figures."""
     folder, _ = finished
     trials = pd.read_csv(folder / "trials.csv")
     report = json.loads((folder / "final_evaluation.json").read_text())
@@ -132,10 +181,8 @@ def test_resume_finishes_what_is_missing_and_repeats_the_same_figures(finished):
         (folder / name).unlink()
     run = job("--resume", folder)
     assert run.returncode == 0, run.stdout + run.stderr
-    again = pd.read_csv(folder / "trials.csv")
-    good = trials["status"] != "failed"  # failed trials are tried once more, which takes other seconds
-    pd.testing.assert_frame_equal(again[good], trials[good])
-    assert again["status"].tolist() == trials["status"].tolist()
+    assert "Ray dashboard" not in run.stdout
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "trials.csv"), trials)
     assert json.loads((folder / "final_evaluation.json").read_text()) == report
 
 
@@ -167,6 +214,19 @@ def refused(tmp_path, **options):
         ({"num_generated": 1}, "num_generated is 1; allowed"),
         ({"seed": -1}, "seed is -1; allowed"),
         ({"gpus_per_trial": -0.5}, "gpus_per_trial is -0.5; allowed"),
+        ({"gpus_per_trial": 1.5}, "gpus_per_trial is 1.5; allowed: 0, a fraction such as 0.25, or 1"),
+        ({"searcher": "grid"}, "searcher is 'grid'; allowed: optuna, random"),
+        ({"scheduler": "pbt"}, "scheduler is 'pbt'; allowed: asha, median, none"),
+        ({"sampler": "euler"}, "sampler is 'euler'; allowed: ddim, ddpm"),
+        ({"time_budget": "soon"}, "time_budget is 'soon'; allowed: a duration"),
+        ({"num_trials": 1}, "num_trials is 1; allowed: at least the 2 seed points"),
+        ({"config": 7}, "seed_points holds 7; allowed: each of the numbers 1 to 2 once"),
+        ({"seed_points": "1,1"}, "seed_points holds 1; allowed: each of the numbers 1 to 2 once"),
+        ({"warm_start": Path("/nowhere")}, "warm_start is /nowhere; no experiment there"),
+        ({"extend": 2}, "extend is 2; allowed: a whole number of at least 1, together with --resume"),
+        ({"replay": Path("/nowhere")}, "space is "),
+        ({"replay": Path("/nowhere"), **NOTHING_ELSE}, "replay is /nowhere; no experiment there"),
+        ({"address": "ray://127.0.0.1:10001"}, "address is 'ray://127.0.0.1:10001'; allowed: none (a local Ray), auto or"),
         ({"cpus_per_trial": 0.0}, "cpus_per_trial is 0.0; allowed"),
         ({"experiment": "../up"}, "experiment is '../up'; allowed: a plain folder name"),
         ({"workload": "mnist"}, "workload is 'mnist'; allowed: digits, cifar10"),
@@ -214,5 +274,5 @@ def test_dry_run_checks_and_prints_and_writes_nothing(tmp_path, capsys):
     tune_main.main(space=tmp_path / "space.py", results_dir=tmp_path, experiment="x", dry_run=True)
     described = json.loads(capsys.readouterr().out)
     assert described["num_trials"] == 3
-    assert described["dense_val_loss"] < described["initial_val_loss"]
+    assert described["planned"][1]["params"] == {"lr": 1e39}
     assert [path.name for path in tmp_path.iterdir()] == ["space.py"]

@@ -48,10 +48,12 @@ def _chosen_seed_points(given: Mapping[str, Any]) -> dict[str, Any]:
                 raise MaskproError(f"{name} is {options[name]} together with config; allowed: config alone")
         if text is not None:
             raise MaskproError(f"seed_points is {text} together with config; allowed: config alone")
+        if config < 1:
+            raise MaskproError(f"config is {config}; allowed: the number of a seed point")
         return options | {"seed_points": (config,), "only_seed_points": True}
     if text is not None:
         parts = text.replace(" ", "").split(",")
-        if not all(part.isdigit() for part in parts):
+        if not all(part.isdecimal() for part in parts):
             raise MaskproError(f"seed_points is {text!r}; allowed: numbers with commas between them, such as 1,3")
         options["seed_points"] = tuple(int(part) for part in parts)
     return options

@@ -110,14 +110,17 @@ def open_experiment(search: Search, *, resume: bool, extend: int = 0) -> Iterato
         path = folder / HISTORY_FILE
         if not resume:
             write_text(folder / SPACE_FILE, search.space.source)
+            with atomic_path(path) as temporary:
+                new = History(temporary)
+                for params, value, source in search.warm_start:
+                    new.add_warm_start(params, value, source)
             write_json(folder / EXPERIMENT_FILE, search.describe())
         elif path.exists():
             drop_torn_line(path)
+        else:  # killed before its history was whole
+            raise MaskproError(f"resume is {folder}; nothing was begun there (remove it and start anew)")
         history = History(path)
         history.session((history.num_trials or search.num_trials) + extend, time=_now())
-        if not resume:
-            for params, value, source in search.warm_start:
-                history.add_warm_start(params, value, source)
         try:
             yield Experiment(search=search, history=history)
         except MaskproError:
@@ -235,8 +238,8 @@ def run_trials(
 
 
 @contextmanager
-def running_session(experiment: Experiment) -> Iterator[Session]:
-    """Start Ray, or join it, and compute what the trials share.
+def running_session(experiment: Experiment, interruption: Interruption) -> Iterator[Session]:
+    """Start Ray, or join it, and compute what the trials share; `interruption` learns who ends it early.
 
     Raises:
         MaskproError: Ray can't be had, or a trial asks for more than a node has.
@@ -245,7 +248,8 @@ def running_session(experiment: Experiment) -> Iterator[Session]:
     budget = None if options.time_budget is None else parse_duration(options.time_budget)
     try:
         resources = start_ray(options.address, cpus=options.cpus_per_trial, gpus=options.gpus_per_trial)
-        with interruptible(budget) as interruption:
+        # After Ray, which has a handler of SIGTERM of its own.
+        with interruptible(interruption, budget):
             context = replace(experiment.search.context, gpu_share=resources.gpus or 1.0)
             shared = share_values(context, resources=resources.request, slots=resources.slots)
             yield Session(

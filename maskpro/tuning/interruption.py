@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-import pandas as pd
-
 from maskpro.errors import MaskproError
 
 
 class Interruption:
-    """Why a search was ended; "" while nobody has asked."""
+    """Why a search is ended before its time; "" while nobody has asked."""
 
     def __init__(self) -> None:
         self.reason = ""
@@ -28,12 +26,11 @@ class Interruption:
 
 
 @contextmanager
-def interruptible(time_budget: float | None) -> Iterator[Interruption]:
+def interruptible(interruption: Interruption, time_budget: float | None) -> Iterator[None]:
     """Makes SIGTERM, and the end of `time_budget` seconds, end a search within as Ctrl-C does.
 
     Before and after Tune's own loop they raise KeyboardInterrupt.
     """
-    interruption = Interruption()
 
     def terminate(number: int, frame: FrameType | None) -> None:
         interruption.ask("SIGTERM")
@@ -50,7 +47,7 @@ def interruptible(time_budget: float | None) -> Iterator[Interruption]:
     if time_budget is not None:
         timer.start()
     try:
-        yield interruption
+        yield
     finally:
         timer.cancel()
         for number, handler in previous.items():
@@ -58,15 +55,16 @@ def interruptible(time_budget: float | None) -> Iterator[Interruption]:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of a duration such as 2h, 90min or 1h30m.
+    """Seconds of a duration in days, hours, minutes and seconds, such as 2h, 90min, 1h30m or 1d.
 
     Raises:
         MaskproError: it is none.
     """
-    try:
-        seconds = math.nan if text.strip().replace(".", "").isdigit() else pd.Timedelta(text).total_seconds()
-    except ValueError:
-        seconds = math.nan
+    # pandas reads "2,5h" as 25 hours and "+5" as five nanoseconds.
+    parts = re.fullmatch(r"(?:(\d+)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?", text.strip())
+    seconds = 0.0
+    if parts:
+        seconds = sum(float(number or 0) * unit for number, unit in zip(parts.groups(), (86400, 3600, 60, 1), strict=True))
     if not seconds > 0:
         raise MaskproError(f"time_budget is {text!r}; allowed: a duration with its unit, such as 2h, 90min or 1h30m")
     return seconds

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from maskpro.tuning.experiment import Experiment, open_experiment, running_session, say, write_trials
+from maskpro.tuning.interruption import Interruption
 from maskpro.tuning.promotion import best_trials, confirmation_plans, promote, write_best
 from maskpro.tuning.search import Search
 
@@ -38,10 +39,14 @@ def _run_trials(experiment: Experiment) -> str:
     """Run what is left; why it was ended before it was complete, or ""."""
     if experiment.search_state().is_over and not experiment.is_left(confirmation_plans(experiment)):
         return ""
-    with running_session(experiment) as session:
-        if session.run_search() and session.run_planned(confirmation_plans(experiment)):
-            return ""
-        return session.interruption.reason or "Ctrl-C"
+    interruption = Interruption()
+    try:
+        with running_session(experiment, interruption) as session:
+            if session.run_search() and session.run_planned(confirmation_plans(experiment)):
+                return ""
+    except KeyboardInterrupt:  # before or after Tune's own loop
+        pass
+    return interruption.reason or "Ctrl-C"
 
 
 def _leave(experiment: Experiment, reason: str) -> int:

@@ -29,8 +29,8 @@ class SearchMonitor(Callback):
         ended = [record for record in history.trials.values() if record.status != "unfinished"]
         for record in ended:
             self._consider(record)
-        self._num_ended = len(ended)
-        self._ended_samples = sum(record.samples for record in ended)
+        self._ended = {record.number: record.samples for record in ended}
+        self._ended_samples = sum(self._ended.values())
         self._session_samples = 0
         self._started = self._last_line = time.monotonic()
         self._bar: Progress | None = None
@@ -61,18 +61,19 @@ class SearchMonitor(Callback):
             self._say(f"trial {record.number} at {record.samples:,} samples{self._standing()}")
         else:
             description = f"trial {record.number}{self._standing()}"
-            self._bar.update(self._bar.task_ids[0], description=description, completed=self._num_ended)
+            self._bar.update(self._bar.task_ids[0], description=description, completed=len(self._ended))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has ended by itself, at its budget or early."""
         record = self._history.trials[trial.config[NUMBER]]
-        self._num_ended += 1
-        self._ended_samples += record.samples
+        self._ended_samples += record.samples - self._ended.get(record.number, 0)
+        self._ended[record.number] = record.samples  # one that goes on after a stop is counted once
         recovery = record.last.get("recovery")
         reached = "recovery undefined" if recovery is None else f"recovery {recovery:.3f}"
         reason = f"failed ({record.failure})" if record.failure else reached
+        how = "stopped" if record.status == "stopped" else "ended"
         self._say(
-            f"trial {record.number} of {self._num_trials} ended at {record.samples:,} samples: {reason}{self._standing()}"
+            f"trial {record.number} of {self._num_trials} {how} at {record.samples:,} samples: {reason}{self._standing()}"
         )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -104,10 +105,10 @@ class SearchMonitor(Callback):
 
     def _seconds_left(self, elapsed: float) -> float | None:
         """Samples still to come, if later trials take what the ended ones took, at the rate so far."""
-        if not self._num_ended or not self._session_samples:
+        if not self._ended or not self._session_samples:
             return None
-        mean = self._ended_samples / self._num_ended
-        to_come = (self._num_trials - self._num_ended) * mean
+        mean = self._ended_samples / len(self._ended)
+        to_come = (self._num_trials - len(self._ended)) * mean
         return to_come * elapsed / self._session_samples
 
     def _say(self, text: str) -> None:

@@ -13,11 +13,24 @@ from maskpro.files import read_json, refuse_existing
 from maskpro.masked_model import model_hash
 from maskpro.tuning.history import HISTORY_FILE, History
 from maskpro.tuning.search import EXPERIMENT_FILE, EXPERIMENT_FORMAT, Search, SearchOptions, load_search
-from maskpro.tuning.space import load_space
+from maskpro.tuning.space import contains, load_space
 from maskpro.tuning.state import Plan
 
-# What a session may have of its own: it changes when and where trials run, not what they are.
-SESSION_OPTIONS = ("address", "time_budget", "max_concurrent", "cpus_per_trial", "gpus_per_trial")
+# What a session may have of its own: it changes when and where trials run and how the best are judged, not what they are.
+SESSION_OPTIONS = (
+    "address",
+    "time_budget",
+    "max_concurrent",
+    "cpus_per_trial",
+    "gpus_per_trial",
+    "promote_top_k",
+    "confirm_seeds",
+    "num_generated",
+    "sampler",
+    "sampling_steps",
+    "frechet",
+    "inception_weights",
+)
 # Of these a session has none unless it is given.
 _OF_ONE_SESSION = ("address", "time_budget", "max_concurrent")
 # Options that name files; a model may also be a name on the hub.
@@ -48,13 +61,7 @@ def reopen_search(folder: Path, *, refused: Mapping[str, Any], session: Mapping[
     )
     planned = tuple(Plan(**plan) for plan in described["planned"])
     search = load_search(options, load_space(options.space_file), planned=planned, num_trials=described["num_trials"])
-    found, expected = model_hash(search.workload.model), described["workload"]["model_hash"]
-    if found != expected:
-        raise MaskproError(
-            f"model {search.workload.model_source} has changed since the experiment began "
-            f"(hash {found[:12]}, was {expected[:12]}); allowed: the same weights"
-        )
-    return search
+    return _of_same_model(replace(search, is_replay=described["is_replay"]), described)
 
 
 def replay_search(
@@ -62,8 +69,8 @@ def replay_search(
 ) -> Search:
     """A new search that does again what the experiment `source` (its folder or experiment.json) did.
 
-    With the history beside experiment.json it follows what was suggested and where trials were stopped, whatever order their
-    reports came in; without it the same search is run with the same seed.
+    With the history beside experiment.json it follows what was suggested and where trials were stopped, whatever order
+    their reports came in; without it the same search is run with the same seed.
 
     Raises:
         MaskproError: `source` is not an experiment.
@@ -82,7 +89,7 @@ def replay_search(
         refuse_existing(options.folder, "experiment folder")
         space = load_space(copy)
     planned = tuple(Plan(**plan) for plan in described["planned"])
-    num_trials = described["num_trials"]
+    num_trials, is_replay = described["num_trials"], described["is_replay"]
     if (folder / HISTORY_FILE).is_file():
         trials = History(folder / HISTORY_FILE).searched
         planned = tuple(
@@ -94,8 +101,19 @@ def replay_search(
             )
             for trial in trials
         )
-        num_trials = max(len(planned), 1)
-    return load_search(options, space, planned=planned, num_trials=num_trials)
+        num_trials, is_replay = len(planned), True
+    search = load_search(options, space, planned=planned, num_trials=num_trials)
+    return _of_same_model(replace(search, is_replay=is_replay), described)
+
+
+def _of_same_model(search: Search, described: Mapping[str, Any]) -> Search:
+    found, expected = model_hash(search.workload.model), described["workload"]["model_hash"]
+    if found != expected:
+        raise MaskproError(
+            f"model {search.workload.model_source} has changed since the experiment began "
+            f"(hash {found[:12]}, was {expected[:12]}); allowed: the same weights"
+        )
+    return search
 
 
 def read_experiment(folder: Path, field: str) -> dict[str, Any]:
@@ -140,8 +158,7 @@ def warm_started(search: Search, folder: Path) -> Search:
     told = []
     for trial in History(folder / HISTORY_FILE).searched:
         fits = trial.params.keys() == distributions.keys() and all(
-            distributions[name]._contains(distributions[name].to_internal_repr(value))
-            for name, value in trial.params.items()
+            contains(distributions[name], value) for name, value in trial.params.items()
         )
         if fits and trial.status in ("completed", "stopped"):
             told.append((trial.params, trial.last["val_loss"], f"warm start from {folder.absolute().name}, {trial.name}"))

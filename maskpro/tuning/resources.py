@@ -45,7 +45,7 @@ def start_ray(address: str | None, *, cpus: float, gpus: float | None) -> TrialR
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise MaskproError(
             f"address is {address!r}; Ray could not be reached or started ({' '.join(str(error).split())[:200]}); "
-            "allowed: none (a local Ray), auto, or host:port"
+            "allowed: none (a local Ray), auto, or host:port (with RAY_AUTH_MODE=token where the cluster asks for tokens)"
         ) from error
     url = getattr(started, "dashboard_url", None)
     if url:

@@ -99,6 +99,11 @@ class SearchOptions:
             raise MaskproError(f"cpus_per_trial is {self.cpus_per_trial}; allowed: a number above 0")
         if self.time_budget is not None:
             parse_duration(self.time_budget)
+        if (self.address or "").startswith("ray://"):
+            raise MaskproError(
+                f"address is {self.address!r}; allowed: none (a local Ray), auto or host:port on a node of the cluster (a "
+                "Ray client can't hold a search's history: run it there, or with ray job submit)"
+            )
 
     @property
     def space_file(self) -> Path:
@@ -120,6 +125,7 @@ class Search:
         planned: the trials that are run first, as they stand.
         num_trials: of the search when it is new; a history knows better.
         warm_start: (parameters, value, source) of another experiment's trials; of a new search only.
+        is_replay: True for a search that follows another one's history: it stops trials where that one did.
     """
 
     options: SearchOptions
@@ -129,17 +135,13 @@ class Search:
     planned: tuple[Plan, ...]
     num_trials: int
     warm_start: tuple[tuple[dict[str, Any], float, str], ...] = ()
+    is_replay: bool = False
 
     @property
     def scheduler(self) -> str:
         """What stops trials early; seed points alone, or a replay, are run as they stand."""
         named = self.options.scheduler or (None if self.options.only_seed_points else self.space.scheduler)
         return "none" if self.is_replay else named or "none"
-
-    @property
-    def is_replay(self) -> bool:
-        """True for a search that follows where another one's trials were stopped."""
-        return any(plan.samples for plan in self.planned)
 
     @property
     def searcher(self) -> str:
@@ -165,6 +167,7 @@ class Search:
             "scheduler": self.scheduler,
             "num_trials": self.num_trials,
             "planned": [asdict(plan) for plan in self.planned],
+            "is_replay": self.is_replay,
             "trial": context,
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
             "hardware": hardware(),
@@ -194,6 +197,10 @@ def prepare_search(options: SearchOptions) -> Search:
     planned = _seed_plans(options, space)
     num_trials = space.num_trials if options.num_trials is None else options.num_trials
     if options.only_seed_points:
+        if options.num_trials is not None:
+            raise MaskproError(
+                f"num_trials is {num_trials} together with only_seed_points; allowed: only_seed_points alone"
+            )
         num_trials = len(planned)
     if num_trials < len(planned):
         raise MaskproError(

@@ -140,7 +140,7 @@ class SearchStudy:
     def write(self, path: Path) -> None:
         """Write the study anew as an Optuna journal, and keep adding the trials that stop or end.
 
-        It is for Optuna's own tools; nothing here reads it. No running trial is in it, so a kill leaves none behind. A trial
+        It is for Optuna's own tools; nothing here reads it. No running trial is in it, so a kill leaves none behind. One
         that goes on after a stop has its later values in it when it is next written anew.
         """
         with atomic_path(path) as temporary:

@@ -95,7 +95,7 @@ _OPTIONAL: dict[str, Any] = {
     "targets": ("all",),
     "num_trials": 12,
     "max_samples": None,
-    "num_reports": 9,
+    "num_reports": 27,
     "reduction_factor": 3,
     "searcher": "optuna",
     "scheduler": "asha",
@@ -145,19 +145,18 @@ def _checked_space(source: str, values: dict[str, Any]) -> SearchSpace:
         raise MaskproError(f"param_space is {param_space!r}; allowed: a dictionary with at least one parameter")
     for name, value in param_space.items():
         _check_parameter(name, value)
-    if values["workload"] not in WORKLOADS:
-        raise MaskproError(f"workload is {values['workload']!r}; allowed: {', '.join(WORKLOADS)}")
     check_supported(NMPattern.parse(str(values["pattern"])))
     parse_layout(values["layout"])
-    for name, allowed in (("searcher", SEARCHERS), ("scheduler", SCHEDULERS)):
-        if values[name] not in allowed:
+    for name, allowed in (("workload", WORKLOADS), ("searcher", SEARCHERS), ("scheduler", SCHEDULERS)):
+        if not isinstance(values[name], str) or values[name] not in allowed:
             raise MaskproError(f"{name} is {values[name]!r}; allowed: {', '.join(allowed)}")
     for name, least in (("num_trials", 1), ("max_samples", 1), ("num_reports", 1), ("reduction_factor", 2)):
         value = values[name]
-        if not (isinstance(value, int) and value >= least) and not (name == "max_samples" and value is None):
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        if not (is_whole and value >= least) and not (name == "max_samples" and value is None):
             raise MaskproError(f"{name} is {value!r}; allowed: a whole number of at least {least}")
-    targets = (values["targets"],) if isinstance(values["targets"], str) else values["targets"]
-    if not (isinstance(targets, list | tuple) and targets and all(isinstance(target, str) for target in targets)):
+    targets = values["targets"].split() if isinstance(values["targets"], str) else values["targets"]
+    if not (isinstance(targets, list | tuple) and targets and all(isinstance(part, str) and part for part in targets)):
         raise MaskproError(f"targets is {targets!r}; allowed: a part of layer names, or a list of them")
     if not any(isinstance(value, Domain) for value in param_space.values()):
         raise MaskproError("param_space searches nothing; allowed: at least one tune domain, such as tune.choice([1.0])")
@@ -199,6 +198,14 @@ def _distribution(name: str, domain: Domain) -> BaseDistribution:
         ) from error
     checked: BaseDistribution = distribution
     return checked
+
+
+def contains(distribution: BaseDistribution, value: Any) -> bool:
+    """Whether a parameter can have the value."""
+    try:
+        return bool(distribution._contains(distribution.to_internal_repr(value)))
+    except (ValueError, TypeError):  # not one of the choices, or of another type
+        return False
 
 
 def _extremes(name: str, value: Any) -> tuple[Any, ...]:
@@ -249,11 +256,13 @@ def _check_seed_point(number: int, point: Any, param_space: Mapping[str, Any]) -
         raise MaskproError(f"seed point {number} {problem} {name}; allowed: exactly {', '.join(searched)}")
     for name, value in given.items():
         _check_value(f"seed point {number}", name, value)
-        allowed = _extremes(name, searched[name])
-        is_choice = isinstance(searched[name], Categorical)
-        inside = value in allowed if is_choice else allowed[0] <= value <= allowed[1]
-        if not inside:
+        distribution = _distribution(name, searched[name])
+        if not contains(distribution, value):
+            allowed = _extremes(name, searched[name])
+            is_choice = isinstance(searched[name], Categorical)
             listed = ", ".join(map(str, allowed)) if is_choice else f"{allowed[0]} to {allowed[1]}"
+            step = getattr(distribution, "step", None)
+            listed += f" in steps of {step}" if step not in (None, 1) else ""
             raise MaskproError(f"seed point {number} has {name} = {value!r}, outside param_space; allowed: {listed}")
     return given
 

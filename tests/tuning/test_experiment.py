@@ -1,49 +1,162 @@
+"""An experiment's folder between sessions, and the table of its trials."""
+
+import fcntl
+import json
+from contextlib import suppress
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from maskpro.errors import MaskproError
-from maskpro.tuning.experiment import tabulate_trials
-from maskpro.tuning.promotion import best_trial
+from maskpro.tuning.experiment import check_writable, open_experiment, tabulate_trials
+from maskpro.tuning.history import History
+from maskpro.tuning.search import SearchOptions, prepare_search
 
-SEED_POINT = {"lr": 1.0}
-
-
-def trial(name, lr, *, seen=100, done=True, val_loss=0.09, failure="", error=None):
-    metrics = {"num_samples_seen": seen, "done": done, "val_loss": val_loss, "recovery": 0.5, "failure": failure}
-    return SimpleNamespace(
-        path=f"/x/trial_{name}",
-        config={"lr": lr},
-        metrics=metrics,
-        error=error,
-        checkpoint=SimpleNamespace(path=f"/x/{name}"),
-    )
+SPACE = """
+from ray import tune
+param_space = {"lr": tune.uniform(0.5, 4.0), "batch_size": 32, "dataset_size": 512}
+seed_points = [{"lr": 2.0}]
+num_trials = 3
+"""
 
 
-def tabulate(*results):
-    space = SimpleNamespace(param_space={"lr": None}, seed_points=(SEED_POINT,))
-    return tabulate_trials(SimpleNamespace(space=space, context=SimpleNamespace(max_samples=100)), results)
+def metrics(samples, val_loss=0.09, *, done=False, failure=""):
+    return {"num_samples_seen": samples, "val_loss": val_loss, "recovery": 0.5, "done": done, "failure": failure}
+
+
+def history_of(*trials):
+    """Each trial is (lr, events)."""
+    history = History()
+    history.session(len(trials), time="now")
+    for number, (lr, source, events) in enumerate(trials, 1):
+        history.start({"lr": lr}, source=source, seed=0)
+        for kind, *values in events:
+            if kind == "report":
+                history.report(number, values[0], stopped=False)
+            elif kind == "stop":
+                history.report(number, values[0], stopped=True)
+            elif kind == "checkpoint":
+                history.checkpoint(number, f"trial_{number:05d}/checkpoint_000000", values[0])
+            else:
+                history.error(number, values[0])
+    return history
 
 
 def test_the_status_of_a_trial_says_how_it_ended():
-    trials = tabulate(
-        trial("a", 1.0),
-        trial("b", 1.0, seen=40),
-        trial("c", 2.0, seen=40, val_loss=0.9, failure="training loss is not finite"),
-        trial("d", 2.0, seen=40, error=RuntimeError("out of memory")),
-        trial("e", 2.0, seen=40, done=False),
+    history = history_of(
+        (1.0, "seed point 1", [("report", metrics(100, done=True)), ("checkpoint", 100)]),
+        (1.0, "optuna", [("stop", metrics(40)), ("checkpoint", 40)]),
+        (2.0, "optuna", [("report", metrics(40, 0.9, done=True, failure="training loss is not finite"))]),
+        (2.0, "optuna", [("report", metrics(40)), ("checkpoint", 40), ("error", "out of memory")]),
+        (2.0, "optuna", [("report", metrics(40)), ("checkpoint", 40)]),
+        (2.0, "optuna", [("stop", metrics(40))]),
+        (2.0, "optuna", []),
     )
-    assert trials["status"].tolist() == ["completed", "stopped", "failed", "failed", "unfinished"]
-    assert trials["seed_point"].isna().tolist() == [False, True, True, True, True], "a seed point is run once"
-    assert trials["val_loss"].isna().tolist() == [False, False, True, True, False]
+    trials = tabulate_trials({"lr": None, "batch_size": 32}, history.searched)
+    assert trials["status"].tolist() == ["completed", "stopped", "failed", "failed", *["unfinished"] * 3]
+    assert trials["seed_point"].isna().tolist() == [False, *[True] * 6]
+    assert trials["val_loss"].isna().tolist() == [False, False, True, True, False, False, True]
     assert trials["failure"].tolist()[2:4] == ["training loss is not finite", "out of memory"]
-    assert trials["trial_id"].tolist() == list("abcde")
+    assert trials["batch_size"].tolist() == [32] * 7
+    assert trials["lr"].tolist() == [1.0, 1.0, *[2.0] * 5]
+    assert trials["trial"].tolist() == list(range(1, 8))
 
 
-def test_only_trials_without_failure_are_promoted_and_full_ones_first():
-    full, early = trial("a", 1.0, val_loss=0.09), trial("b", 2.0, seen=40, val_loss=0.08)
-    failed = trial("c", 2.0, val_loss=0.01, failure="training loss is not finite")
-    assert best_trial(tabulate(full, early, failed))["trial_id"] == "a"
-    assert best_trial(tabulate(early, failed))["trial_id"] == "b"
-    with pytest.raises(MaskproError, match="no trial ended without an error, so there is no mask to promote"):
-        best_trial(tabulate(failed))
+def test_a_search_without_trials_has_an_empty_table():
+    assert tabulate_trials({"lr": None}, []).empty
+
+
+@pytest.fixture
+def search(tmp_path):
+    (tmp_path / "space.py").write_text(SPACE)
+    options = SearchOptions(
+        space=tmp_path / "space.py", experiment="x", results_dir=tmp_path / "results", max_samples=64, frechet=False
+    )
+    return prepare_search(options)
+
+
+def test_an_experiment_is_enough_to_run_it_again(search):
+    with open_experiment(search, resume=False) as experiment:
+        assert experiment.history.num_trials == 3
+    described = json.loads((experiment.folder / "experiment.json").read_text())
+    assert described["space"]["source"] == SPACE == (experiment.folder / "space.py").read_text()
+    assert described["planned"] == [{"params": {"lr": 2.0}, "source": "seed point 1", "seed": 0, "samples": None}]
+    assert described["trial"] == {"max_samples": 64, "report_samples": 3, "seed": 0}
+
+
+def test_a_running_experiment_is_not_opened_twice(search):
+    with (
+        open_experiment(search, resume=False) as experiment,
+        pytest.raises(MaskproError, match="x is running; allowed: one that has ended or was stopped"),
+        open_experiment(search, resume=True),
+    ):
+        pass
+    assert experiment.history.num_sessions == 1
+    with open_experiment(search, resume=True) as again:
+        assert again.history.num_sessions == 2
+
+
+def test_the_lock_of_a_killed_driver_holds_nobody_up(search):
+    """The system gives it back with the process; only a lock that a process holds counts."""
+    with open_experiment(search, resume=False) as experiment:
+        pass
+    with (experiment.folder / "running.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(MaskproError, match="is running"), open_experiment(search, resume=True):
+            pass
+    with open_experiment(search, resume=True):
+        pass
+
+
+def test_an_extension_is_remembered(search):
+    with open_experiment(search, resume=False):
+        pass
+    with open_experiment(search, resume=True, extend=4) as experiment:
+        assert experiment.history.num_trials == 7
+    with open_experiment(search, resume=True) as experiment:
+        assert experiment.history.num_trials == 7
+
+
+def test_a_mistake_before_the_first_trial_leaves_no_folder_and_a_later_one_leaves_everything(search):
+    with pytest.raises(MaskproError, match="no Ray"), open_experiment(search, resume=False) as experiment:
+        raise MaskproError("no Ray")
+    assert not experiment.folder.exists()
+    with suppress(MaskproError), open_experiment(search, resume=False) as experiment:
+        experiment.history.start({"lr": 2.0}, source="seed point 1", seed=0)
+        raise MaskproError("no masks")
+    assert (experiment.folder / "history.jsonl").is_file()
+
+
+def test_a_torn_last_line_is_dropped_before_anything_is_written(search):
+    with open_experiment(search, resume=False) as experiment:
+        experiment.history.start({"lr": 2.0}, source="seed point 1", seed=0)
+    path = experiment.folder / "history.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"event": "rep')
+    with open_experiment(search, resume=True) as again:
+        assert list(again.history.trials) == [1]
+    assert path.read_bytes().startswith(whole)
+    assert History(path).num_sessions == 2
+
+
+@pytest.mark.parametrize("storage", ["/proc/nowhere", "nonsense://bucket/path"])
+def test_a_storage_that_cannot_be_written_is_named(search, storage):
+    options = SimpleNamespace(**{name: getattr(search.options, name) for name in ("results_dir", "experiment")})
+    options.storage_path = storage
+    with pytest.raises(MaskproError, match=rf"storage_path is {storage}, which can't be written .*allowed: a writable"):
+        check_writable(SimpleNamespace(options=options))
+
+
+def test_what_comes_next_is_a_function_of_the_history(search):
+    with open_experiment(search, resume=False) as experiment:
+        state = experiment.search_state()
+        assert not state.is_over
+        first = state.next_trial()
+        assert (first.params, first.source) == ({"lr": 2.0}, "seed point 1")
+        second = state.next_trial()
+        again = experiment.search_state()
+        assert [again.next_trial().number for _ in range(2)] == [first.number, second.number]
+        assert again.next_trial().number == 3
+        assert again.next_trial() is None
+        assert pd.isna(experiment.trials()["seed_point"].tolist()[1])

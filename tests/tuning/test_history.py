@@ -7,8 +7,8 @@ import resource
 import signal
 
 import pytest
-from simulated_search import SimulatedSearch
 
+from benchmarks.simulated_search import SimulatedSearch
 from maskpro.errors import MaskproError
 from maskpro.tuning.history import HISTORY_FILE, History, drop_torn_line, read_events
 from maskpro.tuning.state import METRICS, plain_metrics

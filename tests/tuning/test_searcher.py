@@ -10,8 +10,8 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
-from simulated_search import DISTRIBUTIONS, KilledError, SimulatedSearch, learning_curve
 
+from benchmarks.simulated_search import DISTRIBUTIONS, KilledError, SimulatedSearch, learning_curve
 from maskpro.errors import MaskproError
 from maskpro.tuning.history import HISTORY_FILE, History
 from maskpro.tuning.searcher import SEARCHERS, STUDY_FILE, SearchStudy

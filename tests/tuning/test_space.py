@@ -6,7 +6,7 @@ from optuna.trial import create_trial
 from maskpro.errors import MaskproError
 from maskpro.tuning.space import load_space
 
-SPACES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.py"))
+SPACES = Path(__file__).parents[2] / "search_spaces"
 # The five configurations of the original, from its documentation.
 CONFIGURATIONS = [
     {"dataset_size": 5_000, "batch_size": 16, "lr": 0.5, "logits": 3.0},
@@ -29,19 +29,36 @@ def write(tmp_path, text):
     return path
 
 
-@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.name)
-def test_the_ready_made_spaces_hold_the_five_configurations(path):
-    space = load_space(path)
+@pytest.mark.parametrize("name", ["default.py", "policy_gradient.py", "five_configurations.py"])
+def test_the_ready_made_spaces_hold_the_five_configurations(name):
+    space = load_space(SPACES / name)
     assert list(space.seed_points) == CONFIGURATIONS
     assert space.seed_point_names == ("conservative", "standard", "aggressive", "efficient", "finetuning")
-    assert space.num_trials >= 12
     assert space.domains.keys() == {"lr", "logits", "batch_size", "dataset_size"}
+    if name == "five_configurations.py":
+        assert (space.num_trials, space.scheduler) == (5, "none")
+    else:
+        assert space.num_trials >= 12
+
+
+def test_the_extended_space_searches_the_choices_of_the_mask_one_by_one():
+    space = load_space(SPACES / "extended.py")
+    assert space.domains.keys() >= {"estimator", "pattern", "layout", "targets"}
+    reference, *others = space.seed_points
+    differences = [[name for name in reference if point[name] != reference[name]] for point in others]
+    assert differences == [["estimator"], ["pattern"], ["layout"], ["targets"], ["targets"]]
+
+
+@pytest.mark.parametrize("path", sorted(SPACES.glob("*.py")), ids=lambda path: path.name)
+def test_every_ready_made_space_has_room_for_its_seed_points(path):
+    space = load_space(path)
+    assert space.num_trials >= len(space.seed_points) > 0
 
 
 def test_a_small_space_gets_defaults(tmp_path):
     space = load_space(write(tmp_path, GOOD))
     assert (space.workload, space.pattern, space.layout, space.targets) == ("digits", "2:4", "channel", ("all",))
-    assert (space.searcher, space.scheduler, space.num_reports, space.reduction_factor) == ("optuna", "asha", 9, 3)
+    assert (space.searcher, space.scheduler, space.num_reports, space.reduction_factor) == ("optuna", "asha", 27, 3)
     assert space.describe()["param_space"]["batch_size"]["attributes"] == {"choices": [16, 32]}
 
 

@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from simulated_search import DiedError, KilledError, SimulatedSearch, learning_curve
 
+from benchmarks.simulated_search import DiedError, KilledError, SimulatedSearch, learning_curve
 from maskpro.tuning.early_stopping import SCHEDULERS
 from maskpro.tuning.history import HISTORY_FILE, History, drop_torn_line
 from maskpro.tuning.searcher import SEARCHERS

@@ -1,0 +1,188 @@
+"""Which trials are promoted, which one is picked, and that a failed evaluation never loses the masks."""
+
+import json
+import shutil
+
+import pytest
+from conftest import CPU
+
+from maskpro.errors import MaskproError
+from maskpro.initial_masks import random_mask
+from maskpro.mask_file import load_mask_file
+from maskpro.tuning import promotion
+from maskpro.tuning.experiment import open_experiment
+from maskpro.tuning.history import TrialRecord
+from maskpro.tuning.promotion import best_trials, confirmation_plans, promote, write_best
+from maskpro.tuning.search import SearchOptions, prepare_search
+from maskpro.tuning.shared import SharedValues
+from maskpro.tuning.state import PlannedTrials
+from maskpro.tuning.trainable import MaskTrainable
+
+SPACE = """
+from ray import tune
+param_space = {"lr": tune.uniform(0.5, 4.0), "logits": 1.0, "batch_size": 16, "dataset_size": 512}
+seed_points = [{"lr": 2.0}, {"lr": 3.0}, {"lr": 1.0}]
+num_trials = 3
+num_reports = 2
+"""
+
+
+def record(number, *, val_loss, done=True, failure="", checkpoint=100):
+    metrics = {"num_samples_seen": 100, "val_loss": val_loss, "recovery": 0.5, "done": done, "failure": failure}
+    trial = TrialRecord(number=number, params={}, source="optuna", seed=0, checkpoint_samples=checkpoint)
+    trial.samples, trial.reports, trial.stopped = 100, {100: metrics}, not done
+    return trial
+
+
+def test_only_trials_that_ran_to_their_budget_without_failure_are_promoted():
+    full, better, early = record(1, val_loss=0.09), record(2, val_loss=0.08), record(3, val_loss=0.01, done=False)
+    failed = record(4, val_loss=0.01, failure="training loss is not finite")
+    assert best_trials([full, better, early, failed], 1) == [better]
+    assert best_trials([full, better, early, failed], 5) == [better, full]
+    with pytest.raises(MaskproError, match="no trial ran to its full budget without an error, so there is no mask"):
+        best_trials([early, failed], 1)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Two of the best three seed points promoted, one fresh seed each; all trained here, without Ray."""
+    tmp_path = tmp_path_factory.mktemp("promotion")
+    (tmp_path / "space.py").write_text(SPACE)
+    options = SearchOptions(
+        space=tmp_path / "space.py",
+        experiment="x",
+        results_dir=tmp_path,
+        max_samples=256,
+        num_generated=16,
+        sampling_steps=2,
+        scheduler="none",
+        promote_top_k=2,
+        confirm_seeds=1,
+    )
+    search = prepare_search(options)
+    validation = search.workload.held_out_samples("validation", CPU)
+    form = search.context.formats[0]
+    initial = promotion.initial_masked(search.context, search.workload.model, form)
+    shared = SharedValues(
+        dense_val_loss=validation.mean_loss(search.workload.model),
+        initial_val_losses={form: validation.mean_loss(initial.model)},
+    )
+
+    class Started(MaskTrainable):
+        def setup(self, config):
+            super().setup(config, context=search.context, shared=shared)
+
+    with open_experiment(search, resume=False) as opened, pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("ray.get_gpu_ids", list)
+        monkeypatch.setattr("torch.set_num_threads", lambda count: None)
+        history = opened.history
+        state = opened.search_state()
+
+        def run(source):
+            while (trial := source.next_trial()) is not None:
+                own = {"trial": trial.number, "seed": trial.seed, "checkpoint": trial.checkpoint}
+                actor = Started({**search.space.fixed, **trial.params, **own})
+                while not actor.train()["done"]:
+                    pass
+                source.report(trial.number, actor._metrics(actor._trainer, 0.0, actor._trainer.lowest_val_loss))
+                folder = opened.folder / "trials" / trial.name / "checkpoint_000000"
+                folder.mkdir(parents=True)
+                actor.save_checkpoint(str(folder))
+                history.checkpoint(trial.number, f"{trial.name}/checkpoint_000000", trial.samples)
+                source.finish(trial.number)
+
+        run(state)
+        run(PlannedTrials(history, confirmation_plans(opened)))
+        yield opened
+
+
+@pytest.fixture
+def experiment(trained):
+    """The trained one, as nothing has been promoted yet."""
+    for name in ("evaluation", "best"):
+        shutil.rmtree(trained.folder / name, ignore_errors=True)
+    (trained.folder / "final_evaluation.json").unlink(missing_ok=True)
+    return trained
+
+
+def test_the_best_are_confirmed_with_fresh_seeds_and_the_lowest_distance_is_picked(experiment):
+    history = experiment.history
+    best = best_trials(history.searched, 2)
+    confirmations = [trial for trial in history.trials.values() if trial.is_confirmation]
+    assert [trial.source for trial in confirmations] == [f"confirmation of trial {trial.number}" for trial in best]
+    assert [trial.params for trial in confirmations] == [trial.params for trial in best]
+    assert all(trial.seed == 1 for trial in confirmations)
+    assert not experiment.is_left(confirmation_plans(experiment)), "they are run once"
+    report = promote(experiment)
+    rows = {row["trial"]: row for row in report["candidates"]}
+    assert rows.keys() == {trial.number for trial in (*best, *confirmations)}
+    means = {
+        trial.number: (rows[trial.number]["frechet_distance"] + rows[fresh.number]["frechet_distance"]) / 2
+        for trial, fresh in zip(best, confirmations, strict=True)
+    }
+    group = min(means, key=means.get)
+    pair = {group, next(trial.number for trial in confirmations if trial.source.endswith(f" {group}"))}
+    picked = min(pair, key=lambda number: rows[number]["frechet_distance"])
+    config = json.loads((experiment.folder / "best" / "config.json").read_text())
+    assert config["trial"] == picked
+    assert config["config"]["seed"] == rows[picked]["seed"]
+    assert report["models"]["learned"]["frechet_distance"] == rows[picked]["frechet_distance"]
+    assert report["picked_by"] == "Frechet distance"
+    assert report["prediction"]["num_candidates"] == 4
+    assert -1 <= report["prediction"]["spearman_of_val_loss_and_frechet_distance"] <= 1
+    assert json.loads((experiment.folder / "final_evaluation.json").read_text()) == report
+    for name in ("dense", "initial", "learned"):
+        assert (experiment.folder / "best" / f"samples_{name}.png").is_file()
+    protocol = report["protocol"]
+    assert (protocol["sampler"], protocol["sampling_steps"], protocol["num_generated"]) == ("ddim", 2, 16)
+    assert protocol["trial_seed"] == rows[picked]["seed"]
+
+
+def test_a_failed_evaluation_keeps_the_masks_and_goes_on_from_what_it_has_done(experiment, monkeypatch):
+    (best,) = best_trials(experiment.history.searched, 1)
+    spoken = []
+    original = promotion.say
+
+    def fail(text):
+        spoken.append(text)
+        if text.startswith("evaluated initial"):
+            raise MemoryError
+        original(text)
+
+    monkeypatch.setattr(promotion, "say", fail)
+    with pytest.raises(MemoryError):
+        promote(experiment)
+    masks = load_mask_file(experiment.folder / "best" / "masks.safetensors")
+    assert masks.provenance["trial_id"] == best.name
+    assert not (experiment.folder / "final_evaluation.json").exists()
+    spoken.clear()
+    monkeypatch.setattr(promotion, "say", spoken.append)
+    promote(experiment)
+    evaluated = {text.split(":")[0]: "from the cache" in text for text in spoken if text.startswith("evaluated ")}
+    assert evaluated["evaluated dense"]
+    assert evaluated["evaluated initial_2of4_channel"]
+    assert not evaluated[f"evaluated {best.name}"]
+    spoken.clear()
+    promote(experiment)
+    assert sum("from the cache" in text for text in spoken) == len(evaluated) == 6
+
+
+def test_the_promoted_mask_is_the_best_validated_one(experiment):
+    (best,) = best_trials(experiment.history.searched, 1)
+    masked = promotion.load_masks(experiment, best)
+    validation = experiment.search.workload.held_out_samples("validation", CPU)
+    assert validation.mean_loss(masked.model) == best.last["best_val_loss"] < best.last["initial_val_loss"]
+    masked.set_mask(random_mask(masked, generator=promotion.torch.Generator().manual_seed(0)))
+    assert validation.mean_loss(masked.model) > best.last["best_val_loss"]
+
+
+def test_a_broken_checkpoint_leaves_the_earlier_best_folder(experiment):
+    first, second = best_trials(experiment.history.searched, 2)
+    write_best(experiment, first)
+    tensors = experiment.folder / "trials" / second.name / "checkpoint_000000" / "state.safetensors"
+    whole = tensors.read_bytes()
+    tensors.write_bytes(b"torn")
+    with pytest.raises(Exception, match="header"):
+        write_best(experiment, second)
+    tensors.write_bytes(whole)
+    assert load_mask_file(experiment.folder / "best" / "masks.safetensors").provenance["trial_id"] == first.name
