@@ -5,7 +5,6 @@ python -m analysis.trials results/A [results/B ...]   prints the best trials and
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -14,8 +13,9 @@ import pandas as pd
 from maskpro.cli import run_command
 from maskpro.errors import MaskproError
 from maskpro.files import read_json
+from maskpro.tuning.history import HISTORY_FILE, History
 
-_CURVE_COLUMNS = ["num_samples_seen", "val_loss", "val_loss_now", "train_loss", "recovery", "changed_share", "time_total_s"]
+_CURVE_COLUMNS = ["num_samples_seen", "val_loss", "val_loss_now", "train_loss", "recovery", "changed_share", "seconds"]
 
 
 def load_trials(experiment: Path) -> pd.DataFrame:
@@ -31,19 +31,20 @@ def load_trials(experiment: Path) -> pd.DataFrame:
 
 
 def load_curves(experiment: Path) -> pd.DataFrame:
-    """A row per report of every trial, running or ended: trial_id, samples seen, losses, recovery, seconds.
+    """A row per report of every trial, running or ended, all its parts in one: trial_id, samples seen, losses, recovery,
+    seconds.
 
-    A trial that went on after a crash reports some points twice; the later one counts.
+    Raises:
+        MaskproError: nothing has been reported yet, or it is not the folder of a search.
     """
-    parts = []
-    for path in sorted(experiment.glob("trials/trial_*/result.json")):
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        curve = pd.DataFrame(rows).reindex(columns=_CURVE_COLUMNS)
-        curve.insert(0, "trial_id", path.parent.name.removeprefix("trial_"))
-        parts.append(curve.drop_duplicates("num_samples_seen", keep="last"))
-    if not parts:
-        raise MaskproError(f"no reports of trials below {experiment}; allowed: the folder of a search")
-    return pd.concat(parts, ignore_index=True)
+    path = experiment / HISTORY_FILE
+    trials = History(path).trials.values() if path.is_file() else ()
+    curves = pd.DataFrame(
+        [{"trial_id": trial.name, **trial.reports[samples]} for trial in trials for samples in sorted(trial.reports)]
+    )
+    if curves.empty:
+        raise MaskproError(f"no reports of trials in {experiment}; allowed: the folder of a search")
+    return curves.reindex(columns=["trial_id", *_CURVE_COLUMNS])
 
 
 def load_evaluation(experiment: Path) -> pd.DataFrame:

@@ -137,10 +137,7 @@ def evaluate_models(
     Raises:
         MaskproError: a sampler that doesn't fit, or Inception weights that can't be had.
     """
-    if sampling_steps is None:
-        every = workload.scheduler.config["num_train_timesteps"]
-        sampling_steps = workload.budgets.sampling_steps if sampler == "ddim" else every
-    check_sampling(workload.scheduler, sampler, sampling_steps)
+    sampling_steps = resolve_sampling(workload, sampler, sampling_steps)
     extractor = None
     if compute_frechet:
         extractor = open_features(workload.features, device=device, inception_weights=inception_weights)
@@ -156,6 +153,19 @@ def evaluate_models(
     # Of the search: it made the masks, and has no part in the figures of given ones.
     search = {"max_samples": workload.budgets.max_samples, "report_samples": workload.budgets.report_samples}
     return {"protocol": {**record, "search_budgets": search}, "models": figures}
+
+
+def resolve_sampling(workload: Workload, sampler: Sampler, steps: int | None) -> int:
+    """The sampler's steps (None: the workload's for "ddim", all of the noise schedule for "ddpm").
+
+    Raises:
+        MaskproError: the sampler doesn't fit the workload's noise schedule.
+    """
+    if steps is None:
+        every: int = workload.scheduler.config["num_train_timesteps"]
+        steps = workload.budgets.sampling_steps if sampler == "ddim" else every
+    check_sampling(workload.scheduler, sampler, steps)
+    return steps
 
 
 class _Evaluation:

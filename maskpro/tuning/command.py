@@ -30,12 +30,17 @@ def parse_command(
         return reopen_search(resume, refused=others, session=session)
     if replay is not None:
         place: dict[str, Any] = {name: others.pop(name) for name in ("experiment", "results_dir") if name in others}
-        return replay_search(replay, refused=others, place=place, session=session)
+        return _warm(replay_search(replay, refused=others, place=place, session=session))
     others = _chosen_seed_points(others)
     space = others.pop("space", None)
     name = f"{space.stem if space else ''}-{now:%Y%m%d-%H%M%S}"
-    search = prepare_search(SearchOptions(**{"space": space, "experiment": name, **others, **session}))
-    return search if search.options.warm_start is None else warm_started(search, search.options.warm_start)
+    return _warm(prepare_search(SearchOptions(**{"space": space, "experiment": name, **others, **session})))
+
+
+def _warm(search: Search) -> Search:
+    """The search with the trials that it starts from; one that follows a history suggests nothing."""
+    folder = search.options.warm_start
+    return search if folder is None or search.is_replay else warm_started(search, folder)
 
 
 def _chosen_seed_points(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -61,10 +61,10 @@ def parse_duration(text: str) -> float:
         MaskproError: it is none.
     """
     # pandas reads "2,5h" as 25 hours and "+5" as five nanoseconds.
-    parts = re.fullmatch(r"(?:(\d+)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?", text.strip())
-    seconds = 0.0
-    if parts:
-        seconds = sum(float(number or 0) * unit for number, unit in zip(parts.groups(), (86400, 3600, 60, 1), strict=True))
-    if not seconds > 0:
+    number = r"(\d+(?:\.\d+)?)"
+    parts = re.fullmatch(rf"(?:{number}d)?(?:{number}h)?(?:{number}m(?:in)?)?(?:{number}s)?", text.replace(" ", ""))
+    amounts = parts.groups(default="0") if parts else ()
+    seconds = sum(float(amount) * unit for amount, unit in zip(amounts, (86_400, 3_600, 60, 1), strict=False))
+    if not 0 < seconds <= threading.TIMEOUT_MAX:
         raise MaskproError(f"time_budget is {text!r}; allowed: a duration with its unit, such as 2h, 90min or 1h30m")
     return seconds

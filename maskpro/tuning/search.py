@@ -13,7 +13,9 @@ from typing import Any, get_args
 import torch
 
 from maskpro.errors import MaskproError
+from maskpro.evaluation.comparison import resolve_sampling
 from maskpro.evaluation.frechet import open_features
+from maskpro.evaluation.sampling import parse_sampler
 from maskpro.files import refuse_existing
 from maskpro.masked_model import model_hash
 from maskpro.trackers import check_swanlab
@@ -219,7 +221,9 @@ def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Pl
     # A space's budget is meant for the space's own workload.
     space_samples = space.max_samples if workload.name == space.workload else None
     max_samples = options.max_samples or space_samples or workload.budgets.max_samples
-    workload = replace(workload, budgets=replace(workload.budgets, max_samples=max_samples))
+    report_samples = math.ceil(max_samples / space.num_reports)
+    workload = replace(workload, budgets=replace(workload.budgets, max_samples=max_samples, report_samples=report_samples))
+    resolve_sampling(workload, parse_sampler(options.sampler), options.sampling_steps)
     context = _context(options, space, workload, max_samples)
     for targets in (space.targets, *(split_targets(text) for text in space.choices("targets", None))):
         if targets:
@@ -237,7 +241,7 @@ def _context(options: SearchOptions, space: SearchSpace, workload: Workload, max
         layout=space.layout,
         targets=space.targets,
         max_samples=max_samples,
-        report_samples=math.ceil(max_samples / space.num_reports),
+        report_samples=workload.budgets.report_samples,
         seed=options.seed,
         formats=tuple(
             MaskFormat(pattern, layout)
