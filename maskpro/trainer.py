@@ -208,7 +208,11 @@ class MaskTrainer:
         if self.config.raw_step:
             return self.config.lr
         left = 1 - self.num_samples_seen / self.config.budget_samples if self.config.lr_decay == "linear" else 1.0
-        return LOGIT_STEP * self.config.lr * left
+        size = LOGIT_STEP * self.config.lr * left
+        # Adam's bias correction makes ten times as much of it at first.
+        if size > 0.1 * torch.finfo(self.logits.dtype).max:
+            raise NonFiniteLossError(f"step size of lr {self.config.lr:g} is not finite in {self.logits.dtype}")
+        return size
 
     def _straight_through(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         weight_gradient = self.masked.weight_gradient().zero_()

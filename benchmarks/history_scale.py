@@ -1,0 +1,65 @@
+"""What a search's history costs as it grows: bytes, time to go on from it, and time of the next suggestion.
+
+python -m benchmarks.history_scale
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+
+from benchmarks.report import hardware_line, print_table
+from benchmarks.simulated_search import SimulatedSearch
+from maskpro.cli import run_command
+from maskpro.tuning.history import HISTORY_FILE, History
+from maskpro.tuning.space import load_space
+
+
+def main(
+    trials: Annotated[list[int] | None, typer.Option(help="Sizes; default: 100, 1,000 and 10,000.")] = None,
+    space: Annotated[Path, typer.Option(help="Its parameters are suggested.")] = Path("search_spaces/default.py"),
+) -> None:
+    """Fill a history by random search under ASHA, then open it with TPE."""
+    distributions = load_space(space).distributions
+    rows = []
+    for size in trials or [100, 1_000, 10_000]:
+        search = SimulatedSearch(
+            distributions=distributions,
+            curve=lambda params, samples: 0.1 / params["lr"] + 10 / samples,
+            pace=lambda params: 1.0,
+            num_trials=size,
+            searcher="random",
+            unit=100,
+            max_samples=2_700,
+            slots=4,
+        )
+        with TemporaryDirectory() as name:
+            folder = Path(name)
+            search.run(search.open(folder))
+            path = folder / HISTORY_FILE
+            reports = sum(len(record.reports) for record in History(path).trials.values())
+            started = time.monotonic()
+            tpe = SimulatedSearch(**{**vars(search), "searcher": "optuna"})
+            state = tpe.open(folder, extend=1)
+            opened = time.monotonic()
+            state.next_trial()
+            suggested = time.monotonic()
+            rows.append(
+                {
+                    "trials": size,
+                    "reports": reports,
+                    "MiB": f"{path.stat().st_size / 2**20:.2f}",
+                    "bytes a report": round(path.stat().st_size / reports),
+                    "seconds to open": f"{opened - started:.2f}",
+                    "seconds of a TPE suggestion": f"{suggested - opened:.3f}",
+                }
+            )
+    print_table(f"history of a search; {hardware_line()}", rows)
+
+
+if __name__ == "__main__":
+    run_command(main)
