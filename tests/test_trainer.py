@@ -1,5 +1,6 @@
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -203,3 +204,41 @@ def test_a_logit_that_is_not_finite_stops_the_run(digits):
 def test_settings_that_are_not_allowed_are_refused(settings, message):
     with pytest.raises(MaskproError, match=message):
         TrainerConfig(**settings)
+
+
+@pytest.mark.parametrize("settings", [{}, {"estimator": "policy_gradient"}, {"gradient_accumulation_steps": 2}])
+def test_where_memory_runs_out_smaller_forward_passes_give_the_same_result(digits, monkeypatch, settings):
+    """In float64, where an order of summation shows in the last digits alone."""
+    double = replace(digits, model=copy.deepcopy(digits.model).double())
+    original = DiffusionObjective.predict
+    memory = {}
+
+    def predict(self, model, batch):
+        if len(batch.images) > memory.get(id(model), math.inf):
+            raise torch.OutOfMemoryError
+        return original(self, model, replace(batch, images=batch.images.double()))
+
+    monkeypatch.setattr(DiffusionObjective, "predict", predict)
+
+    gradients = []
+
+    def run(largest):
+        trainer = make_trainer(double, **settings)
+        memory[id(trainer.masked.model)] = largest
+        step = trainer.config.batch_size * trainer.config.gradient_accumulation_steps
+        losses = trainer.train(step)
+        gradients.append(trainer.logits.grad.clone())
+        return trainer, losses
+
+    whole, losses = run(math.inf)
+    pieces, same_losses = run(3)
+    assert (whole.micro_batch_size, pieces.micro_batch_size) == (8, 2)
+    # Of the first step: later ones follow Adam, which makes full steps of rounding where a gradient is nothing else.
+    torch.testing.assert_close(losses[0], same_losses[0], rtol=1e-12, atol=0)
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-9 * gradients[0].abs().max().item())
+    assert torch.equal(whole.state_dict()[0]["generator"], pieces.state_dict()[0]["generator"]), "the same masks were drawn"
+    _, counters = pieces.state_dict()
+    assert counters["micro_batch_size"] == 2
+    with pytest.raises(torch.OutOfMemoryError):
+        run(0)

@@ -1,17 +1,37 @@
-import math
+"""One trial in its actor, without Ray around it."""
 
+import math
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+from conftest import CPU
 
 from maskpro.objectives.diffusion import DiffusionObjective
-from maskpro.tuning.trainable import FAILURE_PENALTY, MaskTrainable, TrialContext
+from maskpro.tuning import shared as shared_module
+from maskpro.tuning.shared import MaskFormat, SharedValues, TrialContext, _held_out_losses, _tables, prepare_process
+from maskpro.tuning.trainable import FAILURE_PENALTY, MaskTrainable
 
-FIRST = {"lr": 2.0, "batch_size": 16, "dataset_size": 64}
-SECOND = {"lr": 1.0, "batch_size": 24, "dataset_size": 80, "estimator": "policy_gradient", "target": "teacher"}
+FORMATS = (MaskFormat("2:4", "channel"), MaskFormat("1:4", "flattened"))
+OWN = {"trial": 1, "seed": 0, "checkpoint": ""}
+FIRST = {**OWN, "lr": 2.0, "batch_size": 16, "dataset_size": 64}
+SECOND = {**OWN, "lr": 1.0, "batch_size": 24, "dataset_size": 80, "estimator": "policy_gradient", "target": "teacher"}
+THIRD = {**FIRST, "pattern": "1:4", "layout": "flattened", "targets": "up_blocks mid_block", "target": "noise"}
+NOISE = {**SECOND, "target": "noise"}
+OTHER_SEED = {**FIRST, "seed": 1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_ray():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ray.get_gpu_ids", list)
+        patch.setattr("torch.set_num_threads", lambda count: None)
+        yield
 
 
 @pytest.fixture(scope="module")
-def context(digits):
+def context(digits, tmp_path_factory):
     return TrialContext(
         workload=digits,
         pattern="2:4",
@@ -20,18 +40,27 @@ def context(digits):
         max_samples=96,
         report_samples=40,
         seed=0,
+        formats=FORMATS,
+        baseline_targets=("teacher", "noise"),
+        table_samples=80,
+        storage=str(tmp_path_factory.mktemp("storage")),
     )
 
 
-@pytest.fixture
-def start(context, monkeypatch):
-    monkeypatch.setattr("ray.get_gpu_ids", list)
+@pytest.fixture(scope="module")
+def shared(context):
+    dense, initial = _held_out_losses(context)
+    teacher, baselines = _tables(context, 0, 2)
+    return SharedValues(dense_val_loss=dense, initial_val_losses=initial, teacher=teacher, baselines=baselines)
 
+
+@pytest.fixture
+def start(context, shared):
     class Started(MaskTrainable):
         """As tune.with_parameters would make it, without an object store."""
 
         def setup(self, config):
-            super().setup(config, context=context)
+            super().setup(config, context=context, shared=shared)
 
     return Started
 
@@ -54,24 +83,72 @@ def test_a_trial_reports_at_fixed_numbers_of_samples_and_ends_at_its_budget(star
 
 
 def test_trials_on_a_reused_actor_equal_trials_on_fresh_ones(start):
-    reused = start(dict(FIRST))
+    """Also around one with another seed, whose calibration samples are others."""
+    configs = (FIRST, SECOND, THIRD, OTHER_SEED, FIRST, NOISE)
+    reused = start(dict(configs[0]))
     found = [results(reused)]
-    for config in (SECOND, FIRST):
+    for config in configs[1:]:
         assert reused.reset(dict(config))
         found.append(results(reused))
-    assert found == [results(start(dict(config))) for config in (FIRST, SECOND, FIRST)]
-    assert found[0] == found[2]
+    assert found == [results(start(dict(config))) for config in configs]
+    assert found[0] == found[4] != found[3]
 
 
+@pytest.mark.parametrize("config", [FIRST, SECOND, NOISE])
+def test_shared_tables_change_nothing(context, shared, config):
+    class Alone(MaskTrainable):
+        def setup(self, config):
+            super().setup(config, context=context, shared=replace(shared, teacher=None, baselines={}))
+
+    class Together(MaskTrainable):
+        def setup(self, config):
+            super().setup(config, context=context, shared=shared)
+
+    assert results(Alone(dict(config))) == results(Together(dict(config)))
+
+
+def test_tables_do_not_depend_on_how_they_are_split(context, shared):
+    parts = [_tables(context, start, start + 1) for start in range(2)]
+    assert np.array_equal(np.concatenate([teacher for teacher, _ in parts]), shared.teacher)
+    assert parts[0][1].keys() == shared.baselines.keys()
+    for key, whole in shared.baselines.items():
+        assert np.array_equal(np.concatenate([baselines[key] for _, baselines in parts]), whole)
+
+
+@pytest.mark.parametrize(("share", "fits"), [(1, False), (4, True)])
+def test_a_table_that_would_fill_the_object_store_is_not_shared(context, monkeypatch, share, fits):
+    table = 80 * 64 * 4
+    nodes = [{"Alive": True, "Resources": {"object_store_memory": size}} for size in (share * table, 100 * table)]
+    monkeypatch.setattr("ray.nodes", lambda: [*nodes, {"Alive": False, "Resources": {}}])
+    assert shared_module._fits(context) == fits
+
+
+@pytest.mark.parametrize("as_uri", [False, True])
 @pytest.mark.parametrize("config", [FIRST, SECOND])
-def test_a_restored_trial_goes_on_bit_for_bit(start, config, tmp_path):
+def test_a_trial_that_goes_on_does_so_bit_for_bit(start, context, shared, config, as_uri, tmp_path):
     whole = results(start(dict(config)))
     first = start(dict(config))
     first.train()
+    (tmp_path / "trial_00001" / "checkpoint_000000").mkdir(parents=True)
+    first.save_checkpoint(str(tmp_path / "trial_00001" / "checkpoint_000000"))
+    storage = tmp_path.as_uri() if as_uri else str(tmp_path)
+
+    class Started(MaskTrainable):
+        def setup(self, config):
+            super().setup(config, context=replace(context, storage=storage), shared=shared)
+
+    assert results(Started({**config, "checkpoint": "trial_00001/checkpoint_000000"})) == whole[1:]
+
+
+def test_a_trial_that_goes_on_from_its_end_reports_it_once_more(start, context, tmp_path):
+    first = start(dict(FIRST))
+    rows = results(first)
     first.save_checkpoint(str(tmp_path))
-    second = start(dict(config))
+    second = start(dict(FIRST))
     second.load_checkpoint(str(tmp_path))
-    assert results(second) == whole[1:]
+    (again,) = results(second)
+    for name in ("num_samples_seen", "val_loss", "val_loss_now", "done"):
+        assert again[name] == rows[-1][name]
 
 
 def test_a_loss_that_is_not_finite_ends_the_trial_with_a_finite_penalty(start, monkeypatch):
@@ -84,10 +161,25 @@ def test_a_loss_that_is_not_finite_ends_the_trial_with_a_finite_penalty(start, m
     assert result["val_loss"] == FAILURE_PENALTY * trial._initial_val_loss
 
 
+def test_a_trial_that_finds_no_memory_for_one_sample_fails_and_the_next_one_runs(start, monkeypatch):
+    trial = start(dict(FIRST))
+    with monkeypatch.context() as patch:
+
+        def predict(*inputs):
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+        patch.setattr(DiffusionObjective, "predict", predict)
+        result = trial.train()
+    assert (result["done"], result["failure"]) == (True, "CUDA out of memory. Tried to allocate 2 GiB")
+    assert result["val_loss"] == FAILURE_PENALTY * trial._initial_val_loss
+    assert trial.reset(dict(SECOND))
+    assert results(trial) == results(start(dict(SECOND)))
+
+
 def test_a_trial_that_makes_things_worse_is_told_from_one_that_does_nothing(start):
     """A random walk: raw steps far too large. Its metric is its own, while the mask it would promote is the initial one."""
     raw = {"estimator": "policy_gradient", "target": "noise", "raw_step": True, "lr": 1e5}
-    trial = start({**raw, "batch_size": 8, "dataset_size": 64})
+    trial = start({**OWN, **raw, "batch_size": 8, "dataset_size": 64})
     worst = results(trial)[-1]
     assert worst["val_loss"] > trial._initial_val_loss
     assert trial._trainer.best_val_loss == trial._initial_val_loss
@@ -95,4 +187,22 @@ def test_a_trial_that_makes_things_worse_is_told_from_one_that_does_nothing(star
 
 def test_a_trial_without_an_assigned_gpu_stays_on_the_cpu(start, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert start(dict(FIRST))._trainer.logits.device.type == "cpu"
+    assert start(dict(FIRST))._trainer.logits.device == CPU
+
+
+@pytest.mark.parametrize(("cpus", "threads"), [(0.5, 1), (1.0, 1), (2.9, 2), (8.0, 8)])
+def test_a_process_has_as_many_threads_as_its_trial_has_cores(context, monkeypatch, cpus, threads):
+    counts = []
+    monkeypatch.setattr("torch.set_num_threads", counts.append)
+    assert prepare_process(replace(context, cpus=cpus)) == CPU
+    assert counts == [threads]
+
+
+@pytest.mark.parametrize(("share", "fractions"), [(0.25, [0.25]), (1.0, [])])
+def test_trials_that_share_a_gpu_share_its_memory(context, monkeypatch, share, fractions):
+    """No GPU is needed to see what is asked for."""
+    found = []
+    monkeypatch.setattr("ray.get_gpu_ids", lambda: [0])
+    monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", found.append)
+    assert prepare_process(replace(context, gpu_share=share)) == torch.device("cuda")
+    assert found == fractions
