@@ -225,16 +225,16 @@ def test_where_memory_runs_out_smaller_forward_passes_give_the_same_result(digit
     def run(largest):
         trainer = make_trainer(double, **settings)
         memory[id(trainer.masked.model)] = largest
-        step = trainer.config.batch_size * trainer.config.gradient_accumulation_steps
-        losses = trainer.train(step)
+        # The policy gradient's first advantage is 0. Adam makes full steps of rounding where a gradient is nothing else.
+        steps = 3 if settings.get("estimator") == "policy_gradient" else 1
+        losses = trainer.train(steps * trainer.config.batch_size * trainer.config.gradient_accumulation_steps)
         gradients.append(trainer.logits.grad.clone())
         return trainer, losses
 
     whole, losses = run(math.inf)
     pieces, same_losses = run(3)
     assert (whole.micro_batch_size, pieces.micro_batch_size) == (8, 2)
-    # Of the first step: later ones follow Adam, which makes full steps of rounding where a gradient is nothing else.
-    torch.testing.assert_close(losses[0], same_losses[0], rtol=1e-12, atol=0)
+    torch.testing.assert_close(losses, same_losses, rtol=1e-12, atol=0)
     assert gradients[0].abs().max() > 0
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-9 * gradients[0].abs().max().item())
     assert torch.equal(whole.state_dict()[0]["generator"], pieces.state_dict()[0]["generator"]), "the same masks were drawn"
