@@ -1,0 +1,128 @@
+"""Trials on a local cluster of several nodes, one of which is lost."""
+
+import gc
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray
+from optuna.distributions import FloatDistribution
+from optuna.pruners import NopPruner
+from ray.cluster_utils import Cluster
+from ray.tune import Callback, Trainable
+
+from maskpro.tuning.adapters import NUMBER, HistoryCallback
+from maskpro.tuning.early_stopping import SuccessiveHalving
+from maskpro.tuning.experiment import run_trials
+from maskpro.tuning.history import HISTORY_FILE, History
+from maskpro.tuning.resources import TrialResources
+from maskpro.tuning.searcher import SearchStudy
+from maskpro.tuning.state import Plan, SearchState
+
+# The workers do not have the tests on their path.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+UNIT, MAX_SAMPLES = 100, 900
+RESOURCES = TrialResources(cpus=1.0, gpus=0.0, slots=2)
+
+
+class SlowTrial(Trainable):
+    """A made-up falling loss, a report every fifth of a second."""
+
+    def setup(self, config):
+        self.samples = 0
+        if config["checkpoint"]:
+            self.load_checkpoint(str(Path(config["storage"]) / config["checkpoint"]))
+
+    def reset_config(self, new_config):
+        self.setup(new_config)
+        return True
+
+    def step(self):
+        time.sleep(0.2)
+        self.samples += UNIT
+        loss = self.config["lr"] / self.samples
+        return {"num_samples_seen": self.samples, "val_loss": loss, "done": self.samples >= MAX_SAMPLES}
+
+    def save_checkpoint(self, checkpoint_dir):
+        (Path(checkpoint_dir) / "samples").write_text(str(self.samples))
+
+    def load_checkpoint(self, checkpoint_dir):
+        self.samples = int((Path(checkpoint_dir) / "samples").read_text())
+
+
+class LoseNode(Callback):
+    """Takes a node away, once, when some reports have come; notes every report."""
+
+    def __init__(self, cluster, node, *, after):
+        self.cluster, self.node, self.after = cluster, node, after
+        self.reports = []
+
+    def __getstate__(self):
+        return {}
+
+    def on_trial_result(self, iteration, trials, trial, result, **info):
+        self.reports.append((trial.config[NUMBER], result["num_samples_seen"]))
+        if len(self.reports) == self.after:
+            self.cluster.remove_node(self.node, allow_graceful=False)
+
+
+def search_state(history):
+    study = SearchStudy("random", distributions={"lr": FloatDistribution(0.1, 1.0)}, pruner=NopPruner(), seed=0)
+    halving = SuccessiveHalving(first_rung=UNIT, max_samples=MAX_SAMPLES, reduction_factor=3)
+    # The first is the best, but stops until there are others to compare it with.
+    planned = [Plan(params={"lr": lr}, source="planned", seed=0) for lr in (0.1, 0.9, 0.8, 0.7, 0.6, 0.5)]
+    return SearchState(history, study, planned=planned, seed=0, halving=halving)
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    node = {"object_store_memory": 80_000_000, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **node})
+    nodes = [cluster.add_node(num_cpus=1, object_store_memory=80_000_000) for _ in range(2)]
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    yield cluster, nodes
+    ray.shutdown()
+    cluster.shutdown()
+    gc.collect()
+
+
+# Ray leaves sockets and processes of its own to the garbage collector.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_a_lost_node_costs_its_trial_one_interval_and_a_second_session_goes_on(cluster, tmp_path):
+    cluster, nodes = cluster
+    history = History(tmp_path / HISTORY_FILE)
+    history.session(6, time="now")
+    loss = LoseNode(cluster, nodes[0], after=8)
+
+    def run(source, *callbacks):
+        run_trials(
+            source,
+            trainable=SlowTrial,
+            fixed={"storage": str(tmp_path / "trials")},
+            resources=RESOURCES,
+            max_concurrent=None,
+            storage_path=str(tmp_path),
+            name="trials",
+            callbacks=[HistoryCallback(source, {}), *callbacks],
+        )
+
+    run(search_state(history), loss)
+    assert len(history.searched) == 6
+    assert {record.status for record in history.searched} <= {"completed", "stopped"}
+    assert any(record.status == "completed" for record in history.searched)
+    assert history.trials[1].parts > 1, "a stopped one went on from its checkpoint"
+    for record in history.searched:
+        assert sorted(record.reports) == list(range(UNIT, record.samples + 1, UNIT))
+    repeated = len(loss.reports) - len(set(loss.reports))
+    assert repeated <= 1, "the lost trial went back by one report at most"
+
+    reopened = History(tmp_path / HISTORY_FILE)
+    assert reopened.trials == history.trials
+    reopened.session(8, time="now")
+    run(search_state(reopened))
+    assert len(reopened.searched) == 8
+    for number, record in history.trials.items():
+        assert record.reports.items() <= reopened.trials[number].reports.items()
