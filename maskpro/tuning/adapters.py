@@ -14,11 +14,20 @@ from ray.tune.search import Searcher
 from maskpro.tuning.history import METRIC
 from maskpro.tuning.state import TrialSource
 
-# Beside a trial's own settings in its Tune config: number, seed, and what it goes on from ("": nothing).
-NUMBER, SEED, CHECKPOINT = "trial", "seed", "checkpoint"
+# Beside a trial's own settings in its Tune config: number, seed, what it goes on from ("": nothing), and its folder.
+NUMBER, SEED, CHECKPOINT, FOLDER = "trial", "seed", "checkpoint", "folder"
 
 # Older checkpoints of a trial are removed; one more than the newest stays, for a kill between two writes.
 _CHECKPOINTS_KEPT = 2
+
+
+def trial_folder(trial: Trial) -> str:
+    """A trial's folder in the storage.
+
+    Tune pickles this with every trial, so it must not hold the source: a search's memory and time per trial would grow
+    with its history.
+    """
+    return str(trial.config[FOLDER])
 
 
 class SourceSearcher(Searcher):
@@ -45,7 +54,7 @@ class SourceSearcher(Searcher):
             # A trial that still runs may let another one go on.
             return Searcher.FINISHED if self._source.is_over else None
         self._numbers[trial_id] = record.number
-        own = {NUMBER: record.number, SEED: record.seed, CHECKPOINT: record.checkpoint}
+        own = {NUMBER: record.number, SEED: record.seed, CHECKPOINT: record.checkpoint, FOLDER: record.folder}
         return {**self._fixed, **record.params, **own}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

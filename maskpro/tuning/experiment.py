@@ -20,7 +20,7 @@ from ray.tune import Callback, Checkpoint, CheckpointConfig, FailureConfig, RunC
 
 from maskpro.errors import MaskproError
 from maskpro.files import atomic_path, write_json, write_text
-from maskpro.tuning.adapters import NUMBER, HistoryCallback, SourceScheduler, SourceSearcher
+from maskpro.tuning.adapters import HistoryCallback, SourceScheduler, SourceSearcher, trial_folder
 from maskpro.tuning.early_stopping import SuccessiveHalving, make_pruner
 from maskpro.tuning.history import HISTORY_FILE, History, TrialRecord, drop_torn_line
 from maskpro.tuning.interruption import Interruption, interruptible, parse_duration
@@ -209,10 +209,6 @@ def run_trials(
     callbacks: list[Callback],
 ) -> None:
     """Run the trials of `source` with Ray Tune until there are no more or somebody asks for the end."""
-
-    def trial_folder(trial: Any) -> str:
-        return source.history.trials[trial.config[NUMBER]].folder
-
     Tuner(
         tune.with_resources(trainable, resources.request),
         tune_config=TuneConfig(

@@ -16,7 +16,7 @@ from maskpro.evaluation.comparison import loss_improvement, recovery
 from maskpro.files import read_json, write_json
 from maskpro.objectives import Objective, SampleValues, baseline_losses, teacher_outputs
 from maskpro.trainer import MaskTrainer, NonFiniteLossError, TrainerConfig
-from maskpro.tuning.adapters import CHECKPOINT, NUMBER, SEED
+from maskpro.tuning.adapters import CHECKPOINT, FOLDER, NUMBER, SEED
 from maskpro.tuning.shared import MaskFormat, SharedValues, TrialContext, initial_masked, prepare_process, table
 
 TENSORS_FILE = "state.safetensors"
@@ -54,7 +54,7 @@ class MaskTrainable(Trainable):
         self._trainer = None  # frees the last trial's memory before the next one takes its own
         self._seconds = 0.0
         settings = dict(config)
-        _, seed, checkpoint = (settings.pop(name) for name in (NUMBER, SEED, CHECKPOINT))
+        _, _, seed, checkpoint = (settings.pop(name) for name in (NUMBER, FOLDER, SEED, CHECKPOINT))
         form = MaskFormat(settings.pop("pattern", context.pattern), settings.pop("layout", context.layout))
         targets = split_targets(settings.pop("targets", None)) or context.targets
         trainer_config = TrainerConfig(**settings, budget_samples=context.max_samples, seed=seed)

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import pickle
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 
 from maskpro.errors import MaskproError
+from maskpro.tuning.adapters import trial_folder
 from maskpro.tuning.experiment import check_writable, open_experiment, tabulate_trials
 from maskpro.tuning.history import History
 from maskpro.tuning.search import SearchOptions, prepare_search
@@ -160,3 +162,8 @@ def test_what_comes_next_is_a_function_of_the_history(search):
         assert again.next_trial().number == 3
         assert again.next_trial() is None
         assert pd.isna(experiment.trials()["seed_point"].tolist()[1])
+
+
+def test_what_tune_pickles_with_every_trial_holds_no_history():
+    assert pickle.loads(pickle.dumps(trial_folder)) is trial_folder  # by its name: nothing else goes with it
+    assert trial_folder(SimpleNamespace(config={"trial": 3, "folder": "trial_00003_part2"})) == "trial_00003_part2"

@@ -80,7 +80,7 @@ def trained(tmp_path_factory):
 
         def run(source):
             while (trial := source.next_trial()) is not None:
-                own = {"trial": trial.number, "seed": trial.seed, "checkpoint": trial.checkpoint}
+                own = {"trial": trial.number, "seed": trial.seed, "checkpoint": trial.checkpoint, "folder": trial.folder}
                 actor = Started({**search.space.fixed, **trial.params, **own})
                 while not actor.train()["done"]:
                     pass

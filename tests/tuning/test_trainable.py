@@ -14,7 +14,7 @@ from maskpro.tuning.shared import MaskFormat, SharedValues, TrialContext, _held_
 from maskpro.tuning.trainable import FAILURE_PENALTY, MaskTrainable
 
 FORMATS = (MaskFormat("2:4", "channel"), MaskFormat("1:4", "flattened"))
-OWN = {"trial": 1, "seed": 0, "checkpoint": ""}
+OWN = {"trial": 1, "seed": 0, "checkpoint": "", "folder": "trial_00001"}
 FIRST = {**OWN, "lr": 2.0, "batch_size": 16, "dataset_size": 64}
 SECOND = {**OWN, "lr": 1.0, "batch_size": 24, "dataset_size": 80, "estimator": "policy_gradient", "target": "teacher"}
 THIRD = {**FIRST, "pattern": "1:4", "layout": "flattened", "targets": "up_blocks mid_block", "target": "noise"}
