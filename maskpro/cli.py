@@ -68,20 +68,21 @@ def prune(
     data: Data = None,
     pattern: Pattern = "2:4",
     layout: LayoutName = "channel",
-    method: Annotated[str, typer.Option(help="magnitude or random.")] = "magnitude",
+    method: Annotated[str, typer.Option(help="magnitude, wanda, sparsegpt (its mask alone) or random.")] = "magnitude",
     ratio: Annotated[float | None, typer.Option(help="Share of weights removed; must be the pattern's.")] = None,
     seed: Seed = 0,
 ) -> None:
     """Prune the dense network to n:m in one shot and write it as a diffusers folder."""
     from maskpro import pipeline
+    from maskpro.initial_masks import parse_initial_mask
     from maskpro.pattern import NMPattern, parse_layout
     from maskpro.workloads import open_workload
 
-    parsed = NMPattern.parse(pattern)
+    parsed, chosen = NMPattern.parse(pattern), parse_initial_mask(method)
     if ratio is not None and ratio != parsed.sparsity:
         raise MaskproError(f"ratio is {ratio}; allowed with pattern {pattern}: {parsed.sparsity}")
     opened = open_workload(workload, model=model, data=data)
-    pipeline.prune(opened, output_dir, pattern=parsed, layout=parse_layout(layout), method=method, seed=seed)
+    pipeline.prune(opened, output_dir, pattern=parsed, layout=parse_layout(layout), method=chosen, seed=seed)
     print(f"pruned to {pattern} ({parsed.sparsity:.0%} of the maskable weights removed): {output_dir}")
 
 
@@ -94,6 +95,9 @@ def extract(
     ] = None,
     pattern: Pattern = "2:4",
     layout: LayoutName = "channel",
+    nearest: Annotated[
+        bool, typer.Option("--nearest", help="Turn zeros that are not n:m into the nearest n:m masks.")
+    ] = False,
 ) -> None:
     """Extract the masks of a pruned model's zeros into masks.safetensors."""
     from maskpro import pipeline
@@ -106,8 +110,39 @@ def extract(
         pattern=NMPattern.parse(pattern),
         layout=parse_layout(layout),
         original_model=str(DIGITS_MODEL) if original_model == "digits" else original_model,
+        nearest=nearest,
     )
-    print(f"masks of {len(content.masks)} layers: {output_dir / pipeline.MASKS_FILE}")
+    differing = content.provenance["share_of_positions_that_differ_from_the_zeros"]
+    print(
+        f"masks of {len(content.masks)} layers, {differing:.2%} of the positions unlike the zeros: "
+        f"{output_dir / pipeline.MASKS_FILE}"
+    )
+
+
+@app.command()
+def verify(
+    masks: Annotated[Path, typer.Argument(help="Mask file.")],
+    workload: Annotated[
+        str | None, typer.Option("--workload", "--dataset", help="Whose model it must fit: digits or cifar10.")
+    ] = None,
+    model: Model = None,
+    data: Data = None,
+) -> None:
+    """Check a mask file: whole, every group n:m, and (with --workload) made for that model; exit status 2 if not."""
+    from maskpro import pipeline
+    from maskpro.workloads import open_workload
+
+    if workload is None and (model is not None or data is not None):
+        raise MaskproError("workload is missing with model or data; allowed: --workload digits or cifar10")
+    opened = None if workload is None else open_workload(workload, model=model, data=data)
+    found = pipeline.verify(masks, opened)
+    for name, problem in found.items():
+        print(f"{name}: {problem or 'ok'}")
+    wrong = [name for name, problem in found.items() if problem]
+    if wrong:
+        raise MaskproError(f"mask file {masks} does not fit: {len(wrong)} of {len(found)} layers, such as {wrong[0]}")
+    against = "" if opened is None else f" and fit {opened.model_source}"
+    print(f"{len(found)} layers keep exactly n of every m{against}: {masks}")
 
 
 @app.command()

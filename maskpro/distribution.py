@@ -1,6 +1,7 @@
 """The mask distribution of groups of logits: N of M positions drawn without replacement from softmax(logits).
 
-Pure functions on `logits` `[G, M]` and bool masks `[G, M]`; all arithmetic is in float32 (or float64 if given).
+Pure functions on `logits` `[G, M]` and bool masks `[G, M]`. Arithmetic and results are in float32, or float64 for float64
+logits: half precision is widened first.
 Source: MaskPro (Sun et al., arXiv 2506.12876), section 4; for 2:4, with p = softmax(logits) of a group and the kept pair
 {a, b}: p(mask) = p_a p_b (1 / (1 - p_a) + 1 / (1 - p_b)). The upstream code clamps p to 1e-8 and adds 1e-8 to the
 denominators, which makes its score wrong once one logit leads by about 10; here 1 - p_i is summed from the *other*
@@ -8,6 +9,10 @@ exponentials, so nothing cancels.
 """
 
 from __future__ import annotations
+
+from functools import cache
+from itertools import combinations
+from math import comb
 
 import torch
 from torch import Tensor
@@ -17,15 +22,27 @@ from maskpro.pattern import NMPattern
 
 # exp(-80) keeps the sum of the other exponentials and its reciprocal inside float32.
 _LARGEST_LEAD = 80.0
-_MOST_CANDIDATES = 70
+# Of a group, up to which sums over all of its masks are computed: 4:8 has 70, 8:16 has 12,870.
+MOST_CANDIDATES = 70
+# Of the terms that `score` holds at a time (64 MiB in float32).
+_LARGEST_BLOCK = 2**24
 
 
-def check_supported(pattern: NMPattern) -> None:
-    """Raise where the exact probabilities would need more than 70 candidate masks a group (4:8)."""
-    if pattern.num_candidates > _MOST_CANDIDATES:
+def check_enumerable(pattern: NMPattern) -> None:
+    """Raise where a sum over all masks of a group would have more than 70 terms (4:8)."""
+    if pattern.num_candidates > MOST_CANDIDATES:
         raise MaskproError(
-            f"pattern is {pattern}; allowed: patterns of at most {_MOST_CANDIDATES} masks a group, such as 2:4 or 4:8"
+            f"pattern is {pattern}, which has {pattern.num_candidates:,} masks a group; allowed here: at most "
+            f"{MOST_CANDIDATES}, such as 2:4 or 4:8"
         )
+
+
+def perturb(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Logits plus standard Gumbel noise, `[G, M]`: their n largest are a mask drawn from the distribution."""
+    logits = _wide(logits)
+    # -log(-log u) from uniforms: torch's `exponential_` is not vectorised on CPUs and takes five times as long.
+    uniform = torch.rand(logits.shape, generator=generator, dtype=logits.dtype, device=logits.device)
+    return logits - uniform.log_().neg_().log_()
 
 
 def sample(logits: Tensor, n: int, generator: torch.Generator) -> Tensor:
@@ -33,9 +50,7 @@ def sample(logits: Tensor, n: int, generator: torch.Generator) -> Tensor:
 
     Gumbel top-n: the n largest of logits + Gumbel noise are a draw without replacement (Kool et al. 2019, section 2).
     """
-    # -log(-log u) from uniforms: torch's `exponential_` is not vectorised on CPUs and takes five times as long.
-    uniform = torch.rand(logits.shape, generator=generator, dtype=logits.dtype, device=logits.device)
-    return mode(logits - uniform.log_().neg_().log_(), n)
+    return mode(perturb(logits, generator), n)
 
 
 def mode(logits: Tensor, n: int) -> Tensor:
@@ -52,26 +67,46 @@ def mode(logits: Tensor, n: int) -> Tensor:
 
 
 def log_prob(logits: Tensor, mask: Tensor) -> Tensor:
-    """log p(mask | logits) of the *unordered* masks, `[G]`."""
+    """log p(mask | logits) of the *unordered* masks, `[G]`; every row of `mask` keeps equally many positions.
+
+    Dynamic programme over the sets S of kept positions drawn so far, 2^n of them rather than n! orders:
+    h(S) = (1 if S is empty, else sum over the last draw i in S of h(S - i)) / sum of exp(logits outside S), and
+    p(mask) = exp(sum of kept logits) * sum over the last draw i of h(mask - i), all of it in logarithms.
+    """
+    logits = _wide(logits)
     n = int(mask[0].sum())
-    candidates = NMPattern(n, logits.shape[1]).candidates().to(mask.device)
-    chosen = (mask[:, None, :] == candidates).all(dim=2)
-    return candidate_log_probs(logits, n).masked_fill(~chosen, 0).sum(dim=1)
+    kept = logits[mask].view(-1, n)
+    log_outside = logits.masked_fill(mask, -torch.inf).logsumexp(dim=1)
+    log_h = -logits.logsumexp(dim=1)[:, None]
+    for drawn in range(1, n):
+        subsets, predecessors = _subsets(n, drawn)
+        left = kept[:, None, :].masked_fill(subsets.to(mask.device), -torch.inf).logsumexp(dim=2)
+        log_h = log_h[:, predecessors].logsumexp(dim=2) - torch.logaddexp(left, log_outside[:, None])
+    return kept.sum(dim=1) + log_h.logsumexp(dim=1)
 
 
 def score(logits: Tensor, mask: Tensor) -> Tensor:
     """d log p(mask) / d logits, `[G, M]`."""
+    logits = _wide(logits)
     n = int(mask[0].sum())
     if n == 2:
         return _score_of_pairs(logits, mask)
-    with torch.enable_grad():
-        leaf = logits.detach().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(log_prob(leaf, mask).sum(), leaf)
-    return gradient
+    terms = n * comb(n, n // 2)
+    parts: list[Tensor] = []
+    for rows, masks in zip(*(values.split(max(1, _LARGEST_BLOCK // terms)) for values in (logits, mask)), strict=True):
+        with torch.enable_grad():
+            leaf = rows.detach().requires_grad_(True)
+            parts.append(*torch.autograd.grad(log_prob(leaf, masks).sum(), leaf))
+    return torch.cat(parts)
 
 
 def inclusion_probabilities(logits: Tensor, n: int) -> Tensor:
-    """Chance that each position is kept, `[G, M]`; each row sums to n."""
+    """Chance that each position is kept, `[G, M]`; each row sums to n. Exact.
+
+    Raises:
+        MaskproError: a group has more than 70 masks (`estimate_inclusion_probabilities` takes any pattern).
+    """
+    logits = _wide(logits)
     if n == 2:
         p, rest = _softmax_and_rest(logits)
         return p * (1 + _others(p / rest))
@@ -80,7 +115,12 @@ def inclusion_probabilities(logits: Tensor, n: int) -> Tensor:
 
 
 def inclusion_gradient(logits: Tensor, n: int, values: Tensor) -> Tensor:
-    """d/d logits of sum_i values_i * inclusion_probabilities_i, `[G, M]`, for fixed `values` `[G, M]`."""
+    """d/d logits of sum_i values_i * inclusion_probabilities_i, `[G, M]`, for fixed `values` `[G, M]`. Exact.
+
+    Raises:
+        MaskproError: a group has more than 70 masks (`estimate_inclusion_gradient` takes any pattern).
+    """
+    logits = _wide(logits)
     if n == 2:
         p, rest = _softmax_and_rest(logits)
         # d/dp_i treating the p as independent, then the softmax's Jacobian; (1 - p_i) is `rest`, never a difference.
@@ -92,14 +132,50 @@ def inclusion_gradient(logits: Tensor, n: int, values: Tensor) -> Tensor:
     return gradient
 
 
+def estimate_inclusion_probabilities(logits: Tensor, n: int, noisy: Tensor) -> Tensor:
+    """Unbiased estimate of `inclusion_probabilities` for any pattern, `[G, M]`, from one draw `noisy` of `perturb`.
+
+    Position i is kept where its noisy logit beats the n-th largest of the *others*, k_i. With the others' noise given,
+    that has probability 1 - exp(-exp(logit_i - k_i)), whose mean over draws is the inclusion probability (conditional
+    Monte Carlo; the threshold is that of priority sampling, Duffield et al. 2007). A row sums to n only on average.
+    """
+    lead, _, _ = _lead_over_threshold(_wide(logits), n, noisy)
+    return -torch.expm1(-lead.exp())
+
+
+def estimate_inclusion_gradient(logits: Tensor, n: int, noisy: Tensor, values: Tensor) -> Tensor:
+    """Unbiased estimate of `inclusion_gradient` for any pattern, `[G, M]`: the derivative of the estimate above.
+
+    Each threshold k_i is itself a logit plus fixed noise, so that what i gains, the position at its threshold loses.
+    """
+    lead, kept, (last_kept, first_dropped) = _lead_over_threshold(_wide(logits), n, noisy)
+    slopes = values * (lead - lead.exp()).exp()
+    gradient = slopes.clone()
+    gradient.scatter_add_(1, first_dropped, -(slopes * kept).sum(dim=1, keepdim=True))
+    gradient.scatter_add_(1, last_kept, -(slopes * ~kept).sum(dim=1, keepdim=True))
+    return gradient
+
+
+def entropy(logits: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """Entropy of each group's mask distribution in nats, `[G]`; beyond 70 masks a group -log p of one draw, unbiased."""
+    if NMPattern(n, logits.shape[1]).num_candidates > MOST_CANDIDATES:
+        return -log_prob(logits, sample(logits, n, generator))
+    log_probs = candidate_log_probs(logits, n)
+    return -(log_probs.exp() * log_probs).sum(dim=1)
+
+
 def candidate_log_probs(logits: Tensor, n: int) -> Tensor:
     """log p of every candidate mask, `[G, C(M, n)]`, in the order of `NMPattern.candidates`.
 
     Dynamic programme over the sets of positions drawn so far:
     p(A) = sum over the last draw i in A of p(A - i) exp(logit_i) / sum of exp(logits outside A - i).
+
+    Raises:
+        MaskproError: a group has more than 70 masks.
     """
+    logits = _wide(logits)
     size = logits.shape[1]
-    check_supported(NMPattern(n, size))
+    check_enumerable(NMPattern(n, size))
     drawn: dict[frozenset[int], Tensor] = {frozenset(): torch.zeros_like(logits[:, 0])}
     for _ in range(n):
         terms: dict[frozenset[int], list[Tensor]] = {}
@@ -111,6 +187,33 @@ def candidate_log_probs(logits: Tensor, n: int) -> Tensor:
         drawn = {subset: torch.stack(parts).logsumexp(dim=0) for subset, parts in terms.items()}
     ordered = [drawn[frozenset(row.nonzero().flatten().tolist())] for row in NMPattern(n, size).candidates()]
     return torch.stack(ordered, dim=1)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+@cache
+def _subsets(n: int, size: int) -> tuple[Tensor, Tensor]:
+    """Subsets of that size of n things, bool `[C, n]`, and the places of each one's subsets of one less, `[C, size]`."""
+    places = {subset: place for place, subset in enumerate(combinations(range(n), size - 1))}
+    subsets = list(combinations(range(n), size))
+    members = torch.zeros(len(subsets), n, dtype=torch.bool)
+    for row, subset in enumerate(subsets):
+        members[row, list(subset)] = True
+    smaller = [[places[tuple(i for i in subset if i != gone)] for gone in subset] for subset in subsets]
+    return members, torch.tensor(smaller)
+
+
+def _lead_over_threshold(logits: Tensor, n: int, noisy: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """logit_i - k_i, the drawn mask, and the places `[G, 1]` of the last kept and the first dropped position."""
+    ordered, places = noisy.sort(dim=1, descending=True, stable=True)
+    kept = mode(noisy, n)
+    # For a kept position the others' n-th largest is the first dropped one, for a dropped position the last kept one.
+    threshold = torch.where(kept, ordered[:, n : n + 1], ordered[:, n - 1 : n])
+    # A float's exp of 80 is finite, and exp(-exp(80)) and exp(-80) are as good as zero.
+    lead = (logits - threshold).clamp(-_LARGEST_LEAD, _LARGEST_LEAD)
+    return lead, kept, (places[:, n - 1 : n], places[:, n : n + 1])
 
 
 def _others(values: Tensor) -> Tensor:

@@ -1,8 +1,15 @@
-"""The mask file: packed bits (one a weight) in safetensors, with pattern, layout, shapes, base-model hash, provenance."""
+"""The mask file: packed bits (one a weight) in safetensors, with pattern, layout, shapes, base-model hash, provenance.
+
+Checksums (CRC-32) of every layer's bits and of the description find damage that leaves a mask n:m. Layer names are module
+paths, and never become file names.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +22,11 @@ from torch import Tensor
 
 from maskpro.errors import MaskproError
 from maskpro.files import atomic_path
-from maskpro.masked_model import check_layer_masks
+from maskpro.masked_model import check_layer_masks, layer_problems
 from maskpro.pattern import Layout, NMPattern, parse_layout
 
-FORMAT = "maskpro-mask-1"
+FORMAT = "maskpro-mask-2"
+_LAYER_NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +40,21 @@ class MaskFile:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Raise a MaskproError where a mask is not n:m."""
-        check_layer_masks(self.masks, {name: mask.shape for name, mask in self.masks.items()}, self.pattern, self.layout)
+        """Raise a MaskproError where a layer's name is not a module path, or a mask is not n:m."""
+        for name in self.masks:
+            check_layer_name(name)
+        check_layer_masks(self.masks, self.shapes, self.pattern, self.layout)
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Layer name to shape of its weight."""
+        return {name: mask.shape for name, mask in self.masks.items()}
+
+
+def check_layer_name(name: str) -> None:
+    """Raise where a layer's name is not a module path."""
+    if not _LAYER_NAME.fullmatch(name):
+        raise MaskproError(f"mask file has a layer {name!r}; allowed: module paths such as down_blocks.0.conv1")
 
 
 def save_mask_file(path: Path, content: MaskFile) -> None:
@@ -45,19 +66,59 @@ def save_mask_file(path: Path, content: MaskFile) -> None:
         "pattern": str(content.pattern),
         "layout": content.layout,
         "base_hash": content.base_hash,
-        "shapes": json.dumps({name: list(mask.shape) for name, mask in content.masks.items()}),
+        "shapes": json.dumps({name: list(shape) for name, shape in content.shapes.items()}),
+        "checksums": json.dumps({name: zlib.crc32(bits.numpy().tobytes()) for name, bits in packed.items()}),
         "provenance": json.dumps(content.provenance),
     }
     with atomic_path(path) as temporary:
-        save_file(packed, temporary, metadata=metadata)
+        save_file(packed, temporary, metadata={**metadata, "checksum": _description_checksum(metadata)})
 
 
 def load_mask_file(path: Path) -> MaskFile:
     """Read and check a mask file.
 
     Raises:
-        MaskproError: no such file, not a mask file, damaged, or a mask that is not n:m.
+        MaskproError: no such file, not a mask file, damaged, a layer name that is none, or a mask that is not n:m.
     """
+    content, problems = inspect_mask_file(path)
+    for name, problem in problems.items():
+        others = f" (and {len(problems) - 1} layers more)" if len(problems) > 1 else ""
+        raise MaskproError(f"mask file {path} is damaged: layer {name} {problem}{others}")
+    return content
+
+
+def inspect_mask_file(path: Path) -> tuple[MaskFile, dict[str, str]]:
+    """A mask file's content, and layer name to what is wrong with its mask.
+
+    Raises:
+        MaskproError: no such file, not a mask file, or too damaged to tell its layers apart.
+    """
+    metadata, packed = _read(path)
+    try:
+        shapes = {name: torch.Size(shape) for name, shape in json.loads(metadata["shapes"]).items()}
+        checksums = json.loads(metadata["checksums"])
+        provenance = json.loads(metadata["provenance"])
+        base_hash = metadata["base_hash"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise MaskproError(f"mask file {path} is damaged: its description can't be read ({error!r})") from error
+    for name in [*shapes, *packed]:
+        check_layer_name(name)
+    content = MaskFile(
+        pattern=NMPattern.parse(metadata.get("pattern", "")),
+        layout=parse_layout(metadata.get("layout", "")),
+        base_hash=base_hash,
+        masks={name: _unpack(path, name, packed.get(name), shape) for name, shape in shapes.items()},
+        provenance=provenance,
+    )
+    problems = layer_problems(content.masks, content.shapes, content.pattern, content.layout)
+    for name in shapes:
+        if checksums.get(name) != zlib.crc32(packed[name].numpy().tobytes()):
+            problems[name] = "does not match its checksum" + (f" and {problems[name]}" if name in problems else "")
+    return content, problems
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """(description, packed bits) of a mask file whose description is whole."""
     if not path.is_file():
         raise MaskproError(f"no mask file {path}")
     try:
@@ -68,21 +129,13 @@ def load_mask_file(path: Path) -> MaskFile:
         raise MaskproError(f"mask file {path} is damaged or not safetensors ({error})") from error
     if metadata.get("format") != FORMAT:
         raise MaskproError(f"{path} is not a mask file: its format is {metadata.get('format')!r}; allowed: {FORMAT}")
-    try:
-        shapes = {name: torch.Size(shape) for name, shape in json.loads(metadata["shapes"]).items()}
-        provenance = json.loads(metadata["provenance"])
-        base_hash = metadata["base_hash"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise MaskproError(f"mask file {path} is damaged: its description can't be read ({error!r})") from error
-    content = MaskFile(
-        pattern=NMPattern.parse(metadata.get("pattern", "")),
-        layout=parse_layout(metadata.get("layout", "")),
-        base_hash=base_hash,
-        masks={name: _unpack(path, name, packed.get(name), shape) for name, shape in shapes.items()},
-        provenance=provenance,
-    )
-    content.check()
-    return content
+    if metadata.pop("checksum", None) != _description_checksum(metadata):
+        raise MaskproError(f"mask file {path} is damaged: its description does not match its checksum")
+    return metadata, packed
+
+
+def _description_checksum(metadata: Mapping[str, str]) -> str:
+    return f"{zlib.crc32(json.dumps(metadata, sort_keys=True).encode()):08x}"
 
 
 def _unpack(path: Path, name: str, bits: Tensor | None, shape: torch.Size) -> Tensor:

@@ -160,23 +160,39 @@ class MaskedModel:
         return weight_view(flat[layer.start : layer.stop], layer.shape, self.layout)
 
 
+def layer_problems(
+    layer_masks: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], pattern: NMPattern, layout: Layout
+) -> dict[str, str]:
+    """Layer name to what is wrong with its mask: not of the model, missing, of another shape, or not n:m."""
+    problems = {}
+    for name in [*shapes, *(name for name in layer_masks if name not in shapes)]:
+        if name not in shapes:
+            problems[name] = "is for another model, which has that layer"
+        elif name not in layer_masks:
+            problems[name] = "is missing: the mask is for another model"
+        elif layer_masks[name].shape != shapes[name]:
+            problems[name] = f"has shape {list(layer_masks[name].shape)}; the model's is {list(shapes[name])}"
+        elif len(shapes[name]) not in (2, 4):
+            problems[name] = f"has shape {list(shapes[name])}; allowed: that of a Linear or Conv2d weight"
+        elif group_width(shapes[name], layout) % pattern.m:
+            width = group_width(shapes[name], layout)
+            problems[name] = f"is {width} wide in layout {layout}, which {pattern.m} does not divide"
+        elif violations := count_violations(layer_masks[name], pattern, layout):
+            groups = layer_masks[name].numel() // pattern.m
+            problems[name] = (
+                f"is not {pattern} in layout {layout}: {violations} of {groups} groups do not keep exactly {pattern.n}"
+            )
+    return problems
+
+
 def check_layer_masks(
     layer_masks: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], pattern: NMPattern, layout: Layout
 ) -> None:
-    """Raise a MaskproError where masks do not fit the layers of a model or are not n:m."""
-    for name in sorted(shapes.keys() ^ layer_masks.keys()):
-        where = "the mask but not in the model" if name in layer_masks else "the model but not in the mask"
-        raise MaskproError(f"mask is for another model: layer {name} is in {where}")
-    for name, shape in shapes.items():
-        mask = layer_masks[name]
-        if mask.shape != shape:
-            raise MaskproError(f"mask of layer {name} has shape {list(mask.shape)}; the model's is {list(shape)}")
-        violations = count_violations(mask, pattern, layout)
-        if violations:
-            raise MaskproError(
-                f"mask of layer {name} is not {pattern} in layout {layout}: "
-                f"{violations} of {mask.numel() // pattern.m} groups do not keep exactly {pattern.n}"
-            )
+    """Raise a MaskproError where masks do not fit the layers of a model or are not n:m (`layer_problems`)."""
+    problems = layer_problems(layer_masks, shapes, pattern, layout)
+    for name, problem in problems.items():
+        others = f" (and {len(problems) - 1} layers more)" if len(problems) > 1 else ""
+        raise MaskproError(f"mask of layer {name} {problem}{others}")
 
 
 def _check_layers(parameters: Mapping[str, Tensor], pattern: NMPattern, layout: Layout, targets: tuple[str, ...]) -> None:

@@ -19,9 +19,9 @@ from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import compare_models, loss_improvement, masked_copy, recovery, sparsity
 from maskpro.evaluation.sampling import Sampler
 from maskpro.files import atomic_folder, refuse_existing, write_json
-from maskpro.initial_masks import extract_masks, magnitude_mask, magnitude_masked_model, random_mask
-from maskpro.mask_file import MaskFile, load_mask_file, save_mask_file
-from maskpro.masked_model import MaskedModel, model_hash
+from maskpro.initial_masks import InitialMaskMethod, extract_masks, magnitude_mask, magnitude_masked_model, one_shot_mask
+from maskpro.mask_file import MaskFile, inspect_mask_file, load_mask_file, save_mask_file
+from maskpro.masked_model import MaskedModel, layer_problems, maskable_layers, model_hash
 from maskpro.objectives import baseline_losses, teacher_outputs
 from maskpro.pattern import Layout, NMPattern
 from maskpro.trackers import Log, no_log
@@ -53,16 +53,21 @@ def load_masks_for(workload: Workload, path: Path) -> MaskFile:
         MaskproError: the file is damaged, or for another model.
     """
     content = load_mask_file(path)
+    check_base(content, path, workload)
+    MaskedModel(
+        copy.deepcopy(workload.model), pattern=content.pattern, layout=content.layout, covered=content.masks.keys()
+    ).groups(content.masks)
+    return content
+
+
+def check_base(content: MaskFile, path: Path, workload: Workload) -> None:
+    """Raise where a mask file names other weights than those of the workload's model as its base."""
     found = model_hash(workload.model)
     if content.base_hash not in ("", found):
         raise MaskproError(
             f"mask file {path} is for another model (hash {content.base_hash[:12]}; "
             f"{workload.model_source} has {found[:12]}); name its model with --model"
         )
-    MaskedModel(
-        copy.deepcopy(workload.model), pattern=content.pattern, layout=content.layout, covered=content.masks.keys()
-    ).groups(content.masks)
-    return content
 
 
 def magnitude_mask_file(workload: Workload, *, pattern: NMPattern, layout: Layout) -> MaskFile:
@@ -78,44 +83,80 @@ def magnitude_mask_file(workload: Workload, *, pattern: NMPattern, layout: Layou
 
 
 def prune(
-    workload: Workload, output: Path, *, pattern: NMPattern, layout: Layout, method: str = "magnitude", seed: int = 0
+    workload: Workload, output: Path, *, pattern: NMPattern, layout: Layout, method: InitialMaskMethod, seed: int = 0
 ) -> nn.Module:
-    """Prune the dense network to n:m by weight magnitude (or at random) and write it as a diffusers folder.
+    """Prune the dense network to n:m in one shot and write it as a diffusers folder; its weights are zeroed, not changed.
 
     Raises:
-        MaskproError: unknown method, or `output` exists.
+        MaskproError: `output` exists.
     """
+    refuse_existing(output, "output folder")
     masked = MaskedModel(copy.deepcopy(workload.model), pattern=pattern, layout=layout)
-    if method not in ("magnitude", "random"):
-        raise MaskproError(f"method is {method!r}; allowed: magnitude, random")
-    generator = torch.Generator().manual_seed(seed)
-    masked.set_mask(magnitude_mask(masked) if method == "magnitude" else random_mask(masked, generator))
+    objective = workload.training_objective(seed=seed, device=torch.device("cpu"))
+    masked.set_mask(one_shot_mask(masked, method, objective=objective, generator=torch.Generator().manual_seed(seed)))
     with atomic_folder(output) as folder:
         save_pipeline(folder, masked.model, workload.scheduler)
     return masked.model
 
 
 def extract(
-    pruned_model: str, output: Path, *, pattern: NMPattern, layout: Layout, original_model: str | None = None
+    pruned_model: str,
+    output: Path,
+    *,
+    pattern: NMPattern,
+    layout: Layout,
+    original_model: str | None = None,
+    nearest: bool = False,
 ) -> MaskFile:
     """Write `masks.safetensors` with the masks of a pruned diffusers folder's zeros.
 
-    Without the original model the file names no base model, and later checks see layer names and shapes only.
+    Without the original model the file names no base model, and later checks see layer names and shapes only. With
+    `nearest`, which needs it, zeros that are not n:m become the nearest n:m masks (`extract_masks`).
 
     Raises:
-        MaskproError: no zeros, zeros that are not n:m, or `output` exists.
+        MaskproError: no zeros, zeros that are not n:m, an original of another architecture, or `output` exists.
     """
+    if nearest and original_model is None:
+        raise MaskproError("nearest is True without original_model; allowed: with it (its weights decide between masks)")
     pruned, _ = load_diffusion_model(pruned_model)
+    original = None if original_model is None else load_diffusion_model(original_model)[0]
+    if original is not None:
+        _check_same_architecture(pruned, original, f"model_path {pruned_model}", str(original_model))
+    try:
+        masks = extract_masks(pruned, pattern=pattern, layout=layout, nearest_to=original if nearest else None)
+    except MaskproError as error:
+        if nearest or "do not keep exactly" not in str(error):
+            raise
+        raise MaskproError(f"{error}; --nearest with --original-model takes the nearest {pattern} masks") from error
+    zeros = maskable_layers(pruned)
+    differing = sum(int((mask != (zeros[name] != 0)).sum()) for name, mask in masks.items())
+    total = sum(mask.numel() for mask in masks.values())
     content = MaskFile(
         pattern=pattern,
         layout=layout,
-        base_hash="" if original_model is None else model_hash(load_diffusion_model(original_model)[0]),
-        masks=extract_masks(pruned, pattern=pattern, layout=layout),
-        provenance={"extracted_from": pruned_model},
+        base_hash="" if original is None else model_hash(original),
+        masks=masks,
+        provenance={"extracted_from": pruned_model, "share_of_positions_that_differ_from_the_zeros": differing / total},
     )
     with atomic_folder(output) as folder:
         save_mask_file(folder / MASKS_FILE, content)
     return content
+
+
+def verify(path: Path, workload: Workload | None = None) -> dict[str, str]:
+    """Layer name to "" or to what is wrong with its mask, in itself or for the workload's model.
+
+    Layers of the model that the file leaves out are none of its problems: they stay dense.
+
+    Raises:
+        MaskproError: the file is too damaged to tell its layers apart, or was made for other weights than the model's.
+    """
+    content, problems = inspect_mask_file(path)
+    if workload is not None:
+        check_base(content, path, workload)
+        shapes = {name: weight.shape for name, weight in maskable_layers(workload.model).items() if name in content.masks}
+        problems = layer_problems(content.masks, shapes, content.pattern, content.layout) | problems
+    return {name: problems.get(name, "") for name in content.masks}
 
 
 def load_masked_checkpoint(workload: Workload, source: str, *, pattern: NMPattern, layout: Layout) -> nn.Module:
@@ -125,14 +166,16 @@ def load_masked_checkpoint(workload: Workload, source: str, *, pattern: NMPatter
         MaskproError: it is of another architecture than the workload's, holds no zeros, or its zeros are not n:m.
     """
     model, _ = load_diffusion_model(source)
-    shapes, expected = (
-        {name: value.shape for name, value in part.state_dict().items()} for part in (model, workload.model)
-    )
-    if shapes != expected:
-        raise MaskproError(f"checkpoint_path {source} is of another architecture than {workload.model_source}")
+    _check_same_architecture(model, workload.model, f"checkpoint_path {source}", workload.model_source)
     extract_masks(model, pattern=pattern, layout=layout)
     checked: nn.Module = model
     return checked
+
+
+def _check_same_architecture(model: nn.Module, expected: nn.Module, what: str, source: str) -> None:
+    shapes, wanted = ({name: value.shape for name, value in part.state_dict().items()} for part in (model, expected))
+    if shapes != wanted:
+        raise MaskproError(f"{what} is of another architecture than {source}")
 
 
 def baseline(

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from maskpro.distribution import check_supported, mode, sample
+from maskpro.distribution import mode, sample
 from maskpro.errors import MaskproError
 from maskpro.estimators import ESTIMATORS, EstimatorName, Tracker, policy_gradient, straight_through
 from maskpro.masked_model import MaskedModel
@@ -108,7 +108,6 @@ class MaskTrainer:
             raise MaskproError("target is teacher; allowed: only with the dense network's outputs (teacher)")
         if config.estimator == "policy_gradient" and baseline is None:
             raise MaskproError("estimator is policy_gradient; allowed: only with the initial mask's losses (baseline)")
-        check_supported(masked.pattern)
         self.config = config
         self.masked = masked
         self._objective = objective

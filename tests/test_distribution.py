@@ -5,10 +5,14 @@ import torch
 
 from maskpro.distribution import (
     candidate_log_probs,
+    entropy,
+    estimate_inclusion_gradient,
+    estimate_inclusion_probabilities,
     inclusion_gradient,
     inclusion_probabilities,
     log_prob,
     mode,
+    perturb,
     sample,
     score,
 )
@@ -40,6 +44,9 @@ def test_probabilities_of_all_masks_sum_to_one_and_match_the_definition(n, m, ge
     logits = random_logits(m, 1.0, generator, groups=3)
     log_probs = candidate_log_probs(logits, n)
     assert torch.allclose(log_probs.exp().sum(dim=1), torch.ones(3, dtype=torch.float64), atol=1e-12)
+    candidates = NMPattern(n, m).candidates()
+    one_by_one = log_prob(logits[:1].expand(len(candidates), m), candidates)
+    assert torch.allclose(one_by_one, log_probs[0], rtol=1e-12)
     p = logits.softmax(dim=1)
     for column, mask in enumerate(NMPattern(n, m).candidates()):
         kept = mask.nonzero().flatten().tolist()
@@ -97,13 +104,62 @@ def test_inclusion_gradient_equals_autograd(n, m, scale, generator):
     assert torch.allclose(inclusion_gradient(logits.detach(), n, values), expected, atol=1e-10)
 
 
+def test_eight_of_sixteen_is_exact_over_its_12870_masks(generator):
+    """Probabilities sum to 1, the score has mean zero, and inclusion probabilities sum to n."""
+    logits = random_logits(16, 2.0, generator, groups=1)
+    candidates = NMPattern(8, 16).candidates()
+    everywhere = logits.expand(len(candidates), 16)
+    probabilities = log_prob(everywhere, candidates).exp()
+    assert probabilities.sum().item() == pytest.approx(1, abs=1e-12)
+    assert (probabilities @ score(everywhere, candidates)).abs().max() < 1e-12
+    assert (probabilities @ candidates.double()).sum().item() == pytest.approx(8, abs=1e-11)
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 4), (2, 4), (4, 8), (8, 16)])
+def test_estimated_inclusion_probabilities_and_their_gradient_are_unbiased(n, m, generator):
+    """Within five standard errors of the exact values, over 40,000 draws."""
+    draws = 40_000
+    logits = random_logits(m, 2.0, generator, groups=1).requires_grad_(True)
+    values = torch.randn(1, m, generator=generator, dtype=torch.float64)
+    candidates = NMPattern(n, m).candidates()
+    probabilities = log_prob(logits.expand(len(candidates), m), candidates).exp()
+    exact = probabilities @ candidates.double()
+    (gradient,) = torch.autograd.grad((exact * values).sum(), logits)
+    rows = logits.detach().expand(draws, m)
+    noisy = perturb(rows, generator)
+    for expected, found in (
+        (exact.detach(), estimate_inclusion_probabilities(rows, n, noisy)),
+        (gradient[0], estimate_inclusion_gradient(rows, n, noisy, values.expand(draws, m))),
+    ):
+        assert ((found.mean(dim=0) - expected).abs() < 5 * found.std(dim=0) / draws**0.5 + 1e-9).all()
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (8, 16)])
+def test_entropy_is_that_of_the_masks_probabilities(n, m, generator):
+    logits = random_logits(m, 1.0, generator, groups=1)
+    candidates = NMPattern(n, m).candidates()
+    log_probs = log_prob(logits.expand(len(candidates), m), candidates)
+    expected = -(log_probs.exp() * log_probs).sum().item()
+    found = entropy(logits.expand(4000, m), n, generator)
+    assert found.mean().item() == pytest.approx(expected, abs=5 * found.std().item() / 4000**0.5 + 1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("value", [50.0, 200.0])
-def test_saturated_logits_give_finite_values(value):
-    logits = torch.tensor([[value, -value, -value, value], [value, -value, 0, -value], [0, 0, 0, -value]])
-    mask = torch.tensor([[True, False, False, True], [False, True, True, False], [True, False, False, True]])
-    assert score(logits, mask).isfinite().all()
-    assert inclusion_probabilities(logits, 2).isfinite().all()
-    assert inclusion_gradient(logits, 2, torch.randn(3, 4, generator=torch.Generator().manual_seed(0))).isfinite().all()
+@pytest.mark.parametrize(("n", "m"), [(1, 4), (2, 4), (4, 8), (8, 16)])
+def test_saturated_logits_give_finite_values(n, m, value, dtype, generator):
+    logits = ((torch.rand(200, m, generator=generator) < 0.5).float() * 2 - 1).mul(value).to(dtype)
+    noisy = perturb(logits, generator)
+    likely = mode(noisy, n)
+    values = torch.randn(200, m, generator=generator)
+    results = [estimate_inclusion_probabilities(logits, n, noisy), estimate_inclusion_gradient(logits, n, noisy, values)]
+    for mask in (likely, likely.roll(1, dims=1), likely.roll(m // 2, dims=1)):
+        results += [log_prob(logits, mask), score(logits, mask)]
+    if m < 16:
+        results += [inclusion_probabilities(logits, n), inclusion_gradient(logits, n, values)]
+    for result in results:
+        assert result.dtype == torch.float32
+        assert result.isfinite().all()
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (3, 8)])
@@ -129,6 +185,6 @@ def test_mode_keeps_exactly_n_even_under_ties():
     assert mode(logits, 2).tolist() == expected
 
 
-def test_a_pattern_with_too_many_masks_is_refused():
-    with pytest.raises(MaskproError, match="pattern is 8:16; allowed: patterns of at most 70 masks"):
-        log_prob(torch.zeros(1, 16), torch.arange(16)[None] < 8)
+def test_a_sum_over_too_many_masks_is_refused():
+    with pytest.raises(MaskproError, match="pattern is 8:16, which has 12,870 masks a group; allowed here: at most 70"):
+        inclusion_probabilities(torch.zeros(1, 16), 8)

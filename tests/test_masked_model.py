@@ -132,9 +132,9 @@ def test_masks_that_do_not_fit_are_refused(unet):
     masked.set_mask(magnitude_mask(masked))
     masks = masked.layer_masks()
     name = next(iter(masks))
-    with pytest.raises(MaskproError, match=f"mask is for another model: layer {name} is in the model but not in the mask"):
+    with pytest.raises(MaskproError, match=f"mask of layer {name} is missing: the mask is for another model"):
         masked.groups({other: mask for other, mask in masks.items() if other != name})
-    with pytest.raises(MaskproError, match="layer extra is in the mask but not in the model"):
+    with pytest.raises(MaskproError, match="mask of layer extra is for another model, which has that layer"):
         masked.groups(masks | {"extra": masks[name]})
     with pytest.raises(MaskproError, match=f"mask of layer {name} has shape"):
         masked.groups(masks | {name: masks[name][:1]})

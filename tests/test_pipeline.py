@@ -2,6 +2,7 @@
 
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from maskpro import pipeline
 from maskpro.cli import app
 from maskpro.embedded import DIGITS_MODEL
 from maskpro.errors import MaskproError
-from maskpro.mask_file import load_mask_file
+from maskpro.mask_file import load_mask_file, save_mask_file
 from maskpro.masked_model import maskable_layers, model_hash
+from maskpro.pattern import NMPattern
 
 
 def run(*arguments):
@@ -40,6 +43,54 @@ def test_prune_then_extract_gives_the_masks_of_the_zeros(tmp_path, digits, layou
     assert content.base_hash == model_hash(digits.model)
     for name, weight in maskable_layers(pruned).items():
         assert torch.equal(content.masks[name], weight != 0)
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "random"])
+def test_prune_knows_the_one_shot_methods(tmp_path, method):
+    run("prune", "--output-dir", tmp_path / "pruned", "--method", method, "--pattern", "1:4")
+    with pytest.raises(MaskproError, match="initial_mask is 'obs'; allowed: magnitude, wanda, sparsegpt, random"):
+        run("prune", "--output-dir", tmp_path / "other", "--method", "obs")
+    run("extract", "--model-path", tmp_path / "pruned", "--output-dir", tmp_path / "masks", "--pattern", "1:4")
+    assert "layers keep exactly n of every m" in run("verify", tmp_path / "masks" / "masks.safetensors")
+
+
+def test_extract_takes_the_nearest_masks_when_asked(tmp_path):
+    """A mask of the other layout is 50 % sparse but not 2:4 in this one, as an unstructured one would be."""
+    run("prune", "--output-dir", tmp_path / "pruned", "--layout", "flattened")
+    extract = ("extract", "--model-path", tmp_path / "pruned", "--output-dir", tmp_path / "masks")
+    with pytest.raises(MaskproError, match=r"is not 2:4 .*; --nearest with --original-model takes the nearest 2:4 masks"):
+        run(*extract, "--original-model", "digits")
+    with pytest.raises(MaskproError, match="nearest is True without original_model"):
+        run(*extract, "--nearest")
+    output = run(*extract, "--original-model", "digits", "--nearest")
+    content = load_mask_file(tmp_path / "masks" / "masks.safetensors")
+    share = content.provenance["share_of_positions_that_differ_from_the_zeros"]
+    assert 0 < share < 0.3
+    assert f"{share:.2%} of the positions unlike the zeros" in output
+    run("verify", tmp_path / "masks" / "masks.safetensors", "--workload", "digits")
+
+
+def test_verify_says_what_is_wrong_layer_by_layer(tmp_path, digits):
+    masks = pipeline.magnitude_mask_file(digits, pattern=NMPattern(2, 4), layout="channel")
+    path = tmp_path / "masks.safetensors"
+    save_mask_file(path, masks)
+    whole = path.read_bytes()
+    assert run("verify", path, "--workload", "digits").count(": ok") == len(masks.masks)
+    path.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+    result = CliRunner().invoke(app, ["verify", str(path)])
+    assert isinstance(result.exception, MaskproError)
+    assert result.output.count(": ok") == len(masks.masks) - 1
+    assert result.output.count("does not match its checksum and is not 2:4") == 1
+    first = next(iter(masks.masks))
+    foreign = replace(masks, base_hash="", masks={first: masks.masks[first], "other.conv": masks.masks[first]})
+    save_mask_file(path, foreign)
+    run("verify", path)
+    result = CliRunner().invoke(app, ["verify", str(path), "--workload", "digits"])
+    assert "other.conv: is for another model, which has that layer" in result.output
+    assert f"{first}: ok" in result.output
+    save_mask_file(path, replace(masks, base_hash="0" * 64))
+    with pytest.raises(MaskproError, match=r"is for another model \(hash 000000000000"):
+        run("verify", path, "--workload", "digits")
 
 
 def test_extract_refuses_a_mask_of_another_layout(tmp_path):

@@ -14,7 +14,6 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, dist
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Categorical, Domain, Float, Integer
 
-from maskpro.distribution import check_supported
 from maskpro.errors import MaskproError
 from maskpro.pattern import NMPattern, parse_layout
 from maskpro.trainer import TrainerConfig
@@ -145,7 +144,7 @@ def _checked_space(source: str, values: dict[str, Any]) -> SearchSpace:
         raise MaskproError(f"param_space is {param_space!r}; allowed: a dictionary with at least one parameter")
     for name, value in param_space.items():
         _check_parameter(name, value)
-    check_supported(NMPattern.parse(str(values["pattern"])))
+    NMPattern.parse(str(values["pattern"]))
     parse_layout(values["layout"])
     for name, allowed in (("workload", WORKLOADS), ("searcher", SEARCHERS), ("scheduler", SCHEDULERS)):
         if not isinstance(values[name], str) or values[name] not in allowed:
@@ -239,7 +238,7 @@ def _check_format(where: str, name: str, value: Any) -> None:
         if not isinstance(value, str) or not value.strip():
             raise MaskproError(f"{name} is {value!r}; allowed: a text")
         if name == "pattern":
-            check_supported(NMPattern.parse(value))
+            NMPattern.parse(value)
         elif name == "layout":
             parse_layout(value)
     except MaskproError as error:
