@@ -1,43 +1,67 @@
-"""From a loss to a gradient of the logits. Pure functions; all state is passed in.
+"""From a loss to a gradient of the logits. Pure functions and stateless parametrisations; all state is passed in.
 
 - `policy_gradient` (MaskPro, arXiv 2506.12876): forward passes only; one scalar, the advantage, times the score.
 - `straight_through`: one backward pass; the loss's gradient at every position, kept or not, carried to the logits through
   the inclusion probabilities.
+- `gumbel_softmax` (MaskLLM, Fang et al., arXiv 2409.17481): one backward pass through a relaxed mask, a mixture of all
+  C(M, N) masks of a group that is sharpened until the end of the run; it has a logit for each mask, not for each weight.
+
+A parametrisation says what the logits of an estimator are, how a mask comes of them, and how a gradient goes back.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
 
-from maskpro.distribution import inclusion_gradient, score
+from maskpro.distribution import (
+    MOST_CANDIDATES,
+    check_enumerable,
+    estimate_inclusion_gradient,
+    inclusion_gradient,
+    mode,
+    perturb,
+    score,
+)
+from maskpro.pattern import NMPattern
 
-EstimatorName = Literal["straight_through", "policy_gradient"]
+EstimatorName = Literal["straight_through", "gumbel_softmax", "policy_gradient"]
 ESTIMATORS: tuple[EstimatorName, ...] = get_args(EstimatorName)
 
 _TRACKER_DECAY = 0.99
 
+# MaskLLM's temperature over a run; its scale of the logits (100 to 500, at logits near 0.01) is 1 to 5 at ours.
+_TEMPERATURES = (4.0, 0.05)
+_SCALES = (1.0, 5.0)
+
 
 class Tracker(NamedTuple):
-    """Moving averages of the loss residual: mean (the spec's delta), square, and number of updates; float64 scalars."""
+    """Moving averages of the loss residual (the spec's delta), its square and the reference's loss; number of updates.
+
+    Float64 scalars; the residual is the loss minus that of the reference, the initial mask.
+    """
 
     mean: Tensor
     square: Tensor
+    reference: Tensor
     updates: Tensor
 
     @classmethod
     def start(cls, device: torch.device) -> Tracker:
         """Zero averages."""
-        return cls(*(torch.zeros((), dtype=torch.float64, device=device) for _ in range(3)))
+        return cls(*(torch.zeros((), dtype=torch.float64, device=device) for _ in range(4)))
 
-    def update(self, residual: Tensor) -> Tracker:
-        """delta <- 0.99 delta + 0.01 r, and the same for r^2."""
+    def update(self, residual: Tensor, reference: Tensor) -> Tracker:
+        """delta <- 0.99 delta + 0.01 r, and the same for r^2 and the reference's loss."""
         residual = residual.double()
         return Tracker(
-            mean=_TRACKER_DECAY * self.mean + (1 - _TRACKER_DECAY) * residual,
-            square=_TRACKER_DECAY * self.square + (1 - _TRACKER_DECAY) * residual.square(),
+            mean=self.mean.lerp(residual, 1 - _TRACKER_DECAY),
+            square=self.square.lerp(residual.square(), 1 - _TRACKER_DECAY),
+            reference=self.reference.lerp(reference.double(), 1 - _TRACKER_DECAY),
             updates=self.updates + 1,
         )
 
@@ -56,16 +80,122 @@ class Tracker(NamedTuple):
         advantage = (residual.double() - mean) / variance.clamp(min=1e-24).sqrt()
         return torch.where(self.updates > 1, advantage, torch.zeros_like(advantage)).to(residual.dtype)
 
+    def rms_advantage(self, advantage: Tensor) -> Tensor:
+        """Advantages of mean zero by their root mean square, for those of `leave_one_out`."""
+        scale = (self.square / (1 - _TRACKER_DECAY**self.updates)).clamp(min=1e-24).sqrt()
+        return (advantage.double() / scale).to(advantage.dtype)
+
+    def reference_is_far(self) -> Tensor:
+        """True once f(m) > f(m0) / 2 fails on average, which MaskPro's convergence proof rests on (its section 4.3)."""
+        return self.mean <= -self.reference / 2
+
 
 def policy_gradient(logits: Tensor, mask: Tensor, advantage: Tensor) -> Tensor:
     """advantage * d log p(mask | logits) / d logits, `[G, M]`, from one sampled mask `[G, M]` and a scalar advantage."""
     return advantage * score(logits, mask)
 
 
-def straight_through(logits: Tensor, base: Tensor, weight_gradient: Tensor, n: int) -> Tensor:
-    """d/d logits of sum_i g_i pi_i(logits), `[G, M]`, with g = base * d loss / d (base * mask) at every position.
+def leave_one_out(losses: Tensor) -> Tensor:
+    """Each loss minus the mean of the others, `[K]` with K >= 2: an unbiased baseline (Kool et al. 2019)."""
+    return (losses - losses.mean()) * len(losses) / (len(losses) - 1)
 
-    Linear-space straight-through: the sampled mask is used forward, its expectation pi (the inclusion probabilities)
-    backward.
+
+class Draw(NamedTuple):
+    """What multiplies the weights in a step, `[G, M]`: bool, or relaxed to float; and what `gradient` needs of it."""
+
+    mask: Tensor
+    context: Tensor
+
+
+class Parametrisation(Protocol):
+    """What the logits are. `progress` is the share of the run's budget that is used up, 0 to 1."""
+
+    def start(self, initial_mask: Tensor, magnitude: float) -> Tensor:
+        """Logits `[G, K]`, float32, whose mode is the initial mask (bool `[G, M]`)."""
+
+    def mode(self, logits: Tensor) -> Tensor:
+        """The mask that is most likely kept in the end, bool `[G, M]`."""
+
+    def draw(self, logits: Tensor, progress: float, generator: torch.Generator) -> Draw:
+        """A random mask."""
+
+    def gradient(self, logits: Tensor, progress: float, draw: Draw, values: Tensor) -> Tensor:
+        """Gradient of the logits `[G, K]`; `values` is base * d loss / d (base * mask) at every position, `[G, M]`."""
+
+
+@dataclass(frozen=True)
+class LinearSpace:
+    """A logit a weight (MaskPro's linear space); masks are drawn without replacement."""
+
+    pattern: NMPattern
+
+    def start(self, initial_mask: Tensor, magnitude: float) -> Tensor:
+        """Magnitude at kept positions, 0 elsewhere."""
+        return magnitude * initial_mask.float()
+
+    def mode(self, logits: Tensor) -> Tensor:
+        """The n largest logits."""
+        return mode(logits, self.pattern.n)
+
+    def draw(self, logits: Tensor, progress: float, generator: torch.Generator) -> Draw:
+        """A mask of the distribution."""
+        noisy = perturb(logits, generator)
+        return Draw(mode(noisy, self.pattern.n), noisy)
+
+    def gradient(self, logits: Tensor, progress: float, draw: Draw, values: Tensor) -> Tensor:
+        """Straight-through: d/d logits of sum_i values_i pi_i(logits), pi the inclusion probabilities.
+
+        The sampled mask is used forward, its expectation pi backward; beyond 70 masks a group an unbiased estimate of it.
+        """
+        if self.pattern.num_candidates <= MOST_CANDIDATES:
+            return inclusion_gradient(logits, self.pattern.n, values)
+        return estimate_inclusion_gradient(logits, self.pattern.n, draw.context, values)
+
+
+class CandidateSpace:
+    """A logit for each mask of a group (MaskLLM); masks are relaxed to mixtures, annealed over the run's budget.
+
+    Raises:
+        MaskproError: a group has more than 70 masks.
     """
-    return inclusion_gradient(logits, n, base * weight_gradient)
+
+    def __init__(self, pattern: NMPattern):
+        check_enumerable(pattern)
+        self._n = pattern.n
+        self._candidates = pattern.candidates()
+
+    def start(self, initial_mask: Tensor, magnitude: float) -> Tensor:
+        """Magnitude at the initial mask, less for masks that share fewer positions (MaskLLM's prior, section 3.3)."""
+        return magnitude * (initial_mask.float() @ self._masks(initial_mask).t() / (self._n / 2) - 1)
+
+    def mode(self, logits: Tensor) -> Tensor:
+        """The mask with the largest logit."""
+        return self._candidates.to(logits.device)[logits.argmax(dim=1)]
+
+    def draw(self, logits: Tensor, progress: float, generator: torch.Generator) -> Draw:
+        """The mixture softmax((scale * logits + Gumbel noise) / temperature) of all masks (equation 6)."""
+        temperature, scale = _annealed(progress)
+        shares = (perturb(scale * logits, generator) / temperature).softmax(dim=1)
+        return Draw(shares @ self._masks(logits), shares)
+
+    def gradient(self, logits: Tensor, progress: float, draw: Draw, values: Tensor) -> Tensor:
+        """Through the mixture's softmax."""
+        temperature, scale = _annealed(progress)
+        shares, slopes = draw.context, values @ self._masks(logits).t()
+        return scale / temperature * shares * (slopes - (shares * slopes).sum(dim=1, keepdim=True))
+
+    def _masks(self, like: Tensor) -> Tensor:
+        return self._candidates.to(like.device, like.dtype if like.is_floating_point() else torch.float32)
+
+
+def _annealed(progress: float) -> tuple[float, float]:
+    """(temperature, scale of the logits); the temperature falls geometrically, the scale grows linearly."""
+    (hot, cold), (first, last) = _TEMPERATURES, _SCALES
+    return hot * (cold / hot) ** progress, first + (last - first) * progress
+
+
+PARAMETRISATIONS: dict[EstimatorName, Callable[[NMPattern], Parametrisation]] = {
+    "straight_through": LinearSpace,
+    "gumbel_softmax": CandidateSpace,
+    "policy_gradient": LinearSpace,
+}

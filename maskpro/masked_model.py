@@ -122,12 +122,16 @@ class MaskedModel:
         return self.base[: self.num_learned].view(-1, self.pattern.m)
 
     def set_mask(self, mask: Tensor) -> None:
-        """Mask the network with bool groups `[G, M]` of the learned layers (the others keep theirs), or `[P / M, M]`."""
+        """Mask the network with bool groups `[G, M]` of the learned layers (the others keep theirs), or `[P / M, M]`.
+
+        Relaxed masks, float factors of the weights, are multiplied in just so, but are not what `mask` gives back.
+        """
         flat = mask.reshape(-1)
         count = flat.numel()
         if count not in (self.num_learned, self.base.numel()):
             raise ValueError(f"mask has {count} positions; allowed: {self.num_learned} or {self.base.numel()}")
-        self._mask[:count] = flat
+        if flat.dtype == torch.bool:
+            self._mask[:count] = flat
         torch.mul(self.base[:count], flat, out=self._weights[:count])
 
     def weight_gradient(self) -> Tensor:

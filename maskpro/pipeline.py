@@ -370,7 +370,7 @@ def _run(trainer: MaskTrainer, report_samples: int, say: Say, log: Log) -> tuple
     """Train to the budget; losses of the steps, (samples seen, held-out loss) of the validations, and seconds."""
     started = time.monotonic()
     # Whole steps only, so that the number of steps is the one asked for.
-    step_samples = trainer.config.batch_size * trainer.config.gradient_accumulation_steps
+    step_samples = trainer.config.step_samples
     report_samples = math.ceil(report_samples / step_samples) * step_samples
     losses: list[Tensor] = []
     curve: list[tuple[int, float]] = []

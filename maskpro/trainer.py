@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from maskpro.distribution import mode, sample
 from maskpro.errors import MaskproError
-from maskpro.estimators import ESTIMATORS, EstimatorName, Tracker, policy_gradient, straight_through
+from maskpro.estimators import (
+    ESTIMATORS,
+    PARAMETRISATIONS,
+    EstimatorName,
+    Tracker,
+    leave_one_out,
+    policy_gradient,
+)
 from maskpro.masked_model import MaskedModel
-from maskpro.objectives import HeldOutSamples, Objective, SampleValues
+from maskpro.objectives import HeldOutSamples, Objective, SampleValues, baseline_losses
 
 Target = Literal["teacher", "noise"]
-LearningRateDecay = Literal["linear", "constant"]
+LearningRateDecay = Literal["linear", "cosine", "constant"]
+OptimizerName = Literal["auto", "adam", "sgd"]
 
 # lr 1 moves a logit by about 0.1 a step, whatever the estimator.
 LOGIT_STEP = 0.1
+
+# Share of the step size that is left, by the share of the budget that is used up.
+_SCHEDULES: dict[LearningRateDecay, Callable[[float], float]] = {
+    "linear": lambda progress: 1 - progress,
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+    "constant": lambda progress: 1.0,
+}
 
 
 class NonFiniteLossError(MaskproError):
@@ -32,17 +47,23 @@ class TrainerConfig:
     """Settings of one run of mask learning.
 
     Attributes:
-        lr: step size in units of 0.1 of a logit: Adam's step for straight_through, the step on the normalised advantage
-            for policy_gradient; with `raw_step` the spec's own learning rate (no factor, no normalisation, no decay).
+        lr: step size in units of 0.1 of a logit: Adam's; or SGD's, on a gradient of root mean square 1 over all logits, for
+            policy_gradient on that of the normalised advantage. With `raw_step` the spec's own learning rate (no factor,
+            no normalisation, no decay).
         logits: magnitude of the initial logits (logits = magnitude * initial mask).
         batch_size: calibration samples in one forward pass (fewer where memory runs out, with the same result).
         dataset_size: number of calibration samples; the run goes through them again and again.
-        budget_samples: calibration samples until the end of the run (repeats counted).
+        budget_samples: calibration samples until the end of the run (repeats counted, and once for each mask).
         gradient_accumulation_steps: forward passes averaged into one update.
-        estimator: straight_through or policy_gradient.
+        estimator: straight_through, gumbel_softmax or policy_gradient.
         target: what the network is compared with in training: the dense network's output (teacher), or the data, which for
             diffusion is the noise (noise).
-        lr_decay: linear to zero over the budget, or constant.
+        lr_decay: linear or by half a cosine to zero over the budget, or constant.
+        optimizer: adam or sgd; auto is sgd for policy_gradient and adam for the others.
+        masks_per_step: of policy_gradient; from 2 on, each mask's loss is compared with the mean of the others on the same
+            batch (leave-one-out) instead of with the initial mask's.
+        refresh_reference: of policy_gradient with one mask a step: once the loss is half of the initial mask's, the mode of
+            the logits takes its place in the residual.
         raw_step: policy_gradient exactly as in the spec.
         seed: of the sampled masks.
     """
@@ -56,6 +77,9 @@ class TrainerConfig:
     estimator: EstimatorName = "straight_through"
     target: Target = "teacher"
     lr_decay: LearningRateDecay = "linear"
+    optimizer: OptimizerName = "auto"
+    masks_per_step: int = 1
+    refresh_reference: bool = False
     raw_step: bool = False
     seed: int = 0
 
@@ -64,7 +88,13 @@ class TrainerConfig:
             value = getattr(self, name)
             if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
                 raise MaskproError(f"{name} is {value!r}; allowed: a number above 0")
-        for name in ("batch_size", "dataset_size", "budget_samples", "gradient_accumulation_steps"):
+        for name in (
+            "batch_size",
+            "dataset_size",
+            "budget_samples",
+            "gradient_accumulation_steps",
+            "masks_per_step",
+        ):
             value = getattr(self, name)
             if not (isinstance(value, int) and value >= 1):
                 raise MaskproError(f"{name} is {value!r}; allowed: a whole number of at least 1")
@@ -76,11 +106,28 @@ class TrainerConfig:
             ("estimator", ESTIMATORS),
             ("target", get_args(Target)),
             ("lr_decay", get_args(LearningRateDecay)),
+            ("optimizer", get_args(OptimizerName)),
         ):
             if getattr(self, name) not in allowed:
                 raise MaskproError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
-        if self.raw_step and self.estimator != "policy_gradient":
-            raise MaskproError(f"raw_step is True with estimator {self.estimator}; allowed: with policy_gradient only")
+        for name, plain in (("raw_step", False), ("refresh_reference", False), ("masks_per_step", 1)):
+            if getattr(self, name) != plain and self.estimator != "policy_gradient":
+                value = getattr(self, name)
+                raise MaskproError(f"{name} is {value} with estimator {self.estimator}; allowed: with policy_gradient only")
+        if self.masks_per_step > 1 and (self.raw_step or self.refresh_reference):
+            raise MaskproError(
+                f"masks_per_step is {self.masks_per_step} with raw_step or refresh_reference; allowed: 1 (they compare a "
+                "mask with a reference, not with the other masks)"
+            )
+        if self.budget_samples % self.masks_per_step:
+            raise MaskproError(
+                f"masks_per_step is {self.masks_per_step}; allowed: a divisor of budget_samples, {self.budget_samples}"
+            )
+
+    @property
+    def step_samples(self) -> int:
+        """Samples of a whole step, once for each mask."""
+        return self.batch_size * self.gradient_accumulation_steps * self.masks_per_step
 
 
 class MaskTrainer:
@@ -113,16 +160,17 @@ class MaskTrainer:
         self._objective = objective
         self._validation = validation
         self._teacher = teacher
-        self._n = masked.pattern.n
+        self._parametrisation = PARAMETRISATIONS[config.estimator](masked.pattern)
         self._initial_mask = masked.mask.clone()[: len(masked.learned_base)]
-        self.logits = config.logits * self._initial_mask.to(masked.base.dtype)
-        if config.estimator == "straight_through":
+        self.logits = self._parametrisation.start(self._initial_mask, config.logits).to(masked.base.dtype)
+        if config.optimizer == "adam" or (config.optimizer == "auto" and config.estimator != "policy_gradient"):
             self._optimizer: torch.optim.Optimizer = torch.optim.Adam([self.logits], lr=1.0, betas=(0.9, 0.99))
         else:
             self._optimizer = torch.optim.SGD([self.logits], lr=1.0)
         self._generator = torch.Generator(masked.base.device).manual_seed(config.seed)
         self._tracker = Tracker.start(masked.base.device)
         self._baseline = baseline
+        self._reference = self._initial_mask
         self.num_samples_seen = 0
         self.num_steps = 0
         self.micro_batch_size = config.batch_size
@@ -135,8 +183,13 @@ class MaskTrainer:
         """Consume exactly `num_samples` samples (the last step may be smaller); mean training loss of each step, float64.
 
         Raises:
+            MaskproError: `num_samples` is not a multiple of masks_per_step.
             NonFiniteLossError: a loss or a logit was NaN or infinite.
         """
+        if num_samples % self.config.masks_per_step:
+            raise MaskproError(
+                f"num_samples is {num_samples}; allowed: a multiple of masks_per_step, {self.config.masks_per_step}"
+            )
         end = min(self.num_samples_seen + num_samples, self.config.budget_samples)
         losses = []
         while self.num_samples_seen < end:
@@ -153,7 +206,7 @@ class MaskTrainer:
         `best_mask` starts as the initial mask, so that a run never ends worse than it began; `lowest_val_loss` is of the
         validated masks alone, so that runs that made things worse can be told from runs that did nothing.
         """
-        mask = mode(self.logits, self._n)
+        mask = self.mode()
         loss = self._held_out_loss(mask)
         self.lowest_val_loss = loss if self.lowest_val_loss is None else min(self.lowest_val_loss, loss)
         if loss < self.best_val_loss:
@@ -165,20 +218,25 @@ class MaskTrainer:
         """True when the budget is used up."""
         return self.num_samples_seen >= self.config.budget_samples
 
+    def mode(self) -> Tensor:
+        """The mask that the logits stand for now, bool `[G, M]`."""
+        return self._parametrisation.mode(self.logits)
+
     def changed_share(self) -> float:
         """Share of the initially kept positions that the mode of the logits no longer keeps."""
-        dropped = self._initial_mask & ~mode(self.logits, self._n)
+        dropped = self._initial_mask & ~self.mode()
         return (dropped.sum() / self._initial_mask.sum()).item()
 
     def _step(self, end: int) -> Tensor:
         """One update of the logits; returns the mean training loss (a scalar on the device)."""
         config = self.config
-        count = min(config.batch_size * config.gradient_accumulation_steps, end - self.num_samples_seen)
-        indices = torch.arange(self.num_samples_seen, self.num_samples_seen + count) % config.dataset_size
+        masks = config.masks_per_step
+        first, count = self.num_samples_seen // masks, min(config.step_samples, end - self.num_samples_seen) // masks
+        indices = torch.arange(first, first + count) % config.dataset_size
         self.logits.grad, loss = self._estimate_in_memory(indices)
         self._optimizer.param_groups[0]["lr"] = self._step_size()
         self._optimizer.step()
-        self.num_samples_seen += count
+        self.num_samples_seen += count * masks
         self.num_steps += 1
         return loss
 
@@ -187,7 +245,7 @@ class MaskTrainer:
 
         The losses are averaged over all samples of the step in any case, so the result differs by float rounding alone.
         """
-        estimate = self._straight_through if self.config.estimator == "straight_through" else self._policy_gradient
+        estimate = self._policy_gradient if self.config.estimator == "policy_gradient" else self._backward
         generator_state = self._generator.get_state()
         tracker = self._tracker
         while True:
@@ -206,33 +264,70 @@ class MaskTrainer:
     def _step_size(self) -> float:
         if self.config.raw_step:
             return self.config.lr
-        left = 1 - self.num_samples_seen / self.config.budget_samples if self.config.lr_decay == "linear" else 1.0
-        size = LOGIT_STEP * self.config.lr * left
+        size = LOGIT_STEP * self.config.lr * _SCHEDULES[self.config.lr_decay](self._progress)
         # Adam's bias correction makes ten times as much of it at first.
         if size > 0.1 * torch.finfo(self.logits.dtype).max:
             raise NonFiniteLossError(f"step size of lr {self.config.lr:g} is not finite in {self.logits.dtype}")
         return size
 
-    def _straight_through(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def _progress(self) -> float:
+        return self.num_samples_seen / self.config.budget_samples
+
+    def _backward(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         weight_gradient = self.masked.weight_gradient().zero_()
-        self.masked.set_mask(sample(self.logits, self._n, self._generator))
+        draw = self._parametrisation.draw(self.logits, self._progress, self._generator)
+        self.masked.set_mask(draw.mask)
         total = torch.zeros((), device=self.logits.device)
         for losses in self._losses(indices):
             loss = losses.sum() / len(indices)
             loss.backward()
             total += loss.detach()
-        return straight_through(self.logits, self.masked.learned_base, weight_gradient, self._n), total
+        values = self.masked.learned_base * weight_gradient
+        gradient = self._parametrisation.gradient(self.logits, self._progress, draw, values)
+        if self.config.optimizer == "sgd":
+            gradient /= gradient.square().mean().sqrt().clamp(min=torch.finfo(gradient.dtype).tiny)
+        return gradient, total
 
     @torch.no_grad()
     def _policy_gradient(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        masks, means = [], []
+        for _ in range(self.config.masks_per_step):
+            masks.append(self._parametrisation.draw(self.logits, self._progress, self._generator).mask)
+            self.masked.set_mask(masks[-1])
+            means.append(torch.cat(list(self._losses(indices))).mean())
+        losses = torch.stack(means)
+        advantages = self._advantages(losses, indices)
+        gradients = (
+            policy_gradient(self.logits, mask, advantage) for mask, advantage in zip(masks, advantages, strict=True)
+        )
+        return sum(gradients, torch.zeros_like(self.logits)) / len(masks), losses.mean()
+
+    def _advantages(self, losses: Tensor, indices: Tensor) -> Tensor:
+        """What each mask's loss on the same samples, `[K]`, is better or worse than was to be expected, `[K]`."""
+        config = self.config
+        if config.masks_per_step > 1:
+            advantages = leave_one_out(losses)
+            for advantage in advantages:
+                self._tracker = self._tracker.update(advantage, losses.mean())
+            return self._tracker.rms_advantage(advantages)
         assert self._baseline is not None
-        mask = sample(self.logits, self._n, self._generator)
-        self.masked.set_mask(mask)
-        loss = torch.cat(list(self._losses(indices))).mean()
-        residual = loss - self._baseline(indices).mean()
-        self._tracker = self._tracker.update(residual)
-        advantage = self._tracker.raw_advantage if self.config.raw_step else self._tracker.normalised_advantage
-        return policy_gradient(self.logits, mask, advantage(residual)), loss
+        reference = self._baseline(indices).mean()
+        residual = losses[0] - reference
+        self._tracker = self._tracker.update(residual, reference)
+        advantage = self._tracker.raw_advantage if config.raw_step else self._tracker.normalised_advantage
+        taken = advantage(residual)
+        if config.refresh_reference and self._tracker.reference_is_far():
+            self._refresh(self.mode())
+        return taken[None]
+
+    def _refresh(self, reference: Tensor) -> None:
+        """Compare with another mask (bool `[G, M]`) from now on."""
+        self._reference = reference
+        self._tracker = Tracker.start(self.logits.device)
+        self.masked.set_mask(reference)
+        teacher = self._teacher if self.config.target == "teacher" else None
+        self._baseline = baseline_losses(copy.deepcopy(self.masked.model), self._objective, teacher)
 
     def _losses(self, indices: Tensor) -> Iterator[Tensor]:
         """Losses of the masked network on the samples, one batch after the other, against the configured target."""
@@ -259,6 +354,7 @@ class MaskTrainer:
             "logits": self.logits,
             "initial_mask": self._initial_mask,
             "best_mask": self.best_mask,
+            "reference": self._reference,
             "generator": self._generator.get_state(),
             **{f"tracker.{name}": value for name, value in self._tracker._asdict().items()},
             **{f"optimizer.{name}": value for name, value in self._optimizer_state().items()},
@@ -286,6 +382,9 @@ class MaskTrainer:
         self._initial_mask = tensors["initial_mask"].to(device)
         self.best_mask = tensors["best_mask"].to(device)
         self._generator.set_state(tensors["generator"])
+        reference = tensors["reference"].to(device)
+        if not torch.equal(reference, self._reference):
+            self._refresh(reference)
         self._tracker = Tracker(*(tensors[f"tracker.{name}"].to(device) for name in Tracker._fields))
         names = [name for name in tensors if name.startswith("optimizer.")]
         if names:

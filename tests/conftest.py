@@ -94,12 +94,14 @@ def cifar10_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(path.parent for path in folder.rglob("train"))
 
 
-def make_trainer(workload: Workload, *, targets: tuple[str, ...] = ("all",), **settings: object) -> MaskTrainer:
+def make_trainer(
+    workload: Workload, *, targets: tuple[str, ...] = ("all",), pattern: str = "2:4", **settings: object
+) -> MaskTrainer:
     """A trainer on a workload's magnitude mask with small held-out data."""
     config = TrainerConfig(**{"batch_size": 8, "dataset_size": 64, "budget_samples": 64, **settings})
     objective = workload.training_objective(seed=0, device=CPU)
     held_out = DiffusionObjective(workload.scheduler, workload.images.validation, seed=1, device=CPU, strata=32)
-    masked = magnitude_masked_model(workload.model, pattern=NMPattern(2, 4), layout="channel", targets=targets)
+    masked = magnitude_masked_model(workload.model, pattern=NMPattern.parse(pattern), layout="channel", targets=targets)
     teacher = teacher_outputs(workload.model, objective)
     return MaskTrainer(
         config,

@@ -6,15 +6,16 @@ import pytest
 import torch
 from conftest import CPU, make_trainer
 
+from maskpro.distribution import score
 from maskpro.errors import MaskproError
-from maskpro.estimators import ESTIMATORS
+from maskpro.estimators import ESTIMATORS, Tracker
 from maskpro.initial_masks import magnitude_masked_model
 from maskpro.objectives import HeldOutSamples, baseline_losses
 from maskpro.objectives.diffusion import DiffusionObjective, NoisyBatch
 from maskpro.pattern import NMPattern
 from maskpro.trainer import MaskTrainer, NonFiniteLossError, TrainerConfig
 
-TARGET = {"straight_through": "teacher", "policy_gradient": "noise"}
+TARGET = {"straight_through": "teacher", "gumbel_softmax": "teacher", "policy_gradient": "noise"}
 
 
 def run_to_end(trainer, chunk=64):
@@ -88,6 +89,88 @@ def test_accumulated_batches_equal_one_large_batch(digits, estimator):
     assert small.num_steps == large.num_steps == 2
     # Sums of the same terms in another order: float32 rounding, which Adam's normalisation enlarges where gradients vanish.
     assert (small.logits - large.logits).abs().median() < 1e-6
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"masks_per_step": 4},
+        {"masks_per_step": 2, "gradient_accumulation_steps": 2, "lr_decay": "cosine"},
+        {"refresh_reference": True, "target": "teacher", "logits": 1.0},
+        {"optimizer": "adam", "lr_decay": "constant"},
+        {"optimizer": "sgd", "estimator": "straight_through"},
+        {"optimizer": "sgd", "estimator": "gumbel_softmax"},
+    ],
+    ids=str,
+)
+def test_every_setting_resumes_bit_for_bit(digits, settings, monkeypatch):
+    # Far from the initial mask at once, so that the reference is replaced on the way.
+    monkeypatch.setattr(Tracker, "reference_is_far", lambda self: self.updates == 3)
+    settings = {"estimator": "policy_gradient", "target": "noise", "lr": 2.0, "budget_samples": 96} | settings
+    whole = run_to_end(make_trainer(digits, **settings), chunk=48)
+    first = make_trainer(digits, **settings)
+    first.train(48)
+    first.validate()
+    second = make_trainer(digits, **settings)
+    second.load_state_dict(*first.state_dict())
+    assert_same_state(run_to_end(second, chunk=48), whole)
+    assert not torch.equal(whole.logits, make_trainer(digits, **settings).logits)
+    if settings.get("refresh_reference"):
+        assert not torch.equal(whole.state_dict()[0]["reference"], whole.state_dict()[0]["initial_mask"])
+
+
+def test_masks_of_a_step_see_the_same_samples_and_each_counts(digits):
+    seen = []
+    trainer = make_trainer(
+        digits, estimator="policy_gradient", target="noise", masks_per_step=3, batch_size=8, budget_samples=48
+    )
+    batch = trainer._objective.batch
+    trainer._objective.batch = lambda indices: seen.append(indices.tolist()) or batch(indices)
+    assert len(trainer.train(48)) == 2
+    assert trainer.num_samples_seen == 48
+    assert seen == [list(range(8))] * 3 + [list(range(8, 16))] * 3
+    with pytest.raises(MaskproError, match="num_samples is 32; allowed: a multiple of masks_per_step, 3"):
+        trainer.train(32)
+
+
+def test_the_leave_one_out_step_is_the_mean_of_advantage_times_score(digits):
+    """One step of two masks, written out: (L1 - L2) / rms goes to the first mask's score, its negative to the second's."""
+    trainer = make_trainer(
+        digits, estimator="policy_gradient", target="noise", masks_per_step=2, batch_size=8, budget_samples=32, lr=3.0
+    )
+    logits, masks, losses = trainer.logits.clone(), [], []
+    set_mask, objective = trainer.masked.set_mask, trainer._objective
+    trainer.masked.set_mask = lambda mask: masks.append(mask.clone()) or set_mask(mask)
+    original = objective.losses
+    objective.losses = lambda prediction, batch: losses.append(original(prediction, batch)) or losses[-1]
+    trainer.train(16)
+    difference = (losses[0].mean() - losses[1].mean()).item()
+    rms = math.sqrt((0.99 * 0.01 * difference**2 + 0.01 * difference**2) / (1 - 0.99**2))
+    expected = logits - 0.1 * 3.0 * difference / rms * (score(logits, masks[0]) - score(logits, masks[1])) / 2
+    assert torch.allclose(trainer.logits, expected, atol=1e-6)
+
+
+def test_the_reference_is_replaced_once_the_loss_is_half_of_its_own():
+    """MaskPro's condition f(m) > f(m0) / 2, on moving averages."""
+    near, far = (Tracker.start(CPU).update(torch.tensor(-share), torch.tensor(1.0)) for share in (0.49, 0.51))
+    assert not near.reference_is_far()
+    assert far.reference_is_far()
+
+
+@pytest.mark.parametrize("pattern", ["1:4", "4:8", "2:8", "8:16"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_every_pattern_is_learned_by_every_estimator_or_refused_in_words(digits, estimator, pattern):
+    settings = {"estimator": estimator, "target": TARGET[estimator], "batch_size": 2, "budget_samples": 4, "lr": 4.0}
+    if (estimator, pattern) == ("gumbel_softmax", "8:16"):
+        with pytest.raises(MaskproError, match="pattern is 8:16, which has 12,870 masks a group"):
+            make_trainer(digits, pattern=pattern, **settings)
+        return
+    trainer = make_trainer(digits, pattern=pattern, **settings)
+    before = trainer.logits.clone()
+    trainer.train(4)
+    assert trainer.logits.isfinite().all()
+    assert not torch.equal(trainer.logits, before)
+    assert (trainer.mode().sum(dim=1) == int(pattern.split(":")[0])).all()
 
 
 def test_layers_outside_the_targets_are_not_touched(digits):
@@ -195,9 +278,20 @@ def test_a_logit_that_is_not_finite_stops_the_run(digits):
         ({"batch_size": 0}, "batch_size is 0; allowed: a whole number"),
         ({"batch_size": 1.5}, "batch_size is 1.5; allowed: a whole number"),
         ({"batch_size": 64, "dataset_size": 32}, "batch_size is 64; allowed: at most dataset_size, 32"),
-        ({"estimator": "magic"}, "estimator is 'magic'; allowed: straight_through, policy_gradient"),
+        ({"estimator": "magic"}, "estimator is 'magic'; allowed: straight_through, gumbel_softmax, policy_gradient"),
         ({"target": "student"}, "target is 'student'; allowed: teacher, noise"),
-        ({"lr_decay": "cosine"}, "lr_decay is 'cosine'; allowed: linear, constant"),
+        ({"optimizer": "adamw"}, "optimizer is 'adamw'; allowed: auto, adam, sgd"),
+        ({"masks_per_step": 2}, "masks_per_step is 2 with estimator straight_through; allowed: with policy_gradient only"),
+        ({"masks_per_step": 0}, "masks_per_step is 0; allowed: a whole number of at least 1"),
+        (
+            {"estimator": "policy_gradient", "masks_per_step": 2, "raw_step": True},
+            "masks_per_step is 2 with raw_step or refresh_reference; allowed: 1",
+        ),
+        (
+            {"estimator": "policy_gradient", "masks_per_step": 11, "budget_samples": 100},
+            "masks_per_step is 11; allowed: a divisor of budget_samples, 100",
+        ),
+        ({"lr_decay": "steps"}, "lr_decay is 'steps'; allowed: linear, cosine, constant"),
         ({"raw_step": True}, "raw_step is True with estimator straight_through"),
     ],
 )
