@@ -197,20 +197,36 @@ def train(
     epoch: Annotated[int, typer.Option(help="Passes over the calibration samples.")] = 625,
     max_step: Annotated[int, typer.Option(help="Upper bound of steps.")] = 10_000,
     gradient_accumulation_steps: Annotated[int, typer.Option(help="Forward passes averaged into one update.")] = 1,
-    estimator: Annotated[str, typer.Option(help="straight_through or policy_gradient.")] = "straight_through",
+    initial_mask: Annotated[
+        str, typer.Option(help="Where learning starts, without --masks: magnitude, wanda, sparsegpt or random.")
+    ] = "magnitude",
+    estimator: Annotated[
+        str, typer.Option(help="straight_through, gumbel_softmax or policy_gradient (forward passes only).")
+    ] = "straight_through",
     target: Annotated[str, typer.Option(help="teacher (the dense network's output) or noise.")] = "teacher",
-    lr_decay: Annotated[str, typer.Option(help="linear or constant.")] = "linear",
+    lr_decay: Annotated[str, typer.Option(help="linear, cosine or constant.")] = "linear",
+    optimizer: Annotated[
+        str, typer.Option(help="adam or sgd; auto: sgd for policy_gradient, adam for the others.")
+    ] = "auto",
+    masks_per_step: Annotated[int, typer.Option(help="Masks compared on each batch (policy_gradient).")] = 1,
+    refresh_reference: Annotated[
+        bool, typer.Option("--refresh-reference", help="Replace the initial mask once the loss is half of its own.")
+    ] = False,
     raw_step: Annotated[bool, typer.Option(help="The paper's own update (policy_gradient).")] = False,
     swanlab: Annotated[
         str | None, typer.Option("--swanlab", "--project-name", help="SwanLab project to log to as well (extra swanlab).")
     ] = None,
     experiment_name: Annotated[str | None, typer.Option(help="Of the SwanLab run; default: SwanLab's own.")] = None,
     save: Annotated[bool, typer.Option(help="Also save the logits and the optimizer's state.")] = False,
+    statistics: Annotated[
+        bool, typer.Option(help="Write layers.csv: what was changed where, and what it is worth.")
+    ] = True,
     device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
     """Learn one mask, outside a search."""
     from maskpro import pipeline
+    from maskpro.initial_masks import parse_initial_mask
     from maskpro.pattern import NMPattern, parse_layout
     from maskpro.trackers import swanlab_log
     from maskpro.trainer import TrainerConfig
@@ -219,13 +235,22 @@ def train(
     for name, value in (("epoch", epoch), ("max_step", max_step)):
         if value < 1:
             raise MaskproError(f"{name} is {value}; allowed: a whole number of at least 1")
-    settings: dict[str, Any] = {"estimator": estimator, "target": target, "lr_decay": lr_decay}
+    settings: dict[str, Any] = {
+        "estimator": estimator,
+        "target": target,
+        "lr_decay": lr_decay,
+        "optimizer": optimizer,
+        "masks_per_step": masks_per_step,
+        "refresh_reference": refresh_reference,
+    }
+    method = parse_initial_mask(initial_mask)
+    step_samples = batch_size * gradient_accumulation_steps * masks_per_step
     config = TrainerConfig(
         lr=lr,
         logits=logits,
         batch_size=batch_size,
         dataset_size=dataset_size,
-        budget_samples=max(1, min(epoch * dataset_size, max_step * batch_size * gradient_accumulation_steps)),
+        budget_samples=max(1, min(epoch * dataset_size * masks_per_step, max_step * step_samples)),
         gradient_accumulation_steps=gradient_accumulation_steps,
         raw_step=raw_step,
         seed=seed,
@@ -241,9 +266,10 @@ def train(
             pattern=NMPattern.parse(pattern) if initial is None else initial.pattern,
             layout=parse_layout(layout) if initial is None else initial.layout,
             targets=tuple(part for text in targets or ["all"] for part in text.split()),
-            initial=initial,
+            initial=initial or method,
             device=pipeline.parse_device(device),
             save_logits=save,
+            statistics=statistics,
             log=log,
         )
     print(f"held-out recovery {summary['recovery']:.3f} after {summary['num_samples_seen']:,} samples: {output_dir}")

@@ -21,6 +21,7 @@ from torch import Tensor
 from maskpro.distribution import (
     MOST_CANDIDATES,
     check_enumerable,
+    entropy,
     estimate_inclusion_gradient,
     inclusion_gradient,
     mode,
@@ -116,6 +117,9 @@ class Parametrisation(Protocol):
     def mode(self, logits: Tensor) -> Tensor:
         """The mask that is most likely kept in the end, bool `[G, M]`."""
 
+    def entropy(self, logits: Tensor, generator: torch.Generator) -> Tensor:
+        """Entropy of each group's mask distribution in nats, `[G]`."""
+
     def draw(self, logits: Tensor, progress: float, generator: torch.Generator) -> Draw:
         """A random mask."""
 
@@ -136,6 +140,10 @@ class LinearSpace:
     def mode(self, logits: Tensor) -> Tensor:
         """The n largest logits."""
         return mode(logits, self.pattern.n)
+
+    def entropy(self, logits: Tensor, generator: torch.Generator) -> Tensor:
+        """That of the masks drawn; beyond 70 masks a group an unbiased estimate."""
+        return entropy(logits, self.pattern.n, generator)
 
     def draw(self, logits: Tensor, progress: float, generator: torch.Generator) -> Draw:
         """A mask of the distribution."""
@@ -171,6 +179,11 @@ class CandidateSpace:
     def mode(self, logits: Tensor) -> Tensor:
         """The mask with the largest logit."""
         return self._candidates.to(logits.device)[logits.argmax(dim=1)]
+
+    def entropy(self, logits: Tensor, generator: torch.Generator) -> Tensor:
+        """That of the masks at the end of the annealing."""
+        log_p = (_annealed(1.0)[1] * logits).log_softmax(dim=1)
+        return -(log_p.exp() * log_p).sum(dim=1)
 
     def draw(self, logits: Tensor, progress: float, generator: torch.Generator) -> Draw:
         """The mixture softmax((scale * logits + Gumbel noise) / temperature) of all masks (equation 6)."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -19,7 +20,8 @@ from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import compare_models, loss_improvement, masked_copy, recovery, sparsity
 from maskpro.evaluation.sampling import Sampler
 from maskpro.files import atomic_folder, refuse_existing, write_json
-from maskpro.initial_masks import InitialMaskMethod, extract_masks, magnitude_mask, magnitude_masked_model, one_shot_mask
+from maskpro.initial_masks import InitialMaskMethod, extract_masks, magnitude_masked_model, one_shot_mask
+from maskpro.layer_statistics import layer_statistics
 from maskpro.mask_file import MaskFile, inspect_mask_file, load_mask_file, save_mask_file
 from maskpro.masked_model import MaskedModel, layer_problems, maskable_layers, model_hash
 from maskpro.objectives import baseline_losses, teacher_outputs
@@ -29,6 +31,9 @@ from maskpro.trainer import MaskTrainer, TrainerConfig
 from maskpro.workloads import Workload, load_diffusion_model, save_pipeline
 
 MASKS_FILE = "masks.safetensors"
+
+# Held-out samples that `layer_statistics` judges each layer by.
+_STATISTICS_SAMPLES = 256
 
 Say = Callable[[str], None]
 
@@ -229,9 +234,10 @@ def train(
     pattern: NMPattern,
     layout: Layout,
     targets: tuple[str, ...] = ("all",),
-    initial: MaskFile | None = None,
+    initial: MaskFile | InitialMaskMethod = "magnitude",
     device: torch.device,
     save_logits: bool = False,
+    statistics: bool = True,
     say: Say = print,
     log: Log = no_log,
 ) -> dict[str, Any]:
@@ -239,19 +245,25 @@ def train(
 
     The folder holds `checkpoint/` (a pipeline that `DDPMPipeline.from_pretrained` loads, masked), `masks.safetensors`,
     `loss_training.npy` (mean training loss of each step), `loss_improvements.npy` (initial minus current held-out loss at
-    each validation), `training_summary.json`, `training_curves.png`, and with `save_logits` `logits/`.
+    each validation), `training_summary.json`, `training_curves.png`, `layers.csv` (`layer_statistics`, a row per learned
+    layer), and with `save_logits` `logits/`.
 
     Args:
-        initial: initial mask, also choosing the layers that are masked; default: magnitude, all maskable layers.
+        initial: initial mask, also choosing the layers that are masked; or a one-shot method, for all maskable layers.
+        statistics: write `layers.csv`, which takes a pass over 256 held-out samples for every layer.
         log: takes losses, changed positions, logits and seconds at each validation.
 
     Returns: the content of `training_summary.json`.
     """
     dense = workload.model.to(device)
-    covered = None if initial is None else initial.masks.keys()
+    covered = initial.masks.keys() if isinstance(initial, MaskFile) else None
     masked = MaskedModel(copy.deepcopy(dense), pattern=pattern, layout=layout, targets=targets, covered=covered)
-    masked.set_mask(magnitude_mask(masked) if initial is None else masked.groups(initial.masks))
     objective = workload.training_objective(seed=config.seed, device=device)
+    if isinstance(initial, MaskFile):
+        masked.set_mask(masked.groups(initial.masks))
+    else:
+        generator = torch.Generator().manual_seed(config.seed)
+        masked.set_mask(one_shot_mask(masked, initial, objective=objective, generator=generator))
     validation = workload.held_out_samples("validation", device)
     teacher = teacher_outputs(dense, objective)
     trainer = MaskTrainer(
@@ -264,6 +276,16 @@ def train(
     )
     with atomic_folder(output) as folder:
         losses, curve, seconds = _run(trainer, workload.budgets.report_samples, say, log)
+        if statistics:
+            say("what each layer contributes: a pass over held-out samples for every layer")
+            rows = layer_statistics(
+                masked,
+                initial=trainer.initial_mask,
+                learned=trainer.best_mask,
+                entropies=trainer.entropies(),
+                held_out=validation.first(_STATISTICS_SAMPLES),
+            )
+            pd.DataFrame(rows).to_csv(folder / "layers.csv", index=False)
         masked.set_mask(trainer.best_mask)
         dense_loss = validation.mean_loss(dense)
         summary = {
@@ -272,6 +294,7 @@ def train(
             "pattern": str(pattern),
             "layout": layout,
             "targets": list(targets),
+            "initial_mask": initial if isinstance(initial, str) else initial.provenance,
             "num_steps": trainer.num_steps,
             "num_samples_seen": trainer.num_samples_seen,
             "seconds": seconds,

@@ -222,6 +222,16 @@ class MaskTrainer:
         """The mask that the logits stand for now, bool `[G, M]`."""
         return self._parametrisation.mode(self.logits)
 
+    @property
+    def initial_mask(self) -> Tensor:
+        """The mask that the run began with, bool `[G, M]`."""
+        return self._initial_mask
+
+    def entropies(self) -> Tensor:
+        """Entropy of each group's mask distribution in nats, `[G]`."""
+        generator = torch.Generator(self.logits.device).manual_seed(self.config.seed)
+        return self._parametrisation.entropy(self.logits, generator)
+
     def changed_share(self) -> float:
         """Share of the initially kept positions that the mode of the logits no longer keeps."""
         dropped = self._initial_mask & ~self.mode()

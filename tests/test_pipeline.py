@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import is_strictly_two_of_four
@@ -68,6 +69,30 @@ def test_extract_takes_the_nearest_masks_when_asked(tmp_path):
     assert 0 < share < 0.3
     assert f"{share:.2%} of the positions unlike the zeros" in output
     run("verify", tmp_path / "masks" / "masks.safetensors", "--workload", "digits")
+
+
+def test_training_starts_where_it_is_told_and_tells_each_layers_part(tmp_path):
+    """`layers.csv` has a row per learned layer; those outside the targets keep their initial mask and have none."""
+    start = ("--initial-mask", "wanda", "--targets", "mid_block", "--lr", 4, "--logits", 1)
+    run("train", "--output-dir", tmp_path / "run", "--dataset-size", 64, "--epoch", 2, *start)
+    table = pd.read_csv(tmp_path / "run" / "layers.csv").set_index("layer")
+    learned = load_mask_file(tmp_path / "run" / "masks.safetensors").masks
+    run("prune", "--output-dir", tmp_path / "pruned", "--method", "wanda")
+    run("extract", "--model-path", tmp_path / "pruned", "--output-dir", tmp_path / "initial")
+    initial = load_mask_file(tmp_path / "initial" / "masks.safetensors").masks
+    for name, mask in learned.items():
+        changed = int((initial[name] & ~mask).sum())
+        if name.startswith("mid_block"):
+            assert table.loc[name, "changed"] == changed
+            assert table.loc[name, "weights"] == mask.numel()
+            assert 0 < table.loc[name, "entropy"] <= np.log(6)
+            assert (table.loc[name, "contribution"] == 0) == (changed == 0)
+        else:
+            assert changed == 0
+            assert name not in table.index
+    assert table["changed"].sum() > 0
+    summary = json.loads((tmp_path / "run" / "training_summary.json").read_text())
+    assert summary["initial_mask"] == "wanda"
 
 
 def test_verify_says_what_is_wrong_layer_by_layer(tmp_path, digits):
@@ -222,13 +247,19 @@ def test_train_starts_from_a_given_mask_and_learns_just_its_layers(tmp_path):
     ("arguments", "message"),
     [
         (("prune", "--ratio", 0.3), "ratio is 0.3; allowed with pattern 2:4: 0.5"),
-        (("prune", "--method", "best"), "method is 'best'; allowed: magnitude, random"),
+        (("prune", "--method", "best"), "initial_mask is 'best'; allowed: magnitude, wanda, sparsegpt, random"),
         (("prune", "--pattern", "5:4"), "pattern is 5:4; allowed"),
         (("prune", "--model", "/nowhere"), "no model folder /nowhere"),
         (("baseline", "--batch-size", 600), "batch_size is 600; allowed: at most dataset_size, 512"),
         (("baseline", "--max-batches", 0), "max_batches is 0; allowed"),
         (("baseline", "--masks", "none.safetensors"), "no mask file none.safetensors"),
         (("train", "--lr", -1), "lr is -1.0; allowed: a number above 0"),
+        (("train", "--initial-mask", "best"), "initial_mask is 'best'; allowed: magnitude, wanda, sparsegpt, random"),
+        (("train", "--pattern", "0:4"), "pattern is 0:4; allowed: n:m with 0 < n < m"),
+        (
+            ("train", "--pattern", "2:3"),
+            r"pattern is 2:3; its 3 does not divide the width of \d+ layers .* such as down_blocks",
+        ),
         (("train", "--epoch", 0), "epoch is 0; allowed"),
         (("train", "--targets", "nothing"), "targets holds 'nothing', which matches no maskable layer"),
         (("train", "--device", "tpu9"), "device is 'tpu9'; allowed: auto, cpu, cuda"),

@@ -36,7 +36,7 @@ class HeldOutSamples:
 
     def __init__(self, objective: Objective, size: int):
         self._objective = objective
-        self._batches = [objective.batch(indices) for indices in torch.arange(size).split(_BLOCK)]
+        self._batches = [objective.batch(indices) for indices in torch.arange(size).split(_BLOCK) if len(indices)]
 
     @torch.no_grad()
     def losses(self, model: nn.Module) -> Tensor:
@@ -48,6 +48,12 @@ class HeldOutSamples:
     def mean_loss(self, model: nn.Module) -> float:
         """Mean loss over the set."""
         return self.losses(model).mean().item()
+
+    def first(self, size: int) -> HeldOutSamples:
+        """The first of these samples, at least `size` of them where there are so many."""
+        part = HeldOutSamples(self._objective, 0)
+        part._batches = self._batches[: num_blocks(size)]
+        return part
 
 
 class SampleValues:

@@ -21,7 +21,7 @@ from maskpro.masked_model import MaskedModel, model_hash
 from maskpro.trainer import TrainerConfig
 from maskpro.tuning.experiment import Experiment, say
 from maskpro.tuning.history import TrialRecord
-from maskpro.tuning.shared import MaskFormat, initial_masked
+from maskpro.tuning.shared import MaskFormat, initial_masked, mask_format
 from maskpro.tuning.space import FORMAT
 from maskpro.tuning.state import Plan
 from maskpro.tuning.trainable import COUNTERS_FILE, TENSORS_FILE, split_targets
@@ -75,7 +75,7 @@ def promote(experiment: Experiment) -> dict[str, Any]:
     masks = {record.name: load_masks(experiment, record) for record in every}
     models = {"dense": search.workload.model}
     for record in every:
-        form = mask_format(experiment, record)
+        form = _format(experiment, record)
         models.setdefault(_initial_name(form), initial_masked(search.context, search.workload.model, form).model)
     models |= {
         name: masked_copy(search.workload.model, masked.layer_masks(), masked.pattern, masked.layout)
@@ -129,7 +129,7 @@ def _final_report(
     experiment: Experiment, picked: TrialRecord, every: Sequence[TrialRecord], report: dict[str, Any]
 ) -> dict[str, Any]:
     search, figures = experiment.search, report["models"]
-    form = mask_format(experiment, picked)
+    form = _format(experiment, picked)
     named = {"dense": "dense", "initial": _initial_name(form), "learned": picked.name}
     for name, source in named.items():
         grid = experiment.folder / EVALUATION_FOLDER / f"samples_{source}.png"
@@ -198,18 +198,15 @@ def load_masks(experiment: Experiment, record: TrialRecord) -> MaskedModel:
     """The dense network with the best of a trial's validated masks and the initial one."""
     search = experiment.search
     masked = initial_masked(
-        search.context, search.workload.model, mask_format(experiment, record), _targets(experiment, record)
+        search.context, search.workload.model, _format(experiment, record), _targets(experiment, record)
     )
     with experiment.checkpoint(record).as_directory() as folder:
         masked.set_mask(load_file(Path(folder) / TENSORS_FILE)["best_mask"])
     return masked
 
 
-def mask_format(experiment: Experiment, record: TrialRecord) -> MaskFormat:
-    """Pattern and layout of a trial's masks."""
-    settings = experiment.search.space.fixed | record.params
-    context = experiment.search.context
-    return MaskFormat(settings.get("pattern", context.pattern), settings.get("layout", context.layout))
+def _format(experiment: Experiment, record: TrialRecord) -> MaskFormat:
+    return mask_format(experiment.search.context, experiment.search.space.fixed | record.params)
 
 
 def _targets(experiment: Experiment, record: TrialRecord) -> tuple[str, ...]:
@@ -230,6 +227,7 @@ def _facts(experiment: Experiment, record: TrialRecord, masked: MaskedModel) -> 
         "config": asdict(config),
         "pattern": str(masked.pattern),
         "layout": masked.layout,
+        "initial_mask": _format(experiment, record).initial_mask,
         "targets": list(_targets(experiment, record)),
         # Of the promoted mask, which is the initial one where a trial made things worse.
         "val_loss": counters["best_val_loss"],
@@ -248,4 +246,4 @@ def _confirms(record: TrialRecord) -> str:
 
 
 def _initial_name(form: MaskFormat) -> str:
-    return f"initial_{form.pattern.replace(':', 'of')}_{form.layout}"
+    return f"initial_{form.initial_mask}_{form.pattern.replace(':', 'of')}_{form.layout}"

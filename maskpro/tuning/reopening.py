@@ -13,7 +13,7 @@ from maskpro.files import read_json, refuse_existing
 from maskpro.masked_model import model_hash
 from maskpro.tuning.history import HISTORY_FILE, History
 from maskpro.tuning.search import EXPERIMENT_FILE, EXPERIMENT_FORMAT, Search, SearchOptions, load_search
-from maskpro.tuning.space import contains, load_space
+from maskpro.tuning.space import FORMAT, contains, load_space
 from maskpro.tuning.state import Plan
 
 # What a session may have of its own: it changes when and where trials run and how the best are judged, not what they are.
@@ -172,4 +172,4 @@ def warm_started(search: Search, folder: Path) -> Search:
 def _fixed(described: Mapping[str, Any]) -> dict[str, Any]:
     space = described["space"]
     fixed = {name: value for name, value in space["param_space"].items() if not isinstance(value, dict)}
-    return {"pattern": space["pattern"], "layout": space["layout"], "targets": list(space["targets"]), **fixed}
+    return {**{name: space[name] for name in FORMAT}, **fixed}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import platform
@@ -17,20 +18,22 @@ from maskpro.evaluation.comparison import resolve_sampling
 from maskpro.evaluation.frechet import open_features
 from maskpro.evaluation.sampling import parse_sampler
 from maskpro.files import refuse_existing
-from maskpro.masked_model import model_hash
+from maskpro.initial_masks import parse_initial_mask
+from maskpro.masked_model import MaskedModel, model_hash
+from maskpro.pattern import NMPattern, parse_layout
 from maskpro.trackers import check_swanlab
 from maskpro.trainer import Target, TrainerConfig
 from maskpro.tuning.early_stopping import SCHEDULERS
 from maskpro.tuning.interruption import parse_duration
 from maskpro.tuning.searcher import SEARCHERS
-from maskpro.tuning.shared import MaskFormat, TrialContext, initial_masked
+from maskpro.tuning.shared import MaskFormat, TrialContext
 from maskpro.tuning.space import SearchSpace, load_space
 from maskpro.tuning.state import Plan
 from maskpro.tuning.trainable import split_targets
 from maskpro.workloads import Workload, open_workload
 
 EXPERIMENT_FILE = "experiment.json"
-EXPERIMENT_FORMAT = 2
+EXPERIMENT_FORMAT = 3
 _PACKAGES = ("maskpro", "torch", "torchvision", "diffusers", "ray", "optuna", "torch-fidelity", "pandas")
 
 
@@ -226,8 +229,19 @@ def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Pl
     resolve_sampling(workload, parse_sampler(options.sampler), options.sampling_steps)
     context = _context(options, space, workload, max_samples)
     for targets in (space.targets, *(split_targets(text) for text in space.choices("targets", None))):
-        if targets:
-            initial_masked(context, workload.model, context.formats[0], targets)
+        for form in context.formats if targets else ():
+            MaskedModel(
+                copy.deepcopy(workload.model),
+                pattern=NMPattern.parse(form.pattern),
+                layout=parse_layout(form.layout),
+                targets=targets,
+            )
+    for masks in space.choices("masks_per_step", 1):
+        if max_samples % masks or report_samples % masks:
+            raise MaskproError(
+                f"masks_per_step is {masks}; allowed: a divisor of max_samples, {max_samples}, and of the samples between "
+                f"two reports, {report_samples} (max_samples / num_reports)"
+            )
     return Search(options=options, space=space, workload=workload, context=context, planned=planned, num_trials=num_trials)
 
 
@@ -239,14 +253,16 @@ def _context(options: SearchOptions, space: SearchSpace, workload: Workload, max
         workload=replace(workload, images=replace(workload.images, test=workload.images.test[:0])),
         pattern=space.pattern,
         layout=space.layout,
+        initial_mask=parse_initial_mask(space.initial_mask),
         targets=space.targets,
         max_samples=max_samples,
         report_samples=workload.budgets.report_samples,
         seed=options.seed,
         formats=tuple(
-            MaskFormat(pattern, layout)
+            MaskFormat(pattern, layout, initial_mask)
             for pattern in space.choices("pattern", space.pattern)
             for layout in space.choices("layout", space.layout)
+            for initial_mask in space.choices("initial_mask", space.initial_mask)
         ),
         baseline_targets=tuple(targets) if "policy_gradient" in estimators else (),
         table_samples=min(max(space.choices("dataset_size", TrainerConfig().dataset_size)), max_samples),

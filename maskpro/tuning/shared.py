@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import ray
 import torch
+from torch import nn
 
 from maskpro.errors import MaskproError
-from maskpro.initial_masks import magnitude_masked_model
+from maskpro.initial_masks import InitialMaskMethod, one_shot_mask
 from maskpro.masked_model import MaskedModel
 from maskpro.objectives import baseline_losses, num_blocks, teacher_outputs
 from maskpro.pattern import NMPattern, parse_layout
@@ -29,6 +32,7 @@ class MaskFormat(NamedTuple):
 
     pattern: str
     layout: str
+    initial_mask: InitialMaskMethod = "magnitude"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,7 @@ class TrialContext:
     workload: Workload
     pattern: str
     layout: str
+    initial_mask: InitialMaskMethod
     targets: tuple[str, ...]
     max_samples: int
     report_samples: int
@@ -80,10 +85,24 @@ def trial_device() -> torch.device:
     return torch.device("cuda" if ray.get_gpu_ids() else "cpu")
 
 
-def initial_masked(context: TrialContext, dense: Any, form: MaskFormat, targets: tuple[str, ...] = ("all",)) -> MaskedModel:
-    """A copy of the dense network with its initial mask."""
+def initial_masked(
+    context: TrialContext, dense: nn.Module, form: MaskFormat, targets: tuple[str, ...] = ("all",)
+) -> MaskedModel:
+    """A copy of the dense network with its initial mask, the same one whatever the targets and wherever it is made."""
     pattern, layout = NMPattern.parse(form.pattern), parse_layout(form.layout)
-    return magnitude_masked_model(dense, pattern=pattern, layout=layout, targets=targets)
+    masked = MaskedModel(copy.deepcopy(dense), pattern=pattern, layout=layout)
+    mask = one_shot_mask(
+        masked,
+        form.initial_mask,
+        objective=context.workload.training_objective(seed=context.seed, device=masked.base.device),
+        generator=torch.Generator().manual_seed(context.seed),
+    )
+    if targets != ("all",):
+        layer_masks = masked.layer_masks(mask)
+        masked = MaskedModel(copy.deepcopy(dense), pattern=pattern, layout=layout, targets=targets)
+        mask = masked.groups(layer_masks)
+    masked.set_mask(mask)
+    return masked
 
 
 def share_values(context: TrialContext, *, resources: dict[str, float], slots: int) -> SharedValues:
@@ -105,7 +124,7 @@ def share_values(context: TrialContext, *, resources: dict[str, float], slots: i
     dense_val_loss, initial_val_losses = ray.get(judged)
     for what, loss in {"dense network": dense_val_loss, **initial_val_losses}.items():
         if not math.isfinite(loss):
-            name = what if isinstance(what, str) else f"initial {what.pattern} mask ({what.layout})"
+            name = what if isinstance(what, str) else f"{what.initial_mask} mask {what.pattern} ({what.layout})"
             raise MaskproError(
                 f"held-out loss of the {name} of {context.workload.model_source} is {loss}; "
                 "allowed: a finite one (check --model)"
@@ -117,6 +136,11 @@ def share_values(context: TrialContext, *, resources: dict[str, float], slots: i
         teacher=np.concatenate([teacher for teacher, _ in tables]) if tables else None,
         baselines={key: np.concatenate([part[key] for _, part in tables]) for key in (tables[0][1] if tables else ())},
     )
+
+
+def mask_format(context: TrialContext, settings: Mapping[str, Any]) -> MaskFormat:
+    """Of a trial with these settings; what they leave out is the search's."""
+    return MaskFormat(*(settings.get(name, getattr(context, name)) for name in MaskFormat._fields))
 
 
 def _fits(context: TrialContext) -> bool:

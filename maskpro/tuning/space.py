@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import runpy
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Categorical, Domain, Float, Integer
 
 from maskpro.errors import MaskproError
+from maskpro.estimators import PARAMETRISATIONS
+from maskpro.initial_masks import parse_initial_mask
 from maskpro.pattern import NMPattern, parse_layout
 from maskpro.trainer import TrainerConfig
 from maskpro.tuning.early_stopping import SCHEDULERS
@@ -22,7 +25,7 @@ from maskpro.tuning.searcher import SEARCHERS
 from maskpro.workloads import WORKLOADS
 
 # What a space may search or fix: the trainer's settings, less those that the search itself sets, and the mask's format.
-FORMAT = ("pattern", "layout", "targets")
+FORMAT = ("pattern", "layout", "initial_mask", "targets")
 SEARCHABLE = (*(field.name for field in fields(TrainerConfig) if field.name not in ("budget_samples", "seed")), *FORMAT)
 _REQUIRED = ("param_space", "seed_points")
 
@@ -36,7 +39,7 @@ class SearchSpace:
         param_space: parameter name to Ray Tune domain or fixed value.
         seed_points: points that are run first, exactly as they stand; each names every searched parameter.
         seed_point_names: their names, for reports.
-        pattern, layout, targets: of every trial, unless param_space has them.
+        pattern, layout, initial_mask, targets: of every trial, unless param_space has them.
         max_samples: budget of a trial in calibration samples; None: the workload's.
         num_reports: of a trial that runs to the end; early stopping judges first at the first.
         reduction_factor: of early stopping: one in so many goes on, and the next rung lies so many times higher.
@@ -50,6 +53,7 @@ class SearchSpace:
     workload: str
     pattern: str
     layout: str
+    initial_mask: str
     targets: tuple[str, ...]
     num_trials: int
     max_samples: int | None
@@ -91,6 +95,7 @@ _OPTIONAL: dict[str, Any] = {
     "workload": "digits",
     "pattern": "2:4",
     "layout": "channel",
+    "initial_mask": "magnitude",
     "targets": ("all",),
     "num_trials": 12,
     "max_samples": None,
@@ -146,6 +151,7 @@ def _checked_space(source: str, values: dict[str, Any]) -> SearchSpace:
         _check_parameter(name, value)
     NMPattern.parse(str(values["pattern"]))
     parse_layout(values["layout"])
+    parse_initial_mask(values["initial_mask"])
     for name, allowed in (("workload", WORKLOADS), ("searcher", SEARCHERS), ("scheduler", SCHEDULERS)):
         if not isinstance(values[name], str) or values[name] not in allowed:
             raise MaskproError(f"{name} is {values[name]!r}; allowed: {', '.join(allowed)}")
@@ -162,7 +168,7 @@ def _checked_space(source: str, values: dict[str, Any]) -> SearchSpace:
     if not isinstance(seed_points, list | tuple):
         raise MaskproError(f"seed_points is {seed_points!r}; allowed: a list of dictionaries")
     points = tuple(_check_seed_point(number, point, param_space) for number, point in enumerate(seed_points, 1))
-    _check_together(param_space)
+    _check_together(param_space, values["pattern"])
     return SearchSpace(
         source=source,
         param_space=dict(param_space),
@@ -225,7 +231,9 @@ def _check_value(where: str, name: str, value: Any) -> None:
         _check_format(where, name, value)
         return
     others: dict[str, Any] = {"dataset_size": 10**9} if name == "batch_size" else {"batch_size": 1}
-    if name == "raw_step":
+    if name == "masks_per_step" and isinstance(value, int) and value > 0:
+        others["budget_samples"] = value
+    if name in ("raw_step", "refresh_reference", "masks_per_step"):
         others["estimator"] = "policy_gradient"
     try:
         TrainerConfig(**others | {name: value})
@@ -241,6 +249,8 @@ def _check_format(where: str, name: str, value: Any) -> None:
             NMPattern.parse(value)
         elif name == "layout":
             parse_layout(value)
+        elif name == "initial_mask":
+            parse_initial_mask(value)
     except MaskproError as error:
         raise MaskproError(f"{where}: {error}") from error
 
@@ -266,11 +276,23 @@ def _check_seed_point(number: int, point: Any, param_space: Mapping[str, Any]) -
     return given
 
 
-def _check_together(param_space: Mapping[str, Any]) -> None:
+def _check_together(param_space: Mapping[str, Any], space_pattern: str) -> None:
     """Whatever is drawn must be allowed together, or trials would fail by chance."""
-    estimators = _extremes("estimator", param_space.get("estimator", TrainerConfig().estimator))
-    if "straight_through" in estimators and True in _extremes("raw_step", param_space.get("raw_step", False)):
-        raise MaskproError("param_space allows raw_step True with straight_through; allowed: with policy_gradient only")
+    defaults = asdict(TrainerConfig()) | {"pattern": space_pattern}
+    dependent = ("estimator", "raw_step", "refresh_reference", "masks_per_step", "pattern")
+    choices = (_extremes(name, param_space.get(name, defaults[name])) for name in dependent)
+    for estimator, raw_step, refresh_reference, masks_per_step, pattern in itertools.product(*choices):
+        try:
+            TrainerConfig(
+                estimator=estimator,
+                raw_step=raw_step,
+                refresh_reference=refresh_reference,
+                masks_per_step=masks_per_step,
+                budget_samples=masks_per_step,
+            )
+            PARAMETRISATIONS[estimator](NMPattern.parse(pattern))
+        except MaskproError as error:
+            raise MaskproError(f"param_space allows what can't go together: {error} (estimator {estimator})") from error
     values = {**asdict(TrainerConfig()), **param_space}
     largest = max(_extremes("batch_size", values["batch_size"]))
     smallest = min(_extremes("dataset_size", values["dataset_size"]))

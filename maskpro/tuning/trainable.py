@@ -17,7 +17,15 @@ from maskpro.files import read_json, write_json
 from maskpro.objectives import Objective, SampleValues, baseline_losses, teacher_outputs
 from maskpro.trainer import MaskTrainer, NonFiniteLossError, TrainerConfig
 from maskpro.tuning.adapters import CHECKPOINT, FOLDER, NUMBER, SEED
-from maskpro.tuning.shared import MaskFormat, SharedValues, TrialContext, initial_masked, prepare_process, table
+from maskpro.tuning.shared import (
+    MaskFormat,
+    SharedValues,
+    TrialContext,
+    initial_masked,
+    mask_format,
+    prepare_process,
+    table,
+)
 
 TENSORS_FILE = "state.safetensors"
 COUNTERS_FILE = "state.json"
@@ -55,8 +63,10 @@ class MaskTrainable(Trainable):
         self._seconds = 0.0
         settings = dict(config)
         _, _, seed, checkpoint = (settings.pop(name) for name in (NUMBER, FOLDER, SEED, CHECKPOINT))
-        form = MaskFormat(settings.pop("pattern", context.pattern), settings.pop("layout", context.layout))
+        form = mask_format(context, settings)
         targets = split_targets(settings.pop("targets", None)) or context.targets
+        for name in MaskFormat._fields:
+            settings.pop(name, None)
         trainer_config = TrainerConfig(**settings, budget_samples=context.max_samples, seed=seed)
         objective = context.workload.training_objective(seed=seed, device=self._device)
         self._initial_val_loss = self._shared.initial_val_losses[form]

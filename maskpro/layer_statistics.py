@@ -1,0 +1,53 @@
+"""What a run of mask learning did, layer by layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from maskpro.masked_model import MaskedModel
+from maskpro.objectives import HeldOutSamples
+
+
+def layer_statistics(
+    masked: MaskedModel, *, initial: Tensor, learned: Tensor, entropies: Tensor, held_out: HeldOutSamples
+) -> list[dict[str, Any]]:
+    """A row per learned layer; the model is left with the learned mask.
+
+    Args:
+        initial, learned: masks of the learned layers, bool `[G, M]`.
+        entropies: of each group's mask distribution, in nats, `[G]`.
+
+    Returns:
+        changed: kept positions of the initial mask that the learned one drops, and `changed_share` of all it keeps.
+        entropy: mean over the layer's groups; 0 = decided.
+        contribution: how much the held-out loss rises if this layer alone goes back to its initial mask.
+    """
+    masked.set_mask(learned)
+    loss = held_out.mean_loss(masked.model)
+    rows = []
+    size = masked.pattern.m
+    for layer in masked.layers:
+        if not layer.learned:
+            continue
+        groups = slice(layer.start // size, layer.stop // size)
+        dropped = int((initial[groups] & ~learned[groups]).sum())
+        contribution = 0.0
+        if dropped:
+            reverted = learned.clone()
+            reverted[groups] = initial[groups]
+            masked.set_mask(reverted)
+            contribution = held_out.mean_loss(masked.model) - loss
+        rows.append(
+            {
+                "layer": layer.name,
+                "weights": layer.stop - layer.start,
+                "changed": dropped,
+                "changed_share": dropped / int(initial[groups].sum()),
+                "entropy": entropies[groups].mean().item(),
+                "contribution": contribution,
+            }
+        )
+    masked.set_mask(learned)
+    return rows
