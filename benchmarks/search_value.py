@@ -129,13 +129,14 @@ def run_seed(space: Path, seed: int, max_samples: int | None) -> list[dict[str, 
 
 def main(
     seeds: Annotated[int, typer.Option(help="How many.")] = 5,
+    first_seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
     space: Annotated[Path, typer.Option(help="The space that is searched.")] = Path("search_spaces/default.py"),
     max_samples: Annotated[int | None, typer.Option(help="Of a full trial; default: the workload's.")] = None,
     processes: Annotated[int, typer.Option(help="Seeds at a time, one core each.")] = 2,
 ) -> None:
     """Print a row per search: mean, lowest and highest recovery of its best full-budget trial, and what it cost."""
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        parts = pool.map(run_seed, [space] * seeds, range(seeds), [max_samples] * seeds)
+        parts = pool.map(run_seed, [space] * seeds, range(first_seed, first_seed + seeds), [max_samples] * seeds)
         frame = pd.DataFrame([row for part in parts for row in part])
     grouped = frame.groupby("search", sort=False)
     reference = frame[frame["search"] == "the seed points at full budget"].set_index("seed")["recovery"]

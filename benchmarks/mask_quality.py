@@ -1,0 +1,262 @@
+"""The masks of every method on one network: quality for what they cost.
+
+python -m benchmarks.mask_quality             # the tables of RESULTS.md: 3 seeds, the embedded workload, two processes
+python -m benchmarks.mask_quality --quick     # a minute: one seed and little of everything, to see that it runs
+python -m benchmarks.mask_quality --workload cifar10 --model FOLDER --data FOLDER --device cuda --processes 1
+
+A sample evaluation is one forward pass of one sample; a backward pass counts as two more. The teacher's outputs and the
+initial mask's losses cost one for each sample that they are computed for, once. Seconds are those of learning, teacher
+included, one thread a process, without validation. Held-out loss and recovery are those of test samples that chose nothing;
+of each run the mask with the lowest validation loss is taken.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import torch
+import typer
+from torch import Tensor, nn
+
+from benchmarks.report import hardware_line, print_table
+from maskpro.cli import run_command
+from maskpro.evaluation.comparison import evaluate_models, recovery
+from maskpro.initial_masks import ONE_SHOT_SAMPLES, magnitude_mask, one_shot_mask
+from maskpro.masked_model import MaskedModel
+from maskpro.objectives import baseline_losses, teacher_outputs
+from maskpro.pattern import NMPattern
+from maskpro.trainer import MaskTrainer, TrainerConfig
+from maskpro.workloads import Workload, open_workload
+
+# Sample evaluations of a learned mask, and of the early look at it.
+EVALUATIONS = 150_000
+EARLY_EVALUATIONS = 15_000
+
+_VALIDATIONS = 20
+_ONE_SHOT = ("random", "magnitude", "wanda", "sparsegpt")
+
+LEARNED: dict[str, dict[str, Any]] = {
+    # The original's defaults.
+    "MaskPro, as published": {
+        "estimator": "policy_gradient",
+        "target": "noise",
+        "raw_step": True,
+        "lr": 50.0,
+        "logits": 10.0,
+        "batch_size": 32,
+    },
+    "MaskPro, tuned": {
+        "estimator": "policy_gradient",
+        "target": "teacher",
+        "masks_per_step": 8,
+        "lr": 12.0,
+        "logits": 4.0,
+        "batch_size": 4,
+    },
+    "MaskLLM-style": {
+        "estimator": "gumbel_softmax",
+        "target": "teacher",
+        "lr": 1.0,
+        "logits": 1.0,
+        "batch_size": 16,
+    },
+    "maskpro (ours)": {
+        "estimator": "straight_through",
+        "target": "teacher",
+        "lr": 3.0,
+        "logits": 7.0,
+        "batch_size": 16,
+        "lr_decay": "cosine",
+    },
+}
+OURS = "maskpro (ours)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One mask to be made and judged."""
+
+    method: str
+    pattern: str
+    seed: int
+    cost: str = "equal samples"
+    evaluations: int = EVALUATIONS
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def run_job(job: Job, open_: partial[Workload], device: str, frechet: bool) -> dict[str, Any]:
+    """The row of one job."""
+    torch.set_num_threads(1)
+    workload, place = open_(), torch.device(device)
+    pattern = NMPattern.parse(job.pattern)
+    dense = workload.model.to(place)
+    masked = MaskedModel(copy.deepcopy(dense), pattern=pattern, layout="channel")
+    test = workload.held_out_samples("test", place)
+    magnitude = magnitude_mask(masked)
+    masks = {"dense": torch.ones_like(masked.mask), "initial": magnitude}
+    row: dict[str, Any] = {"method": job.method, "pattern": job.pattern, "seed": job.seed, "cost": job.cost}
+    if job.method in _ONE_SHOT:
+        started = time.monotonic()
+        objective = workload.training_objective(seed=job.seed, device=place)
+        mask = one_shot_mask(masked, job.method, objective=objective, generator=torch.Generator().manual_seed(job.seed))
+        row |= {
+            "seconds": time.monotonic() - started,
+            "evaluations": ONE_SHOT_SAMPLES if job.method in ("wanda", "sparsegpt") else 0,
+        }
+    elif job.method == "dense":
+        mask = masks["dense"]
+        row |= {"seconds": 0.0, "evaluations": 0}
+    else:
+        masked.set_mask(magnitude)
+        learned, early, mask = _learn(_trainer(job, workload, dense, masked), job)
+        row |= learned
+        masks["early"] = early
+    losses = {}
+    for name, groups in {**masks, "found": mask}.items():
+        masked.set_mask(groups)
+        losses[name] = test.mean_loss(masked.model)
+    row["loss"] = losses["found"]
+    for name, column in (("found", "recovery"), ("early", "early")):
+        if name in losses:
+            row[column] = recovery(losses["initial"], losses[name], losses["dense"])
+    if frechet:
+        with tempfile.TemporaryDirectory() as folder:
+            report = evaluate_models(workload, {"found": masked.model}, device=place, folder=Path(folder), cache=None)
+        row["frechet"] = report["models"]["found"]["frechet_distance"]
+    print(row, flush=True)
+    return row
+
+
+def _trainer(job: Job, workload: Workload, dense: nn.Module, masked: MaskedModel) -> MaskTrainer:
+    device, masks = masked.base.device, job.settings.get("masks_per_step", 1)
+    forward_only = job.settings["estimator"] == "policy_gradient"
+    # Every sample is taken once, for a fresh one teaches more than an old one; its teacher or baseline value is one more.
+    passes_per_sample = (masks if forward_only else 3) + 1
+    distinct = job.evaluations // passes_per_sample
+    config = TrainerConfig(**job.settings, dataset_size=distinct, budget_samples=distinct * masks, seed=job.seed)
+    objective = workload.training_objective(seed=job.seed, device=device)
+    teacher = teacher_outputs(dense, objective) if config.target == "teacher" else None
+    return MaskTrainer(
+        config,
+        masked=masked,
+        objective=objective,
+        validation=workload.held_out_samples("validation", device),
+        teacher=teacher,
+        baseline=baseline_losses(copy.deepcopy(masked.model), objective, teacher) if forward_only else None,
+    )
+
+
+def _learn(trainer: MaskTrainer, job: Job) -> tuple[dict[str, Any], Tensor, Tensor]:
+    """Train to the end of the budget: what it cost, and the best masks of the first 15,000 evaluations and of all."""
+    config, seconds, early = trainer.config, 0.0, trainer.best_mask
+    early_samples = config.budget_samples * min(EARLY_EVALUATIONS, job.evaluations) // job.evaluations
+    stops = {config.budget_samples * part // _VALIDATIONS for part in range(1, _VALIDATIONS + 1)} | {early_samples}
+    for stop in sorted(stops):
+        count = (stop - trainer.num_samples_seen) // config.masks_per_step * config.masks_per_step
+        started = time.monotonic()
+        trainer.train(count)
+        seconds += time.monotonic() - started
+        trainer.validate()
+        if stop == early_samples:
+            early = trainer.best_mask
+    return {"seconds": seconds, "evaluations": job.evaluations}, early, trainer.best_mask
+
+
+def _jobs(patterns: tuple[str, ...], seeds: int, evaluations: int) -> list[Job]:
+    """The jobs of the first round: everything at equal samples."""
+    jobs = [Job(method="dense", pattern=patterns[0], seed=0), Job(method="magnitude", pattern=patterns[0], seed=0)]
+    for seed in range(seeds):
+        for method in ("random", "wanda", "sparsegpt"):
+            jobs.append(Job(method=method, pattern=patterns[0], seed=seed))
+        for method, settings in LEARNED.items():
+            jobs.append(Job(method=method, pattern=patterns[0], seed=seed, evaluations=evaluations, settings=settings))
+    for pattern in patterns[1:]:
+        jobs.append(Job(method="magnitude", pattern=pattern, seed=0))
+        for seed in range(seeds):
+            jobs.append(Job(method="sparsegpt", pattern=pattern, seed=seed))
+            for method in ("MaskLLM-style", OURS):
+                settings = LEARNED[method]
+                jobs.append(Job(method=method, pattern=pattern, seed=seed, evaluations=evaluations, settings=settings))
+    return jobs
+
+
+def _as_long(rows: pd.DataFrame, jobs: list[Job]) -> list[Job]:
+    """The second round: rivals again, with the evaluations that take as many seconds as ours took on average."""
+    ours = rows[rows["method"] == OURS].groupby("pattern")["seconds"].mean()
+    again = []
+    for job in jobs:
+        if job.method not in ("MaskPro, tuned", "MaskLLM-style"):
+            continue
+        own = rows[(rows["method"] == job.method) & (rows["pattern"] == job.pattern)]["seconds"].mean()
+        evaluations = round(job.evaluations * ours[job.pattern] / own)
+        again.append(replace(job, cost="equal seconds", evaluations=evaluations))
+    return again
+
+
+def _summary(rows: pd.DataFrame) -> list[dict[str, str]]:
+    """A line per method, pattern and cost: means, and half the range between seeds."""
+
+    def spread(values: pd.Series, digits: int) -> str:
+        if values.isna().any():
+            return ""
+        around = f" ± {(values.max() - values.min()) / 2:.{digits}f}" if len(values) > 1 else ""
+        return f"{values.mean():.{digits}f}{around}"
+
+    lines = []
+    for (pattern, method, cost), part in rows.groupby(["pattern", "method", "cost"], sort=False):
+        lines.append(
+            {
+                "pattern": pattern,
+                "method": method,
+                "held-out loss": spread(part["loss"], 5),
+                "recovery": spread(part["recovery"], 3),
+                "at 15,000 evaluations": spread(part["early"], 3),
+                "Frechet distance": spread(part["frechet"], 1),
+                "evaluations": f"{part['evaluations'].mean():,.0f}",
+                "seconds": f"{part['seconds'].mean():.0f}",
+                "compared at": cost if part["evaluations"].mean() > ONE_SHOT_SAMPLES else "",
+            }
+        )
+    return lines
+
+
+def main(
+    seeds: Annotated[int, typer.Option(help="Of calibration samples and masks.")] = 3,
+    evaluations: Annotated[int, typer.Option(help="Sample evaluations of each learned mask.")] = EVALUATIONS,
+    patterns: Annotated[str, typer.Option(help="The first one is compared in full.")] = "2:4 1:4 4:8",
+    workload: Annotated[str, typer.Option(help="digits (embedded) or cifar10.")] = "digits",
+    model: Annotated[str | None, typer.Option(help="Diffusers DDPM folder or hub name.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of images.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    processes: Annotated[int, typer.Option(help="Masks at a time.")] = 2,
+    frechet: Annotated[bool, typer.Option(help="Also the Frechet distance.")] = True,
+    quick: Annotated[bool, typer.Option("--quick", help="One seed and little of everything: does it run?")] = False,
+) -> None:
+    """Print the table of masks: loss, recovery, Frechet distance and cost of every method."""
+    started = time.monotonic()
+    chosen = tuple(patterns.split())
+    if quick:
+        seeds, evaluations, frechet, chosen = 1, 1_600, False, chosen[:2]
+    open_ = partial(open_workload, workload, model=model, data=data)
+    run = partial(run_job, open_=open_, device=device, frechet=frechet)
+    jobs = _jobs(chosen, seeds, evaluations)
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        rows = pd.DataFrame(pool.map(run, jobs))
+        rows = pd.concat([rows, pd.DataFrame(pool.map(run, _as_long(rows, jobs)))], ignore_index=True)
+    rows = rows.reindex(columns=[*rows.columns, *({"frechet", "early"} - set(rows.columns))])
+    minutes = (time.monotonic() - started) / 60
+    title = f"{workload}, {seeds} seeds, {minutes:.0f} min with {processes} processes; {hardware_line()}"
+    print_table(title, _summary(rows.sort_values("pattern", key=lambda values: values.map(chosen.index), kind="stable")))
+
+
+if __name__ == "__main__":
+    run_command(main)
