@@ -7,6 +7,7 @@ import pytest
 from maskpro.errors import MaskproError
 from maskpro.tuning.command import parse_command
 from maskpro.tuning.interruption import parse_duration
+from maskpro.tuning.search import SearchOptions, prepare_search
 
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5)
 SPACE = """
@@ -173,3 +174,18 @@ def test_a_time_budget_that_is_no_duration_with_its_unit_is_refused(parse, text)
 )
 def test_durations_are_seconds(text, seconds):
     assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(("masks", "allowed"), [(4, True), (7, False)])
+def test_several_masks_a_step_must_fit_the_reports(tmp_path, masks, allowed):
+    path = tmp_path / "space.py"
+    path.write_text(
+        "from ray import tune\nmax_samples = 480\nnum_reports = 6\nseed_points = []\n"
+        f"param_space = {{'lr': tune.uniform(1.0, 2.0), 'estimator': 'policy_gradient', 'masks_per_step': {masks}}}\n"
+    )
+    options = SearchOptions(space=path, experiment="x", results_dir=tmp_path, frechet=False)
+    if allowed:
+        assert prepare_search(options).context.report_samples == 80
+        return
+    with pytest.raises(MaskproError, match="masks_per_step is 7; allowed: a divisor of max_samples, 480, and of the .* 80"):
+        prepare_search(options)

@@ -138,7 +138,24 @@ def test_every_seed_point_that_is_let_through_can_be_told_to_optuna(tmp_path):
         ),
         (GOOD + "seed_points[0]['lr'] = '1'", "seed point 1: lr is '1'; allowed: a number above 0"),
         (GOOD + "param_space = {'lr': 1.0}\nseed_points = []", "param_space searches nothing; allowed: at least one"),
-        (GOOD + "param_space['raw_step'] = True", "param_space allows raw_step True with straight_through"),
+        (
+            GOOD + "param_space['raw_step'] = True",
+            r"what can't go together: raw_step is True with .* policy_gradient only \(estimator straight_through\)",
+        ),
+        (
+            GOOD + "param_space['masks_per_step'] = 4",
+            "what can't go together: masks_per_step is 4 with estimator straight_through; allowed: with policy_gradient",
+        ),
+        (
+            GOOD + "param_space |= {'estimator': 'gumbel_softmax', 'pattern': '8:16'}",
+            "what can't go together: pattern is 8:16, which has 12,870 masks a group",
+        ),
+        (GOOD + "param_space['masks_per_step'] = 0", r"param_space\['masks_per_step'\]: masks_per_step is 0; allowed"),
+        (GOOD + "initial_mask = 'obs'", "initial_mask is 'obs'; allowed: magnitude, wanda, sparsegpt, random"),
+        (
+            GOOD + "param_space['initial_mask'] = tune.choice(['wanda', 'obs'])",
+            r"param_space\['initial_mask'\]: initial_mask is 'obs'; allowed: magnitude, wanda",
+        ),
         (GOOD + "targets = 5", "targets is 5; allowed: a part of layer names, or a list"),
         (GOOD + "seed_points = [3]", "seed point 1 is 3; allowed: a dictionary"),
         (GOOD + "seed_points = 3", "seed_points is 3; allowed: a list"),
@@ -213,3 +230,18 @@ def test_integer_bounds_are_read_as_ray_reads_them(tmp_path):
     assert load_space(write(tmp_path, text + "200")).seed_points[0]["dataset_size"] == 200
     with pytest.raises(MaskproError, match="dataset_size = 201, outside param_space; allowed: 100 to 200"):
         load_space(write(tmp_path, text + "201"))
+
+
+def test_a_space_may_search_masks_per_step_and_initial_masks(tmp_path):
+    text = (
+        GOOD
+        + """
+param_space |= {
+    "estimator": "policy_gradient",
+    "masks_per_step": tune.choice([1, 4]),
+    "initial_mask": tune.choice(["magnitude", "wanda"]),
+}
+seed_points[0] |= {"masks_per_step": 4, "initial_mask": "wanda"}
+"""
+    )
+    assert load_space(write(tmp_path, text)).choices("initial_mask", "magnitude") == ("magnitude", "wanda")

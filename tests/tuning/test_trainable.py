@@ -8,18 +8,29 @@ import pytest
 import torch
 from conftest import CPU
 
+from maskpro.initial_masks import INITIAL_MASK_METHODS
+from maskpro.masked_model import model_hash
 from maskpro.objectives.diffusion import DiffusionObjective
 from maskpro.tuning import shared as shared_module
-from maskpro.tuning.shared import MaskFormat, SharedValues, TrialContext, _held_out_losses, _tables, prepare_process
+from maskpro.tuning.shared import (
+    MaskFormat,
+    SharedValues,
+    TrialContext,
+    _held_out_losses,
+    _tables,
+    initial_masked,
+    prepare_process,
+)
 from maskpro.tuning.trainable import FAILURE_PENALTY, MaskTrainable
 
-FORMATS = (MaskFormat("2:4", "channel"), MaskFormat("1:4", "flattened"))
+FORMATS = (MaskFormat("2:4", "channel"), MaskFormat("1:4", "flattened"), MaskFormat("2:4", "channel", "wanda"))
 OWN = {"trial": 1, "seed": 0, "checkpoint": "", "folder": "trial_00001"}
 FIRST = {**OWN, "lr": 2.0, "batch_size": 16, "dataset_size": 64}
 SECOND = {**OWN, "lr": 1.0, "batch_size": 24, "dataset_size": 80, "estimator": "policy_gradient", "target": "teacher"}
 THIRD = {**FIRST, "pattern": "1:4", "layout": "flattened", "targets": "up_blocks mid_block", "target": "noise"}
 NOISE = {**SECOND, "target": "noise"}
 OTHER_SEED = {**FIRST, "seed": 1}
+WANDA = {**SECOND, "initial_mask": "wanda"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,6 +47,7 @@ def context(digits, tmp_path_factory):
         workload=digits,
         pattern="2:4",
         layout="channel",
+        initial_mask="magnitude",
         targets=("all",),
         max_samples=96,
         report_samples=40,
@@ -206,3 +218,21 @@ def test_trials_that_share_a_gpu_share_its_memory(context, monkeypatch, share, f
     monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", found.append)
     assert prepare_process(replace(context, gpu_share=share)) == torch.device("cuda")
     assert found == fractions
+
+
+@pytest.mark.parametrize("method", INITIAL_MASK_METHODS)
+def test_the_initial_mask_is_the_same_whatever_is_learned(context, digits, method):
+    form = MaskFormat("2:4", "channel", method)
+    whole = initial_masked(context, digits.model, form)
+    part = initial_masked(context, digits.model, form, ("up_blocks",))
+    assert model_hash(whole.model) == model_hash(part.model) != model_hash(digits.model)
+    assert part.num_learned < whole.num_learned
+
+
+def test_a_trial_starts_at_its_own_initial_mask(start, context, digits):
+    trial = start(WANDA)
+    expected = initial_masked(context, digits.model, FORMATS[2])
+    assert torch.equal(trial._running_trainer().initial_mask, expected.mask)
+    (row, *_) = (trial.train(),)
+    assert row["initial_val_loss"] == pytest.approx(trial._validation.mean_loss(expected.model))
+    assert row["initial_val_loss"] != trial._shared.initial_val_losses[FORMATS[0]]
