@@ -187,5 +187,5 @@ def test_several_masks_a_step_must_fit_the_reports(tmp_path, masks, allowed):
     if allowed:
         assert prepare_search(options).context.report_samples == 80
         return
-    with pytest.raises(MaskproError, match="masks_per_step is 7; allowed: a divisor of max_samples, 480, and of the .* 80"):
+    with pytest.raises(MaskproError, match=r"masks_per_step is 7; allowed: a divisor of max_samples, 480, .* 80"):
         prepare_search(options)
