@@ -12,7 +12,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 
-from maskpro.data import ImageSplits, cifar10_images, digits_images, folder_images
+from maskpro.data import ImageSplits, Split, cifar10_images, digits_images, folder_images
 from maskpro.embedded import DIGITS_MODEL
 from maskpro.errors import MaskproError
 from maskpro.files import read_json
@@ -22,6 +22,9 @@ from maskpro.objectives.diffusion import DiffusionObjective
 # Seeds of the fixed held-out sets, far from those that users choose for calibration samples and masks.
 VALIDATION_SEED = 2**32 + 1
 TEST_SEED = 2**32 + 2
+SELECTION_SEED = 2**32 + 4
+HeldOut = Literal["validation", "selection", "test"]
+_HELD_OUT_SEEDS: dict[HeldOut, int] = {"validation": VALIDATION_SEED, "selection": SELECTION_SEED, "test": TEST_SEED}
 
 # The hub's checkpoint holds the raw weights, whose FID is about 12; a local folder with the EMA weights (FID about 4) is
 # taken first where there is one.
@@ -43,6 +46,7 @@ class Budgets:
         max_samples: of a trial that runs to the end.
         report_samples: between two reports of a trial.
         validation_samples: held-out samples that drive the search.
+        selection_samples: held-out samples that decide between the best trials of a search.
         test_samples: held-out samples of the final evaluation.
         num_generated: images per model for the Frechet distance.
         sampling_steps: DDIM steps per generated image (DDPM takes all of the noise schedule's).
@@ -51,6 +55,7 @@ class Budgets:
     max_samples: int
     report_samples: int
     validation_samples: int
+    selection_samples: int
     test_samples: int
     num_generated: int
     sampling_steps: int
@@ -87,12 +92,17 @@ class Workload:
         """The calibration samples of a seed, drawn from the training images, with their loss."""
         return DiffusionObjective(self.scheduler, self.images.train, seed=seed, device=device)
 
-    def held_out_samples(self, split: Literal["validation", "test"], device: torch.device) -> HeldOutSamples:
-        """A fixed held-out set: validation drives a search, test is for the final evaluation only."""
-        is_test = split == "test"
-        size = self.budgets.test_samples if is_test else self.budgets.validation_samples
-        seed = TEST_SEED if is_test else VALIDATION_SEED
-        objective = DiffusionObjective(self.scheduler, self.images[split], seed=seed, device=device, strata=size)
+    def held_out_samples(self, split: HeldOut, device: torch.device) -> HeldOutSamples:
+        """A fixed held-out set: validation drives a search, test is for the final evaluation only.
+
+        Selection, with the validation images and other noise, is larger: a search that takes the best of many validation
+        losses also takes the luckiest, which a loss that had no part in it can tell.
+        """
+        images: Split = "test" if split == "test" else "validation"
+        size: int = getattr(self.budgets, f"{split}_samples")
+        objective = DiffusionObjective(
+            self.scheduler, self.images[images], seed=_HELD_OUT_SEEDS[split], device=device, strata=size
+        )
         return HeldOutSamples(objective, size)
 
 
@@ -130,6 +140,7 @@ def _digits(model: str | None, data: Path | None) -> Workload:
             max_samples=25_200,
             report_samples=2_800,
             validation_samples=1_200,
+            selection_samples=9_600,
             test_samples=2_400,
             num_generated=1_024,
             sampling_steps=50,
@@ -160,6 +171,7 @@ def _cifar10(model: str | None, data: Path | None) -> Workload:
             max_samples=200_000,
             report_samples=20_000,
             validation_samples=2_048,
+            selection_samples=8_192,
             test_samples=10_000,
             num_generated=50_000,
             sampling_steps=100,

@@ -31,6 +31,10 @@ BEST_FOLDER = "best"
 EVALUATION_FILE = "final_evaluation.json"
 # Sample grids of all candidates, and what an evaluation that was killed goes on from.
 EVALUATION_FOLDER = "evaluation"
+# Losses of the best trials on the selection samples.
+SELECTION_FILE = "selection.json"
+# Trials that are judged on the selection samples, if there are so many.
+_CONTENDERS = 5
 
 
 def best_trials(records: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
@@ -47,6 +51,37 @@ def best_trials(records: Sequence[TrialRecord], count: int) -> list[TrialRecord]
     return sorted(completed, key=lambda record: record.last["val_loss"])[:count]
 
 
+def selected_trials(experiment: Experiment) -> list[TrialRecord]:
+    """The best trials, as many as are to be evaluated, by their masks' loss on the selection samples.
+
+    The first few by validation loss are compared. Their losses are kept in the experiment's folder.
+
+    Raises:
+        MaskproError: no trial ran to its full budget without a failure.
+    """
+    search, count = experiment.search, experiment.search.options.promote_top_k
+    contenders = best_trials(experiment.history.searched, max(count, _CONTENDERS))
+    if len(contenders) == 1:
+        return contenders
+    path = experiment.folder / EVALUATION_FOLDER / SELECTION_FILE
+    losses = read_json(path) if path.is_file() else {}
+    missing = [record for record in contenders if record.name not in losses]
+    if missing:
+        size = search.workload.budgets.selection_samples
+        say(f"judging the best {len(contenders)} trials on {size:,} held-out samples that took no part in the search")
+        held_out = search.workload.held_out_samples("selection", _device(experiment))
+        for record in missing:
+            losses[record.name] = held_out.mean_loss(load_masks(experiment, record).model.to(_device(experiment)))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, losses)
+    return sorted(contenders, key=lambda record: losses[record.name])[:count]
+
+
+def _device(experiment: Experiment) -> torch.device:
+    use_gpu = torch.cuda.is_available() and experiment.search.options.gpus_per_trial != 0
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
 def confirmation_plans(experiment: Experiment) -> list[Plan]:
     """The best trials' parameters with fresh seeds, as many as were asked for."""
     options = experiment.search.options
@@ -54,7 +89,7 @@ def confirmation_plans(experiment: Experiment) -> list[Plan]:
         return []
     return [
         Plan(params=record.params, source=_confirms(record), seed=(options.seed + number) % 2**32)
-        for record in best_trials(experiment.history.searched, options.promote_top_k)
+        for record in selected_trials(experiment)
         for number in range(1, options.confirm_seeds + 1)
     ]
 
@@ -66,10 +101,13 @@ def promote(experiment: Experiment) -> dict[str, Any]:
     evaluation never loses them. What has been evaluated already is taken from an earlier call.
     """
     search, folder = experiment.search, experiment.folder
-    candidates = _candidates(experiment)
+    (best,) = best_trials(experiment.history.searched, 1)
     (folder / EVALUATION_FILE).unlink(missing_ok=True)  # of an earlier promotion, if the search went on
-    best = candidates[0][0]
     write_best(experiment, best)
+    candidates = _candidates(experiment)
+    if candidates[0][0] is not best:
+        best = candidates[0][0]
+        write_best(experiment, best)
     say(f"best trial: {best.number} (validation recovery {_recovery(best):.3f}); evaluating on test images")
     every = [record for group in candidates for record in group]
     masks = {record.name: load_masks(experiment, record) for record in every}
@@ -84,7 +122,7 @@ def promote(experiment: Experiment) -> dict[str, Any]:
     report = evaluate_models(
         search.workload,
         models,
-        device=torch.device("cuda" if torch.cuda.is_available() and search.options.gpus_per_trial != 0 else "cpu"),
+        device=_device(experiment),
         folder=folder / EVALUATION_FOLDER,
         cache=folder / EVALUATION_FOLDER / "cache",
         sampler=parse_sampler(search.options.sampler),
@@ -104,10 +142,9 @@ def promote(experiment: Experiment) -> dict[str, Any]:
 def _candidates(experiment: Experiment) -> list[list[TrialRecord]]:
     """Each of the best trials with its confirmations."""
     records = list(experiment.history.trials.values())
-    best = best_trials(experiment.history.searched, experiment.search.options.promote_top_k)
     return [
         [trial, *(record for record in records if record.source == _confirms(trial) and record.status == "completed")]
-        for trial in best
+        for trial in selected_trials(experiment)
     ]
 
 
@@ -158,7 +195,7 @@ def _final_report(
 
 def _picked_by(rows: Sequence[Mapping[str, Any]]) -> str:
     if len(rows) == 1:
-        return "validation loss"
+        return "held-out loss"
     return "validation loss" if rows[0]["frechet_distance"] is None else "Frechet distance"
 
 

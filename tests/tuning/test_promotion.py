@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from conftest import CPU
@@ -12,7 +13,7 @@ from maskpro.mask_file import load_mask_file
 from maskpro.tuning import promotion
 from maskpro.tuning.experiment import open_experiment
 from maskpro.tuning.history import TrialRecord
-from maskpro.tuning.promotion import best_trials, confirmation_plans, promote, write_best
+from maskpro.tuning.promotion import best_trials, confirmation_plans, promote, selected_trials, write_best
 from maskpro.tuning.search import SearchOptions, prepare_search
 from maskpro.tuning.shared import SharedValues
 from maskpro.tuning.state import PlannedTrials
@@ -60,6 +61,8 @@ def trained(tmp_path_factory):
         confirm_seeds=1,
     )
     search = prepare_search(options)
+    budgets = replace(search.workload.budgets, selection_samples=64, test_samples=64)
+    search = replace(search, workload=replace(search.workload, budgets=budgets))
     validation = search.workload.held_out_samples("validation", CPU)
     form = search.context.formats[0]
     initial = promotion.initial_masked(search.context, search.workload.model, form)
@@ -105,9 +108,24 @@ def experiment(trained):
     return trained
 
 
+def test_the_luckiest_of_the_best_trials_is_told_from_the_best(experiment, monkeypatch):
+    """Selection samples decide; what they have judged is kept, and the test images have no part in it."""
+    contenders = best_trials(experiment.history.searched, 3)
+    held_out = experiment.search.workload.held_out_samples("selection", CPU)
+    losses = {record.name: held_out.mean_loss(promotion.load_masks(experiment, record).model) for record in contenders}
+    expected = sorted(contenders, key=lambda record: losses[record.name])[:2]
+    assert selected_trials(experiment) == expected
+    path = experiment.folder / "evaluation" / "selection.json"
+    assert json.loads(path.read_text()) == losses
+    worst = max(losses, key=losses.get)
+    path.write_text(json.dumps(losses | {worst: 0.0}))
+    assert selected_trials(experiment)[0].name == worst, "nothing is judged twice"
+    assert promote(experiment)["candidates"][0]["trial"] == selected_trials(experiment)[0].number
+
+
 def test_the_best_are_confirmed_with_fresh_seeds_and_the_lowest_distance_is_picked(experiment):
     history = experiment.history
-    best = best_trials(history.searched, 2)
+    best = selected_trials(experiment)
     confirmations = [trial for trial in history.trials.values() if trial.is_confirmation]
     assert [trial.source for trial in confirmations] == [f"confirmation of trial {trial.number}" for trial in best]
     assert [trial.params for trial in confirmations] == [trial.params for trial in best]
@@ -160,7 +178,7 @@ def test_a_failed_evaluation_keeps_the_masks_and_goes_on_from_what_it_has_done(e
     promote(experiment)
     evaluated = {text.split(":")[0]: "from the cache" in text for text in spoken if text.startswith("evaluated ")}
     assert evaluated["evaluated dense"]
-    assert evaluated["evaluated initial_2of4_channel"]
+    assert evaluated["evaluated initial_magnitude_2of4_channel"]
     assert not evaluated[f"evaluated {best.name}"]
     spoken.clear()
     promote(experiment)
