@@ -60,14 +60,15 @@ LEARNED: dict[str, dict[str, Any]] = {
         "masks_per_step": 8,
         "lr": 12.0,
         "logits": 4.0,
-        "batch_size": 4,
+        "batch_size": 8,
     },
     "MaskLLM-style": {
         "estimator": "gumbel_softmax",
         "target": "teacher",
-        "lr": 1.0,
-        "logits": 1.0,
-        "batch_size": 16,
+        "lr": 0.3,
+        "logits": 2.0,
+        "batch_size": 8,
+        "lr_decay": "cosine",
     },
     "maskpro (ours)": {
         "estimator": "straight_through",
@@ -92,6 +93,14 @@ class Job:
     evaluations: int = EVALUATIONS
     settings: dict[str, Any] = field(default_factory=dict)
     frechet: bool = True
+
+
+def _open(name: str, *, model: str | None, data: Path | None, held_out: int | None) -> Workload:
+    opened = open_workload(name, model=model, data=data)
+    if held_out is None:
+        return opened
+    budgets = replace(opened.budgets, validation_samples=held_out, test_samples=held_out)
+    return replace(opened, budgets=budgets)
 
 
 def run_job(job: Job, open_: partial[Workload], device: str) -> dict[str, Any]:
@@ -244,7 +253,7 @@ def main(
     chosen = tuple(patterns.split())
     if quick:
         seeds, evaluations, frechet, chosen = 1, 1_600, False, chosen[:2]
-    open_ = partial(open_workload, workload, model=model, data=data)
+    open_ = partial(_open, workload, model=model, data=data, held_out=128 if quick else None)
     run = partial(run_job, open_=open_, device=device)
     jobs = [replace(job, frechet=frechet and job.pattern == chosen[0]) for job in _jobs(chosen, seeds, evaluations)]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
