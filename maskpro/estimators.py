@@ -87,7 +87,7 @@ class Tracker(NamedTuple):
         return (advantage.double() / scale).to(advantage.dtype)
 
     def reference_is_far(self) -> Tensor:
-        """True once f(m) > f(m0) / 2 fails on average, which MaskPro's convergence proof rests on (its section 4.3)."""
+        """True once f(m) > f(m0) / 2 fails on average, which MaskPro's proof of convergence asks for."""
         return self.mean <= -self.reference / 2
 
 
@@ -173,7 +173,7 @@ class CandidateSpace:
         self._candidates = pattern.candidates()
 
     def start(self, initial_mask: Tensor, magnitude: float) -> Tensor:
-        """Magnitude at the initial mask, less for masks that share fewer positions (MaskLLM's prior, section 3.3)."""
+        """Magnitude at the initial mask, less for masks that share fewer positions (MaskLLM's prior)."""
         return magnitude * (initial_mask.float() @ self._masks(initial_mask).t() / (self._n / 2) - 1)
 
     def mode(self, logits: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ class CandidateSpace:
         return -(log_p.exp() * log_p).sum(dim=1)
 
     def draw(self, logits: Tensor, progress: float, generator: torch.Generator) -> Draw:
-        """The mixture softmax((scale * logits + Gumbel noise) / temperature) of all masks (equation 6)."""
+        """The mixture softmax((scale * logits + Gumbel noise) / temperature) of all masks."""
         temperature, scale = _annealed(progress)
         shares = (perturb(scale * logits, generator) / temperature).softmax(dim=1)
         return Draw(shares @ self._masks(logits), shares)
