@@ -192,6 +192,7 @@ def train(
     ] = None,
     lr: Annotated[float, typer.Option(help="In units of 0.1 of a logit a step (with --raw-step: as in the paper).")] = 1.0,
     logits: Annotated[float, typer.Option(help="Magnitude of the initial logits.")] = 3.0,
+    magnitude_prior: Annotated[float, typer.Option(help="How much the weights' sizes add to their initial logits.")] = 0.0,
     dataset_size: Annotated[int, typer.Option(help="Calibration samples.")] = 512,
     batch_size: int = 32,
     epoch: Annotated[int, typer.Option(help="Passes over the calibration samples.")] = 625,
@@ -248,6 +249,7 @@ def train(
     config = TrainerConfig(
         lr=lr,
         logits=logits,
+        magnitude_prior=magnitude_prior,
         batch_size=batch_size,
         dataset_size=dataset_size,
         budget_samples=max(1, min(epoch * dataset_size * masks_per_step, max_step * step_samples)),

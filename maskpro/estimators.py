@@ -91,6 +91,17 @@ class Tracker(NamedTuple):
         return self.mean <= -self.reference / 2
 
 
+def magnitude_prior(base: Tensor, strength: float, bound: float) -> Tensor:
+    """strength * log(|w| / mean |w| of its group), `[G, M]`, within +-bound.
+
+    Positions that the weights' sizes hardly tell apart are then sampled more often than those where a small weight would
+    have to take a large one's place.
+    """
+    sizes = base.abs()
+    ratio = (sizes / sizes.mean(dim=1, keepdim=True).clamp(min=torch.finfo(sizes.dtype).tiny)).clamp(min=1e-6)
+    return (strength * ratio.log()).clamp(-bound, bound)
+
+
 def policy_gradient(logits: Tensor, mask: Tensor, advantage: Tensor) -> Tensor:
     """advantage * d log p(mask | logits) / d logits, `[G, M]`, from one sampled mask `[G, M]` and a scalar advantage."""
     return advantage * score(logits, mask)
@@ -111,8 +122,8 @@ class Draw(NamedTuple):
 class Parametrisation(Protocol):
     """What the logits are. `progress` is the share of the run's budget that is used up, 0 to 1."""
 
-    def start(self, initial_mask: Tensor, magnitude: float) -> Tensor:
-        """Logits `[G, K]`, float32, whose mode is the initial mask (bool `[G, M]`)."""
+    def start(self, initial_mask: Tensor, magnitude: float, prior: Tensor | None = None) -> Tensor:
+        """Logits `[G, K]` whose mode is the initial mask (bool `[G, M]`); `prior` `[G, M]` is added to weights' logits."""
 
     def mode(self, logits: Tensor) -> Tensor:
         """The mask that is most likely kept in the end, bool `[G, M]`."""
@@ -133,9 +144,10 @@ class LinearSpace:
 
     pattern: NMPattern
 
-    def start(self, initial_mask: Tensor, magnitude: float) -> Tensor:
-        """Magnitude at kept positions, 0 elsewhere."""
-        return magnitude * initial_mask.float()
+    def start(self, initial_mask: Tensor, magnitude: float, prior: Tensor | None = None) -> Tensor:
+        """Magnitude at kept positions, 0 elsewhere, plus the prior."""
+        kept = magnitude * initial_mask.float()
+        return kept if prior is None else kept + prior
 
     def mode(self, logits: Tensor) -> Tensor:
         """The n largest logits."""
@@ -172,9 +184,13 @@ class CandidateSpace:
         self._n = pattern.n
         self._candidates = pattern.candidates()
 
-    def start(self, initial_mask: Tensor, magnitude: float) -> Tensor:
-        """Magnitude at the initial mask, less for masks that share fewer positions (MaskLLM's prior)."""
-        return magnitude * (initial_mask.float() @ self._masks(initial_mask).t() / (self._n / 2) - 1)
+    def start(self, initial_mask: Tensor, magnitude: float, prior: Tensor | None = None) -> Tensor:
+        """Magnitude at the initial mask, less for masks that share fewer positions (MaskLLM's prior).
+
+        A position that is not shared costs 2 / n of the magnitude; priors count by 2 / n as well.
+        """
+        positions = magnitude * initial_mask.float() if prior is None else magnitude * initial_mask + prior
+        return positions @ self._masks(positions).t() / (self._n / 2) - magnitude
 
     def mode(self, logits: Tensor) -> Tensor:
         """The mask with the largest logit."""

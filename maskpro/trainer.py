@@ -18,6 +18,7 @@ from maskpro.estimators import (
     EstimatorName,
     Tracker,
     leave_one_out,
+    magnitude_prior,
     policy_gradient,
 )
 from maskpro.masked_model import MaskedModel
@@ -29,6 +30,9 @@ OptimizerName = Literal["auto", "adam", "sgd"]
 
 # lr 1 moves a logit by about 0.1 a step, whatever the estimator.
 LOGIT_STEP = 0.1
+
+# Of `logits`: two positions in a group can then never change places by their priors.
+_LARGEST_PRIOR = 0.49
 
 # Share of the step size that is left, by the share of the budget that is used up.
 _SCHEDULES: dict[LearningRateDecay, Callable[[float], float]] = {
@@ -51,6 +55,8 @@ class TrainerConfig:
             policy_gradient on that of the normalised advantage. With `raw_step` the spec's own learning rate (no factor,
             no normalisation, no decay).
         logits: magnitude of the initial logits (logits = magnitude * initial mask).
+        magnitude_prior: times log(|w| / mean |w| of the group), is added to the initial logits, within +-0.49 * logits, so
+            that they still stand for the initial mask.
         batch_size: calibration samples in one forward pass (fewer where memory runs out, with the same result).
         dataset_size: number of calibration samples; the run goes through them again and again.
         budget_samples: calibration samples until the end of the run (repeats counted, and once for each mask).
@@ -70,6 +76,7 @@ class TrainerConfig:
 
     lr: float = 1.0
     logits: float = 3.0
+    magnitude_prior: float = 0.0
     batch_size: int = 32
     dataset_size: int = 512
     budget_samples: int = 25_200
@@ -88,6 +95,9 @@ class TrainerConfig:
             value = getattr(self, name)
             if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
                 raise MaskproError(f"{name} is {value!r}; allowed: a number above 0")
+        prior = self.magnitude_prior
+        if not (isinstance(prior, int | float) and math.isfinite(prior) and prior >= 0):
+            raise MaskproError(f"magnitude_prior is {prior!r}; allowed: a number of at least 0")
         for name in (
             "batch_size",
             "dataset_size",
@@ -162,7 +172,10 @@ class MaskTrainer:
         self._teacher = teacher
         self._parametrisation = PARAMETRISATIONS[config.estimator](masked.pattern)
         self._initial_mask = masked.mask.clone()[: len(masked.learned_base)]
-        self.logits = self._parametrisation.start(self._initial_mask, config.logits).to(masked.base.dtype)
+        prior = None
+        if config.magnitude_prior:
+            prior = magnitude_prior(masked.learned_base, config.magnitude_prior, _LARGEST_PRIOR * config.logits)
+        self.logits = self._parametrisation.start(self._initial_mask, config.logits, prior).to(masked.base.dtype)
         if config.optimizer == "adam" or (config.optimizer == "auto" and config.estimator != "policy_gradient"):
             self._optimizer: torch.optim.Optimizer = torch.optim.Adam([self.logits], lr=1.0, betas=(0.9, 0.99))
         else:

@@ -1,9 +1,18 @@
+import math
+
 import pytest
 import torch
 
-from maskpro.distribution import candidate_log_probs, log_prob, perturb, sample
+from maskpro.distribution import candidate_log_probs, log_prob, mode, perturb, sample
 from maskpro.errors import MaskproError
-from maskpro.estimators import CandidateSpace, LinearSpace, Tracker, leave_one_out, policy_gradient
+from maskpro.estimators import (
+    CandidateSpace,
+    LinearSpace,
+    Tracker,
+    leave_one_out,
+    magnitude_prior,
+    policy_gradient,
+)
 from maskpro.pattern import NMPattern
 
 TWO_OF_FOUR = NMPattern(2, 4)
@@ -74,8 +83,22 @@ def test_gumbel_softmax_differentiates_its_own_mixture(pattern, progress, genera
 @pytest.mark.parametrize("space", [LinearSpace, CandidateSpace])
 @pytest.mark.parametrize("pattern", [NMPattern(1, 4), NMPattern(1, 2), TWO_OF_FOUR, NMPattern(4, 8)], ids=str)
 def test_a_parametrisation_starts_at_the_initial_mask(space, pattern, generator):
+    """Whatever the mask, and with a prior that would have chosen another one."""
     initial = sample(torch.zeros(200, pattern.m), pattern.n, generator)
     assert torch.equal(space(pattern).mode(space(pattern).start(initial, 3.0)), initial)
+    prior = magnitude_prior(torch.randn(200, pattern.m, generator=generator), strength=10.0, bound=0.49 * 3.0)
+    assert not torch.equal(mode(prior, pattern.n), initial)
+    started = space(pattern).start(initial, 3.0, prior)
+    assert torch.equal(space(pattern).mode(started), initial)
+    assert not torch.equal(started, space(pattern).start(initial, 3.0))
+
+
+def test_the_magnitude_prior_is_the_log_of_the_share_of_the_groups_mean():
+    base = torch.tensor([[1.0, -2.0, 4.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    prior = magnitude_prior(base, strength=2.0, bound=1.0)
+    assert torch.allclose(prior[0], torch.tensor([-1.0, 0.0, 1.0, -1.0]))
+    assert (prior[1] == -1).all()
+    assert magnitude_prior(base, 2.0, 10.0)[0, 2].item() == pytest.approx(2 * math.log(2))
 
 
 def test_gumbel_softmax_refuses_more_than_70_masks_a_group():
