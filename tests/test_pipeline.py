@@ -147,6 +147,7 @@ def test_train_then_evaluate_leaves_what_the_original_left(tmp_path, digits):
         "loss_improvements.npy",
         "training_summary.json",
         "training_curves.png",
+        "layers.csv",
     }
     summary = json.loads((folder / "training_summary.json").read_text())
     assert summary["num_steps"] == 12
