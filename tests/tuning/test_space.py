@@ -114,7 +114,7 @@ def test_every_seed_point_that_is_let_through_can_be_told_to_optuna(tmp_path):
         ("param_space = {'lr': 1.0}", "does not define seed_points"),
         (GOOD + "num_trial = 3", "defines num_trial, which means nothing here; allowed: param_space"),
         (GOOD + "param_space = {}", "param_space is {}; allowed: a dictionary with at least one parameter"),
-        (GOOD + "param_space['rate'] = 1.0", "unknown parameter 'rate'; allowed: lr, logits, batch_size"),
+        (GOOD + "param_space['rate'] = 1.0", "unknown parameter 'rate'; allowed: lr, logits, magnitude_prior, batch_size"),
         (GOOD + "param_space['lr'] = tune.uniform(2.0, 1.0)", r"param_space\['lr'\] has the empty range 2.0 to 1.0"),
         (GOOD + "param_space['lr'] = tune.choice([])", r"param_space\['lr'\] is an empty choice"),
         (
