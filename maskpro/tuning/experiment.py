@@ -36,8 +36,9 @@ TRIALS_FILE = "trials.csv"
 SPACE_FILE = "space.py"
 _LOCK_FILE = "running.lock"
 
-# A trial whose process dies (a lost node, no memory) is started again elsewhere, so many times.
-_MAX_FAILURES = 2
+# A trial whose process dies (no memory, a lost node) is started again elsewhere. Tune counts every call to it that fails,
+# and one lost node can fail two at the same instant (a step and a save): this is twice the two losses that are meant.
+_MAX_FAILURES = 4
 
 
 @dataclass(kw_only=True)
