@@ -34,16 +34,22 @@ def assert_same_state(first, second):
         assert torch.equal(value, other_tensors[name]), name
 
 
+def assert_resumes_bit_for_bit(workload, settings, chunk):
+    """A run that is loaded after its first chunk ends as one that went through, which is returned."""
+    whole = run_to_end(make_trainer(workload, **settings), chunk=chunk)
+    first = make_trainer(workload, **settings)
+    first.train(chunk)
+    first.validate()
+    second = make_trainer(workload, **settings)
+    second.load_state_dict(*first.state_dict())
+    assert_same_state(run_to_end(second, chunk=chunk), whole)
+    return whole
+
+
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(digits, estimator):
     settings = {"estimator": estimator, "target": TARGET[estimator], "lr": 2.0, "budget_samples": 96}
-    whole = run_to_end(make_trainer(digits, **settings), chunk=32)
-    first = make_trainer(digits, **settings)
-    first.train(32)
-    first.validate()
-    second = make_trainer(digits, **settings)
-    second.load_state_dict(*first.state_dict())
-    assert_same_state(run_to_end(second, chunk=32), whole)
+    assert_resumes_bit_for_bit(digits, settings, chunk=32)
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(digits):
@@ -108,13 +114,7 @@ def test_every_setting_resumes_bit_for_bit(digits, settings, monkeypatch):
     # Far from the initial mask at once, so that the reference is replaced on the way.
     monkeypatch.setattr(Tracker, "reference_is_far", lambda self: self.updates == 3)
     settings = {"estimator": "policy_gradient", "target": "noise", "lr": 2.0, "budget_samples": 96} | settings
-    whole = run_to_end(make_trainer(digits, **settings), chunk=48)
-    first = make_trainer(digits, **settings)
-    first.train(48)
-    first.validate()
-    second = make_trainer(digits, **settings)
-    second.load_state_dict(*first.state_dict())
-    assert_same_state(run_to_end(second, chunk=48), whole)
+    whole = assert_resumes_bit_for_bit(digits, settings, chunk=48)
     assert not torch.equal(whole.logits, make_trainer(digits, **settings).logits)
     if settings.get("refresh_reference"):
         assert not torch.equal(whole.state_dict()[0]["reference"], whole.state_dict()[0]["initial_mask"])
