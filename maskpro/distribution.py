@@ -10,7 +10,8 @@ exponentials, so nothing cancels.
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from itertools import combinations
 from math import comb
 
@@ -24,6 +25,8 @@ from maskpro.pattern import NMPattern
 _LARGEST_LEAD = 80.0
 # Of a group, up to which sums over all of its masks are computed: 4:8 has 70, 8:16 has 12,870.
 MOST_CANDIDATES = 70
+# Of which a few columns fit into the cache of one CPU core.
+_CACHED_GROUPS = 2**14
 # Of the terms that `score` holds at a time (64 MiB in float32).
 _LARGEST_BLOCK = 2**24
 
@@ -55,15 +58,18 @@ def sample(logits: Tensor, n: int, generator: torch.Generator) -> Tensor:
 
 def mode(logits: Tensor, n: int) -> Tensor:
     """The n largest logits of each group, bool `[G, M]`; of equal ones the first is kept."""
+    return _in_blocks(partial(_mode, n=n), logits)
+
+
+def _mode(columns: Tensor, n: int) -> Tensor:
     # Ranks by pairwise comparison: exact n even under ties, and several times faster than topk over 4 columns.
-    columns = logits.t().contiguous()
-    ranks = torch.zeros(columns.shape, dtype=torch.uint8, device=logits.device)
+    ranks = torch.zeros(columns.shape, dtype=torch.uint8, device=columns.device)
     for later in range(1, len(columns)):
         for earlier in range(later):
             earlier_wins = columns[earlier] >= columns[later]
             ranks[later] += earlier_wins
             ranks[earlier] += ~earlier_wins
-    return (ranks < n).t().contiguous()
+    return ranks < n
 
 
 def log_prob(logits: Tensor, mask: Tensor) -> Tensor:
@@ -90,7 +96,7 @@ def score(logits: Tensor, mask: Tensor) -> Tensor:
     logits = _wide(logits)
     n = int(mask[0].sum())
     if n == 2:
-        return _score_of_pairs(logits, mask)
+        return _in_blocks(_score_of_pairs, logits, mask)
     terms = n * comb(n, n // 2)
     parts: list[Tensor] = []
     for rows, masks in zip(*(values.split(max(1, _LARGEST_BLOCK // terms)) for values in (logits, mask)), strict=True):
@@ -108,8 +114,7 @@ def inclusion_probabilities(logits: Tensor, n: int) -> Tensor:
     """
     logits = _wide(logits)
     if n == 2:
-        p, rest = _softmax_and_rest(logits)
-        return p * (1 + _others(p / rest))
+        return _in_blocks(_inclusion_of_pairs, logits)
     candidates = NMPattern(n, logits.shape[1]).candidates().to(logits)
     return candidate_log_probs(logits, n).exp() @ candidates
 
@@ -122,10 +127,7 @@ def inclusion_gradient(logits: Tensor, n: int, values: Tensor) -> Tensor:
     """
     logits = _wide(logits)
     if n == 2:
-        p, rest = _softmax_and_rest(logits)
-        # d/dp_i treating the p as independent, then the softmax's Jacobian; (1 - p_i) is `rest`, never a difference.
-        d = values * (1 + _others(p / rest)) + _others(values * p) / rest / rest
-        return p * (rest * d - _others(p * d))
+        return _in_blocks(_inclusion_gradient_of_pairs, logits, values)
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_(True)
         (gradient,) = torch.autograd.grad((inclusion_probabilities(leaf, n) * values).sum(), leaf)
@@ -216,17 +218,49 @@ def _lead_over_threshold(logits: Tensor, n: int, noisy: Tensor) -> tuple[Tensor,
     return lead, kept, (places[:, n - 1 : n], places[:, n : n + 1])
 
 
-def _others(values: Tensor) -> Tensor:
-    """Sum of the other entries of each row; exact, where total minus own would cancel."""
-    size = values.shape[1]
-    return values @ (1 - torch.eye(size, dtype=values.dtype, device=values.device))
+def _in_blocks(function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+    """A function of columns `[M, B]` on rows `[G, M]`, a block of groups at a time, as rows.
+
+    Columns are whole vectors to a CPU, and a block's intermediate values stay in its cache: together about three times as
+    fast as the same arithmetic on all rows at once. A GPU takes all groups at once.
+    """
+    size = len(rows[0]) if rows[0].is_cuda else _CACHED_GROUPS
+    blocks = (
+        function(*(part.t().contiguous() for part in parts)) for parts in zip(*(r.split(size) for r in rows), strict=True)
+    )
+    if len(rows[0]) <= size:
+        return next(blocks).t().contiguous()
+    return torch.cat([block.t() for block in blocks])
 
 
-def _softmax_and_rest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """p = softmax(logits) and 1 - p."""
-    exponentials = (logits - logits.amax(dim=1, keepdim=True)).clamp_(min=-_LARGEST_LEAD).exp_()
-    total = exponentials.sum(dim=1, keepdim=True)
+def _others(columns: Tensor) -> Tensor:
+    """Sum of the other columns of each, `[M, B]`; exact, where total minus own would cancel."""
+    sums = torch.empty_like(columns)
+    for place in range(len(columns)):
+        first, *more = [column for other, column in enumerate(columns) if other != place]
+        total = sums[place].copy_(first)
+        for column in more:
+            total += column
+    return sums
+
+
+def _softmax_and_rest(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """p = softmax(logits) and 1 - p, of and as columns `[M, B]`."""
+    exponentials = (columns - columns.amax(dim=0)).clamp_(min=-_LARGEST_LEAD).exp_()
+    total = exponentials.sum(dim=0)
     return exponentials / total, _others(exponentials) / total
+
+
+def _inclusion_of_pairs(logits: Tensor) -> Tensor:
+    p, rest = _softmax_and_rest(logits)
+    return p * (1 + _others(p / rest))
+
+
+def _inclusion_gradient_of_pairs(logits: Tensor, values: Tensor) -> Tensor:
+    """d/dp_i treating the p as independent, then the softmax's Jacobian; (1 - p_i) is `rest`, never a difference."""
+    p, rest = _softmax_and_rest(logits)
+    d = values * (1 + _others(p / rest)) + _others(values * p) / rest / rest
+    return p * (rest * d - _others(p * d))
 
 
 def _score_of_pairs(logits: Tensor, mask: Tensor) -> Tensor:
@@ -235,5 +269,5 @@ def _score_of_pairs(logits: Tensor, mask: Tensor) -> Tensor:
     """
     p, rest = _softmax_and_rest(logits)
     inverse = mask / rest
-    weight = inverse / inverse.sum(dim=1, keepdim=True)
+    weight = inverse / inverse.sum(dim=0)
     return mask.to(p.dtype) - p - p * _others(weight / rest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -302,7 +302,7 @@ class MaskTrainer:
         draw = self._parametrisation.draw(self.logits, self._progress, self._generator)
         self.masked.set_mask(draw.mask)
         total = torch.zeros((), device=self.logits.device)
-        for losses in self._losses(indices):
+        for losses in self._losses(self._batches(indices)):
             loss = losses.sum() / len(indices)
             loss.backward()
             total += loss.detach()
@@ -315,10 +315,11 @@ class MaskTrainer:
     @torch.no_grad()
     def _policy_gradient(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         masks, means = [], []
+        batches = list(self._batches(indices))
         for _ in range(self.config.masks_per_step):
             masks.append(self._parametrisation.draw(self.logits, self._progress, self._generator).mask)
             self.masked.set_mask(masks[-1])
-            means.append(torch.cat(list(self._losses(indices))).mean())
+            means.append(torch.cat(list(self._losses(batches))).mean())
         losses = torch.stack(means)
         advantages = self._advantages(losses, indices)
         gradients = (
@@ -352,17 +353,24 @@ class MaskTrainer:
         teacher = self._teacher if self.config.target == "teacher" else None
         self._baseline = baseline_losses(copy.deepcopy(self.masked.model), self._objective, teacher)
 
-    def _losses(self, indices: Tensor) -> Iterator[Tensor]:
-        """Losses of the masked network on the samples, one batch after the other, against the configured target."""
-        objective = self._objective
+    def _batches(self, indices: Tensor) -> Iterator[tuple[Any, Tensor | None]]:
+        """The samples in batches that fit into memory, with the dense network's outputs where they are the target."""
         for part in indices.split(self.micro_batch_size):
-            batch = objective.batch(part)
-            prediction = objective.predict(self.masked.model, batch)
+            teacher = None
             if self.config.target == "teacher":
                 assert self._teacher is not None
-                yield objective.teacher_losses(prediction, self._teacher(part))
-            else:
+                teacher = self._teacher(part)
+            yield self._objective.batch(part), teacher
+
+    def _losses(self, batches: Iterable[tuple[Any, Tensor | None]]) -> Iterator[Tensor]:
+        """Losses of the masked network on the samples, one batch after the other, against the configured target."""
+        objective = self._objective
+        for batch, teacher in batches:
+            prediction = objective.predict(self.masked.model, batch)
+            if teacher is None:
                 yield objective.losses(prediction, batch)
+            else:
+                yield objective.teacher_losses(prediction, teacher)
 
     def _held_out_loss(self, mask: Tensor) -> float:
         self.masked.set_mask(mask)

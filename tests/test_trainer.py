@@ -125,11 +125,13 @@ def test_masks_of_a_step_see_the_same_samples_and_each_counts(digits):
     trainer = make_trainer(
         digits, estimator="policy_gradient", target="noise", masks_per_step=3, batch_size=8, budget_samples=48
     )
-    batch = trainer._objective.batch
-    trainer._objective.batch = lambda indices: seen.append(indices.tolist()) or batch(indices)
+    objective = trainer._objective
+    predict = objective.predict
+    objective.predict = lambda model, batch: seen.append(batch.images) or predict(model, batch)
     assert len(trainer.train(48)) == 2
     assert trainer.num_samples_seen == 48
-    assert seen == [list(range(8))] * 3 + [list(range(8, 16))] * 3
+    expected = [objective.batch(torch.arange(start, start + 8)).images for start in (0, 0, 0, 8, 8, 8)]
+    assert all(torch.equal(images, wanted) for images, wanted in zip(seen, expected, strict=True))
     with pytest.raises(MaskproError, match="num_samples is 32; allowed: a multiple of masks_per_step, 3"):
         trainer.train(32)
 
