@@ -214,6 +214,7 @@ def train(
         bool, typer.Option("--refresh-reference", help="Replace the initial mask once the loss is half of its own.")
     ] = False,
     raw_step: Annotated[bool, typer.Option(help="The paper's own update (policy_gradient).")] = False,
+    precision: Annotated[str, typer.Option(help="Of the network's passes in training: float32 or bfloat16.")] = "float32",
     swanlab: Annotated[
         str | None, typer.Option("--swanlab", "--project-name", help="SwanLab project to log to as well (extra swanlab).")
     ] = None,
@@ -243,6 +244,7 @@ def train(
         "optimizer": optimizer,
         "masks_per_step": masks_per_step,
         "refresh_reference": refresh_reference,
+        "precision": precision,
     }
     method = parse_initial_mask(initial_mask)
     step_samples = batch_size * gradient_accumulation_steps * masks_per_step

@@ -27,6 +27,7 @@ from maskpro.objectives import HeldOutSamples, Objective, SampleValues, baseline
 Target = Literal["teacher", "noise"]
 LearningRateDecay = Literal["linear", "cosine", "constant"]
 OptimizerName = Literal["auto", "adam", "sgd"]
+Precision = Literal["float32", "bfloat16"]
 
 # lr 1 moves a logit by about 0.1 a step, whatever the estimator.
 LOGIT_STEP = 0.1
@@ -71,6 +72,8 @@ class TrainerConfig:
         refresh_reference: of policy_gradient with one mask a step: once the loss is half of the initial mask's, the mode of
             the logits takes its place in the residual.
         raw_step: policy_gradient exactly as in the spec.
+        precision: of the network's passes in training; bfloat16 is torch's autocast. Logits, losses and everything that is
+            validated stay in float32.
         seed: of the sampled masks.
     """
 
@@ -88,6 +91,7 @@ class TrainerConfig:
     masks_per_step: int = 1
     refresh_reference: bool = False
     raw_step: bool = False
+    precision: Precision = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -117,6 +121,7 @@ class TrainerConfig:
             ("target", get_args(Target)),
             ("lr_decay", get_args(LearningRateDecay)),
             ("optimizer", get_args(OptimizerName)),
+            ("precision", get_args(Precision)),
         ):
             if getattr(self, name) not in allowed:
                 raise MaskproError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
@@ -177,7 +182,7 @@ class MaskTrainer:
             prior = magnitude_prior(masked.learned_base, config.magnitude_prior, _LARGEST_PRIOR * config.logits)
         self.logits = self._parametrisation.start(self._initial_mask, config.logits, prior).to(masked.base.dtype)
         if config.optimizer == "adam" or (config.optimizer == "auto" and config.estimator != "policy_gradient"):
-            self._optimizer: torch.optim.Optimizer = torch.optim.Adam([self.logits], lr=1.0, betas=(0.9, 0.99))
+            self._optimizer: torch.optim.Optimizer = torch.optim.Adam([self.logits], lr=1.0, betas=(0.9, 0.99), fused=True)
         else:
             self._optimizer = torch.optim.SGD([self.logits], lr=1.0)
         self._generator = torch.Generator(masked.base.device).manual_seed(config.seed)
@@ -366,11 +371,12 @@ class MaskTrainer:
         """Losses of the masked network on the samples, one batch after the other, against the configured target."""
         objective = self._objective
         for batch, teacher in batches:
-            prediction = objective.predict(self.masked.model, batch)
+            with torch.autocast(self.logits.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+                prediction = objective.predict(self.masked.model, batch)
             if teacher is None:
-                yield objective.losses(prediction, batch)
+                yield objective.losses(prediction.float(), batch)
             else:
-                yield objective.teacher_losses(prediction, teacher)
+                yield objective.teacher_losses(prediction.float(), teacher)
 
     def _held_out_loss(self, mask: Tensor) -> float:
         self.masked.set_mask(mask)

@@ -195,6 +195,21 @@ class Float64Objective(DiffusionObjective):
         return NoisyBatch(images=batch.images.double(), timesteps=batch.timesteps, noise=batch.noise.double())
 
 
+@pytest.mark.parametrize(
+    "settings", [{"estimator": "straight_through"}, {"estimator": "policy_gradient", "lr": 20.0}], ids=str
+)
+def test_bfloat16_learns_as_well_as_float32_within_the_noise_of_seeds(digits, settings):
+    """Validation loss after the same samples: the precisions differ by less than two seeds do."""
+    losses = {}
+    for precision, seed in (("float32", 0), ("float32", 1), ("float32", 2), ("bfloat16", 0)):
+        trainer = make_trainer(digits, **{"lr": 2.0} | settings, budget_samples=512, precision=precision, seed=seed)
+        trainer.train(512)
+        losses[precision, seed] = trainer.validate()
+    seeds = [losses["float32", seed] for seed in range(3)]
+    assert abs(losses["bfloat16", 0] - losses["float32", 0]) < max(seeds) - min(seeds)
+    assert losses["bfloat16", 0] != losses["float32", 0]
+
+
 def test_raw_step_is_exactly_the_specs_update(digits):
     """A direct transcription of the spec in float64: tracker, residual to the initial mask, formula and gradient of 2:4."""
     lr, magnitude = 50.0, 2.0
