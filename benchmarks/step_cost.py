@@ -35,6 +35,7 @@ from maskpro.masked_model import MaskedModel, maskable_layers
 from maskpro.objectives import HeldOutSamples, SampleValues, baseline_losses, teacher_outputs
 from maskpro.objectives.diffusion import DiffusionObjective
 from maskpro.pattern import NMPattern
+from maskpro.precision import Precision, autocast, parse_precision
 from maskpro.trainer import MaskTrainer, TrainerConfig
 from maskpro.workloads import open_workload
 
@@ -192,26 +193,29 @@ def state_bytes(trainer: MaskTrainer) -> float:
 
 
 def _variants(
-    dense: nn.Module, objective: DiffusionObjective, teacher: SampleValues, batch_size: int, precision: str, original: bool
+    dense: nn.Module,
+    objective: DiffusionObjective,
+    teacher: SampleValues,
+    batch_size: int,
+    precision: Precision,
+    original: bool,
 ) -> dict[str, Callable[[], None]]:
     device = objective_device(dense)
-    extra = {"precision": precision} if precision != "float32" else {}
     ours = {
-        name: _trainer(dense, objective, teacher, batch_size, estimator=name, **extra)
+        name: _trainer(dense, objective, teacher, batch_size, estimator=name, precision=precision)
         for name in ("policy_gradient", "straight_through")
     }
-    bare = _trainer(dense, objective, teacher, batch_size, estimator="straight_through", **extra).masked
+    bare = _trainer(dense, objective, teacher, batch_size, estimator="straight_through", precision=precision).masked
     batch = objective.batch(torch.arange(batch_size))
     target = teacher(torch.arange(batch_size))
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
     def forward() -> None:
-        with torch.no_grad(), autocast:
+        with torch.no_grad(), autocast(device, precision):
             objective.predict(bare.model, batch)
 
     def forward_backward() -> None:
         bare.weight_gradient().zero_()
-        with autocast:
+        with autocast(device, precision):
             prediction = objective.predict(bare.model, batch)
         objective.teacher_losses(prediction, target).mean().backward()
 
@@ -227,14 +231,14 @@ def _variants(
 
         def step() -> None:
             first = next(steps) * batch_size
-            with autocast:
+            with autocast(device, precision):
                 rival.step(torch.arange(first, first + batch_size) % 256, baseline)
 
         variants["original"] = step
     return variants
 
 
-def measure(network: str, batch_size: int, *, device: torch.device, rounds: int, precision: str) -> dict[str, str]:
+def measure(network: str, batch_size: int, *, device: torch.device, rounds: int, precision: Precision) -> dict[str, str]:
     """The row of a network and a batch size."""
     dense, scheduler, images = open_network(network)
     dense = dense.to(device)
@@ -276,7 +280,7 @@ def main(
         torch.set_num_threads(threads)
     place = torch.device(device)
     rows = [
-        measure(network, int(batch_size), device=place, rounds=rounds, precision=precision)
+        measure(network, int(batch_size), device=place, rounds=rounds, precision=parse_precision(precision))
         for network in networks.split()
         for batch_size in batch_sizes.split()
     ]

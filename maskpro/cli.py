@@ -297,6 +297,8 @@ def evaluate(
     sampling_steps: Annotated[
         int | None, typer.Option(help="Per image; default: the workload's (ddim), all of the noise schedule (ddpm).")
     ] = None,
+    sampling_precision: Annotated[str, typer.Option(help="Of the networks: float32 or bfloat16.")] = "float32",
+    compile_sampling: Annotated[bool, typer.Option(help="Let torch compile the networks first.")] = False,
     compute_fid: Annotated[bool, typer.Option(help="Also the Frechet distance (FID with Inception features).")] = False,
     save_images: Annotated[bool, typer.Option(help="Also write every generated image.")] = False,
     inception_weights: Annotated[Path | None, typer.Option(help="torch-fidelity's Inception weights (FID).")] = None,
@@ -311,6 +313,7 @@ def evaluate(
     from maskpro.evaluation.comparison import masked_copy
     from maskpro.evaluation.sampling import parse_sampler
     from maskpro.pattern import NMPattern, parse_layout
+    from maskpro.precision import parse_precision
     from maskpro.workloads import open_workload
 
     if (masks is None) == (checkpoint_path is None):
@@ -334,6 +337,8 @@ def evaluate(
         num_samples=num_samples,
         sampler=parsed_sampler,
         sampling_steps=sampling_steps,
+        sampling_precision=parse_precision(sampling_precision),
+        compile_sampling=compile_sampling,
         compute_fid=compute_fid,
         save_images=save_images,
         inception_weights=inception_weights,

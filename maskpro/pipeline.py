@@ -26,6 +26,7 @@ from maskpro.mask_file import MaskFile, inspect_mask_file, load_mask_file, save_
 from maskpro.masked_model import MaskedModel, layer_problems, maskable_layers, model_hash
 from maskpro.objectives import baseline_losses, teacher_outputs
 from maskpro.pattern import Layout, NMPattern
+from maskpro.precision import Precision
 from maskpro.trackers import Log, no_log
 from maskpro.trainer import MaskTrainer, TrainerConfig
 from maskpro.workloads import Workload, load_diffusion_model, save_pipeline
@@ -339,6 +340,8 @@ def evaluate(
     num_samples: int = 1000,
     sampler: Sampler = "ddim",
     sampling_steps: int | None = None,
+    sampling_precision: Precision = "float32",
+    compile_sampling: bool = False,
     compute_fid: bool = False,
     save_images: bool = False,
     inception_weights: Path | None = None,
@@ -367,9 +370,12 @@ def evaluate(
             cache=cache,
             sampler=sampler,
             sampling_steps=sampling_steps,
+            sampling_precision=sampling_precision,
+            compile_sampling=compile_sampling,
             compute_frechet=compute_fid,
             save_images=save_images,
             inception_weights=inception_weights,
+            reference_cache=cache,
             say=say,
         )
         report["parameters"] = {name: parameter_statistics(model) for name, model in models.items()}

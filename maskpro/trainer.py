@@ -23,11 +23,11 @@ from maskpro.estimators import (
 )
 from maskpro.masked_model import MaskedModel
 from maskpro.objectives import HeldOutSamples, Objective, SampleValues, baseline_losses
+from maskpro.precision import Precision, autocast, parse_precision
 
 Target = Literal["teacher", "noise"]
 LearningRateDecay = Literal["linear", "cosine", "constant"]
 OptimizerName = Literal["auto", "adam", "sgd"]
-Precision = Literal["float32", "bfloat16"]
 
 # lr 1 moves a logit by about 0.1 a step, whatever the estimator.
 LOGIT_STEP = 0.1
@@ -121,10 +121,10 @@ class TrainerConfig:
             ("target", get_args(Target)),
             ("lr_decay", get_args(LearningRateDecay)),
             ("optimizer", get_args(OptimizerName)),
-            ("precision", get_args(Precision)),
         ):
             if getattr(self, name) not in allowed:
                 raise MaskproError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
+        parse_precision(self.precision)
         for name, plain in (("raw_step", False), ("refresh_reference", False), ("masks_per_step", 1)):
             if getattr(self, name) != plain and self.estimator != "policy_gradient":
                 value = getattr(self, name)
@@ -371,7 +371,7 @@ class MaskTrainer:
         """Losses of the masked network on the samples, one batch after the other, against the configured target."""
         objective = self._objective
         for batch, teacher in batches:
-            with torch.autocast(self.logits.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            with autocast(self.logits.device, self.config.precision):
                 prediction = objective.predict(self.masked.model, batch)
             if teacher is None:
                 yield objective.losses(prediction.float(), batch)

@@ -8,7 +8,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from importlib.metadata import version
@@ -16,25 +16,39 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from maskpro.errors import MaskproError
 from maskpro.evaluation.cache import ModelCache
-from maskpro.evaluation.frechet import FeatureExtractor, frechet_distance, open_features, statistics
-from maskpro.evaluation.sampling import Sampler, check_sampling, generate, sampling_protocol, write_images
+from maskpro.evaluation.frechet import FeatureExtractor, FeatureStatistics, frechet_distance, open_features
+from maskpro.evaluation.sampling import Sampler, SamplingPlan, check_sampling, sampling_protocol, write_images
+from maskpro.files import atomic_path
 from maskpro.masked_model import MaskedModel, maskable_layers, model_hash
 from maskpro.objectives import HeldOutSamples
 from maskpro.pattern import Layout, NMPattern
+from maskpro.precision import Precision
 from maskpro.workloads import TEST_SEED, VALIDATION_SEED, Workload
 
 # Of the generated images; far from seeds that users choose.
 GENERATION_SEED = 2**32 + 3
 
-# Images sampled together, and kept together; fixed, so that an interruption leaves no trace in the images.
+# Images sampled together, and kept together; fixed, so that neither an interruption nor the number of processes that make
+# them leaves a trace in the images.
 _SAMPLING_BATCH = 256
-_CHUNK = 4 * _SAMPLING_BATCH
+_CHUNK = _SAMPLING_BATCH
+# Of the picture of a network's first images.
+_GRID_IMAGES = 64
 
 Say = Callable[[str], None]
+# Makes the chunks of images of a network, in their order.
+ChunkMaker = Callable[[nn.Module, SamplingPlan, Sequence[range]], Iterator[Tensor]]
+
+
+def make_chunks(model: nn.Module, plan: SamplingPlan, chunks: Sequence[range]) -> Iterator[Tensor]:
+    """Make the images of each chunk here, one after the other, on the network's device."""
+    return (plan.images(model, chunk) for chunk in chunks)
 
 
 def recovery(initial: float, learned: float, dense: float) -> float | None:
@@ -69,9 +83,12 @@ def compare_models(
     cache: Path | None = None,
     sampler: Sampler = "ddim",
     sampling_steps: int | None = None,
+    sampling_precision: Precision = "float32",
+    compile_sampling: bool = False,
     compute_frechet: bool = True,
     save_images: bool = False,
     inception_weights: Path | None = None,
+    reference_cache: Path | None = None,
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
     """`evaluate_models` of "dense", "initial" and "learned" (and others), `with_recovery` of "learned"."""
@@ -83,9 +100,12 @@ def compare_models(
         cache=cache,
         sampler=sampler,
         sampling_steps=sampling_steps,
+        sampling_precision=sampling_precision,
+        compile_sampling=compile_sampling,
         compute_frechet=compute_frechet,
         save_images=save_images,
         inception_weights=inception_weights,
+        reference_cache=reference_cache,
         say=say,
     )
     return with_recovery(report, "learned")
@@ -118,9 +138,13 @@ def evaluate_models(
     cache: Path | None,
     sampler: Sampler = "ddim",
     sampling_steps: int | None = None,
+    sampling_precision: Precision = "float32",
+    compile_sampling: bool = False,
     compute_frechet: bool = True,
     save_images: bool = False,
     inception_weights: Path | None = None,
+    reference_cache: Path | None = None,
+    make: ChunkMaker = make_chunks,
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
     """Judge networks, each under a name of its own, on the same data and noise.
@@ -130,6 +154,8 @@ def evaluate_models(
     Args:
         cache: folder that keeps each network's figures and, until they are known, its images; what an earlier call left
             there is taken, and one that was killed is gone on with, to the same result. None: nothing is kept.
+        reference_cache: folder that keeps the statistics of real images, under the hash of what they were made from.
+        make: what makes the images; here, or spread over several processes.
         sampling_steps: default: the workload's budget for "ddim", all steps of the noise schedule for "ddpm".
 
     Returns: "protocol", and "models" with the figures of each network.
@@ -141,8 +167,18 @@ def evaluate_models(
     extractor = None
     if compute_frechet:
         extractor = open_features(workload.features, device=device, inception_weights=inception_weights)
-    record = protocol(workload, extractor, device, sampler=sampler, sampling_steps=sampling_steps)
-    evaluation = _Evaluation(workload, extractor, device, sampler, sampling_steps, say)
+    plan = SamplingPlan(
+        scheduler=workload.scheduler,
+        shape=tuple(workload.images.train.shape[1:]),
+        sampler=sampler,
+        steps=sampling_steps,
+        seed=GENERATION_SEED,
+        batch_size=_SAMPLING_BATCH,
+        precision=sampling_precision,
+        compile=compile_sampling,
+    )
+    record = protocol(workload, extractor, device, plan=plan)
+    evaluation = _Evaluation(workload, extractor, device, plan=plan, make=make, reference_cache=reference_cache, say=say)
     folder.mkdir(parents=True, exist_ok=True)
     figures: dict[str, dict[str, Any]] = {}
     with nullcontext(cache) if cache is not None else tempfile.TemporaryDirectory() as kept:
@@ -176,15 +212,18 @@ class _Evaluation:
         workload: Workload,
         extractor: FeatureExtractor | None,
         device: torch.device,
-        sampler: Sampler,
-        sampling_steps: int,
+        *,
+        plan: SamplingPlan,
+        make: ChunkMaker,
+        reference_cache: Path | None,
         say: Say,
     ):
         self._workload = workload
         self._extractor = extractor
         self._device = device
-        self._sampler: Sampler = sampler
-        self._sampling_steps = sampling_steps
+        self._plan = plan
+        self._make = make
+        self._reference_cache = reference_cache
         self._say = say
 
     def figures(self, name: str, model: nn.Module, cache: ModelCache, images_folder: Path | None) -> dict[str, Any]:
@@ -192,12 +231,17 @@ class _Evaluation:
         started = time.monotonic()
         figures, origin = cache.figures(), "from the cache"
         if figures is None or images_folder is not None:
-            images = self._images(name, model.to(self._device), cache)
-            if images_folder is not None:
-                write_images(images, images_folder / name)
+            features, first = FeatureStatistics(), []
+            for chunk, images in self._images(name, model.to(self._device), cache):
+                if images_folder is not None:
+                    write_images(images, chunk, images_folder / name)
+                if figures is None and self._extractor is not None:
+                    features.add(self._extractor(images))
+                if chunk.start < _GRID_IMAGES:
+                    first.append(images)
             if figures is None:
-                figures = self._judge(model, images)
-                cache.keep_figures(figures, images)
+                figures = self._judge(model, features)
+                cache.keep_figures(figures, torch.cat(first)[:_GRID_IMAGES])
                 origin = f"{time.monotonic() - started:.0f} s"
         cache.drop_images()
         distance = figures["frechet_distance"]
@@ -205,46 +249,34 @@ class _Evaluation:
         self._say(f"evaluated {name}: test loss {figures['test_loss']:.5f}{shown} ({origin})")
         return figures
 
-    def _judge(self, model: nn.Module, images: Tensor) -> dict[str, Any]:
-        extractor = self._extractor
+    def _judge(self, model: nn.Module, features: FeatureStatistics) -> dict[str, Any]:
         return {
             "val_loss": self._validation.mean_loss(model),
             "test_loss": self._test.mean_loss(model),
-            "frechet_distance": extractor and frechet_distance(statistics(extractor(images)), self._reference),
+            "frechet_distance": self._extractor and frechet_distance(features.result(), self._reference),
             "sparsity": sparsity(model),
         }
 
-    def _images(self, name: str, model: nn.Module, cache: ModelCache) -> Tensor:
+    def _images(self, name: str, model: nn.Module, cache: ModelCache) -> Iterator[tuple[range, Tensor]]:
         """The generated images, in chunks: those that were kept are taken, the others made and kept."""
-        shape, total = tuple(self._workload.images.train.shape[1:]), self._workload.budgets.num_generated
+        total = self._workload.budgets.num_generated
         chunks = [range(start, min(start + _CHUNK, total)) for start in range(0, total, _CHUNK)]
-        kept = [cache.images(chunk, shape) for chunk in chunks]
-        taken = sum(len(part) for part in kept if part is not None)
+        missing = [chunk for chunk in chunks if cache.images(chunk, self._plan.shape) is None]
+        taken = total - sum(map(len, missing))
         if taken:
             self._say(f"sampling {name}: {taken} of {total} images are in the cache")
         report = _sampling_progress(name, taken, total, self._say)
-        images = []
-        for chunk, part in zip(chunks, kept, strict=True):
-            if part is None:
-                part = self._generate(model, chunk, shape, report)
-                cache.keep_images(chunk, part)
-            images.append(part)
-        return torch.cat(images)
-
-    def _generate(
-        self, model: nn.Module, indices: range, shape: tuple[int, ...], progress: Callable[[int], None]
-    ) -> Tensor:
-        return generate(
-            model,
-            self._workload.scheduler,
-            shape=shape,
-            indices=indices,
-            sampler=self._sampler,
-            steps=self._sampling_steps,
-            seed=GENERATION_SEED,
-            batch_size=_SAMPLING_BATCH,
-            progress=progress,
-        )
+        made = iter(self._make(model, self._plan, missing))
+        for chunk in chunks:
+            if chunk in missing:
+                images = next(made)
+                cache.keep_images(chunk, images)
+                report(len(images))
+            else:
+                kept = cache.images(chunk, self._plan.shape)
+                assert kept is not None
+                images = kept
+            yield chunk, images
 
     @cached_property
     def _validation(self) -> HeldOutSamples:
@@ -257,12 +289,41 @@ class _Evaluation:
     @cached_property
     def _reference(self) -> dict[str, Any]:
         assert self._extractor is not None
-        return statistics(self._extractor(_reference_images(self._workload)))
+        return reference_statistics(self._workload, self._extractor, self._reference_cache)
 
 
-def _reference_images(workload: Workload) -> Tensor:
-    """The whole training set, as FID's protocol has it: validation images were split off it."""
-    return torch.cat([workload.images.train, workload.images.validation])
+def reference_statistics(workload: Workload, extractor: FeatureExtractor, cache: Path | None) -> dict[str, Any]:
+    """Feature statistics of the real images: of the whole training set, as FID's protocol has it.
+
+    In `cache` they are kept under the hash of the images, the extractor and the versions that they were made with.
+    """
+    parts = {"train": workload.images.train, "validation": workload.images.validation}  # which was split off it
+    made_from = {
+        "images_sha256": {split: _images_hash(images) for split, images in parts.items()},
+        "features_sha256": extractor.weights_hash,
+        "resizing": extractor.resizing,
+        "versions": {package: version(package) for package in ("torch", "torch-fidelity")},
+    }
+    key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    path = None if cache is None else cache / f"{key[:32]}.safetensors"
+    if path is not None and path.is_file():
+        try:
+            return {name: value.numpy() for name, value in load_file(path).items()}
+        except SafetensorError:
+            pass  # broken: made again
+    features = FeatureStatistics()
+    for images in parts.values():
+        for chunk in images.split(_CHUNK):
+            features.add(extractor(chunk))
+    result = features.result()
+    if path is not None:
+        with atomic_path(path) as temporary:
+            save_file({name: torch.from_numpy(value) for name, value in result.items()}, temporary)
+    return result
+
+
+def _images_hash(images: Tensor) -> str:
+    return hashlib.sha256(images.contiguous().numpy().data).hexdigest()
 
 
 def protocol(
@@ -270,8 +331,7 @@ def protocol(
     extractor: FeatureExtractor | None,
     device: torch.device,
     *,
-    sampler: Sampler,
-    sampling_steps: int,
+    plan: SamplingPlan,
 ) -> dict[str, Any]:
     """All that a figure depends on besides the network's weights, as plain JSON: figures are kept under its hash."""
     images, budgets = workload.images, workload.budgets
@@ -284,13 +344,11 @@ def protocol(
         "model_ema": workload.ema,
         "data": workload.data_source,
         "num_images": {split: len(part) for split, part in splits.items()},
-        "images_sha256": {
-            split: hashlib.sha256(part.contiguous().numpy().data).hexdigest() for split, part in splits.items()
-        },
+        "images_sha256": {split: _images_hash(part) for split, part in splits.items()},
         "loss": "MSE of the noise prediction; timesteps stratified over the schedule",
         "num_loss_samples": {"validation": budgets.validation_samples, "test": budgets.test_samples},
         "num_generated": budgets.num_generated,
-        **sampling_protocol(sampler, sampling_steps),
+        **sampling_protocol(plan),
         "noise_schedule": {name: value for name, value in schedule.items() if not name.startswith("_")},
         "seeds": {"validation": VALIDATION_SEED, "test": TEST_SEED, "generation": GENERATION_SEED},
         "frechet_features": extractor and extractor.name,

@@ -58,12 +58,30 @@ def open_features(name: str, *, device: torch.device, inception_weights: Path | 
     return _inception(device, inception_weights)
 
 
-def statistics(features: Tensor) -> dict[str, Any]:
-    """Mean and covariance of features `[count, F]`, as torch-fidelity keeps them."""
-    from torch_fidelity.metric_fid import fid_features_to_statistics
+class FeatureStatistics:
+    """Mean and covariance of features that come in parts: no more of them is held than a part."""
 
-    stats: dict[str, Any] = fid_features_to_statistics(features)
-    return stats
+    def __init__(self) -> None:
+        self._count = 0
+        self._shift: Tensor | None = None
+
+    def add(self, features: Tensor) -> None:
+        """Take in features `[count, F]`, float64."""
+        if self._shift is None:  # near the mean, so that nothing cancels in the covariance
+            self._shift = features.mean(dim=0)
+            self._sum = torch.zeros_like(self._shift)
+            self._products = torch.zeros(len(self._sum), len(self._sum), dtype=features.dtype)
+        shifted = features - self._shift
+        self._count += len(features)
+        self._sum += shifted.sum(dim=0)
+        self._products += shifted.t() @ shifted
+
+    def result(self) -> dict[str, Any]:
+        """As torch-fidelity keeps them: "mu" `[F]`, and "sigma" `[F, F]` over count - 1."""
+        assert self._shift is not None
+        mean = self._sum / self._count
+        covariance = (self._products - self._count * torch.outer(mean, mean)) / (self._count - 1)
+        return {"mu": (self._shift + mean).numpy(), "sigma": covariance.numpy()}
 
 
 def frechet_distance(first: dict[str, Any], second: dict[str, Any]) -> float:

@@ -3,7 +3,9 @@ own, and the batch it is made in changes its values by no more than float roundi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from maskpro.data import philox, to_uint8
 from maskpro.errors import MaskproError
 from maskpro.files import atomic_path
+from maskpro.precision import Precision, autocast, parse_precision
 
 Sampler = Literal["ddim", "ddpm"]
 
@@ -75,69 +78,100 @@ def check_sampling(scheduler: DDPMScheduler, sampler: Sampler, steps: int) -> No
         )
 
 
-def sampling_protocol(sampler: Sampler, steps: int) -> dict[str, Any]:
-    """What an image depends on besides model, noise schedule and noise, for the records."""
-    return {
-        "sampler": sampler,
-        "sampling_steps": steps,
-        "timestep_spacing": TIMESTEP_SPACING,
-        "steps_offset": STEPS_OFFSET,
-        "eta": ETA if sampler == "ddim" else None,
-    }
+@dataclass(frozen=True, kw_only=True)
+class SamplingPlan:
+    """How images are sampled from a network: the same image for an index wherever, and beside whichever others, it is made.
 
-
-@torch.no_grad()
-def generate(
-    model: nn.Module,
-    scheduler: DDPMScheduler,
-    *,
-    shape: tuple[int, ...],
-    indices: range,
-    sampler: Sampler = "ddim",
-    steps: int,
-    seed: int,
-    batch_size: int,
-    progress: Callable[[int], None] | None = None,
-) -> Tensor:
-    """The images of `indices`, uint8 `[len(indices), *shape]` on the CPU.
-
-    Args:
+    Attributes:
         scheduler: the model's noise schedule; clipping and variance are as its config says.
+        shape: of an image.
         sampler: "ddim", deterministic (eta 0), or "ddpm", ancestral.
-        progress: called after each batch with the number of its images.
+        batch_size: images made together; halved where memory runs out.
+        precision: of the network's passes; bfloat16 is torch's autocast, and makes other images than float32.
+        compile: let torch compile the network first (a minute or so); changes images by float rounding.
 
     Raises:
         MaskproError: the noise schedule can't be sampled so.
     """
-    check_sampling(scheduler, sampler, steps)
-    device = next(model.parameters()).device
-    scheduler_class, step = _SAMPLERS[sampler]
-    sampling = scheduler_class.from_config(scheduler.config, timestep_spacing=TIMESTEP_SPACING, steps_offset=STEPS_OFFSET)
-    sampling.set_timesteps(steps)
-    images = []
-    for start in range(0, len(indices), batch_size):
-        noise = _noise_streams(indices[start : start + batch_size], shape, seed, device)
-        sample = noise()
+
+    scheduler: DDPMScheduler
+    shape: tuple[int, ...]
+    sampler: Sampler = "ddim"
+    steps: int
+    seed: int
+    batch_size: int
+    precision: Precision = "float32"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        check_sampling(self.scheduler, self.sampler, self.steps)
+        parse_precision(self.precision)
+
+    @torch.no_grad()
+    def images(self, model: nn.Module, indices: range) -> Tensor:
+        """The images of `indices`, uint8 `[len(indices), *shape]` on the CPU."""
+        network = torch.compile(model) if self.compile else model
+        device = next(model.parameters()).device
+        images: list[Tensor] = []
+        made, batch_size = 0, self.batch_size
+        with ThreadPoolExecutor(1) as ahead:
+            while made < len(indices):
+                try:
+                    images.append(self._batch(network, indices[made : made + batch_size], device, ahead))
+                except torch.OutOfMemoryError:
+                    if batch_size == 1:
+                        raise
+                    batch_size = max(1, batch_size // 2)
+                    continue
+                made += len(images[-1])
+        return torch.cat(images)
+
+    def _batch(
+        self, network: Callable[..., Any], indices: range, device: torch.device, ahead: ThreadPoolExecutor
+    ) -> Tensor:
+        scheduler_class, step = _SAMPLERS[self.sampler]
+        sampling = scheduler_class.from_config(
+            self.scheduler.config, timestep_spacing=TIMESTEP_SPACING, steps_offset=STEPS_OFFSET
+        )
+        sampling.set_timesteps(self.steps)
+        streams = [philox(self.seed, index) for index in indices]
+        sample = _draw(streams, self.shape).to(device)
+        following = ahead.submit(_draw, streams, self.shape) if self.sampler == "ddpm" else None
+
+        def noise() -> Tensor:
+            # Drawn on the CPU while the network is at work.
+            nonlocal following
+            assert following is not None
+            drawn = following.result()
+            following = ahead.submit(_draw, streams, self.shape)
+            return drawn.to(device)
+
         for timestep in sampling.timesteps:
-            prediction = model(sample, timestep, return_dict=False)[0]
-            sample = step(sampling, prediction, timestep, sample, noise)
-        images.append(to_uint8(sample).cpu())
-        if progress is not None:
-            progress(len(sample))
-    return torch.cat(images)
+            with autocast(device, self.precision):
+                prediction = network(sample, timestep, return_dict=False)[0]
+            sample = step(sampling, prediction.float(), timestep, sample, noise)
+        return to_uint8(sample).cpu()
 
 
-def _noise_streams(indices: range, shape: tuple[int, ...], seed: int, device: torch.device) -> Callable[[], Tensor]:
-    """A function whose calls give the next standard normal noise `[len(indices), *shape]`, each image's from its stream."""
-    streams = [philox(seed, index) for index in indices]
+def sampling_protocol(plan: SamplingPlan) -> dict[str, Any]:
+    """What an image depends on besides model, noise schedule and noise, for the records."""
+    return {
+        "sampler": plan.sampler,
+        "sampling_steps": plan.steps,
+        "sampling_precision": plan.precision,
+        "sampling_compiled": plan.compile,
+        "timestep_spacing": TIMESTEP_SPACING,
+        "steps_offset": STEPS_OFFSET,
+        "eta": ETA if plan.sampler == "ddim" else None,
+    }
 
-    def draw() -> Tensor:
-        noise = np.empty((len(streams), *shape), dtype=np.float32)
-        for stream, part in zip(streams, noise, strict=True):
-            stream.standard_normal(dtype=np.float32, out=part)
-        return torch.from_numpy(noise).to(device)
 
-    return draw
+def _draw(streams: Sequence[np.random.Generator], shape: tuple[int, ...]) -> Tensor:
+    """The next standard normal noise of each stream, `[len(streams), *shape]`."""
+    noise = np.empty((len(streams), *shape), dtype=np.float32)
+    for stream, part in zip(streams, noise, strict=True):
+        stream.standard_normal(dtype=np.float32, out=part)
+    return torch.from_numpy(noise)
 
 
 def save_grid(images: Tensor, path: Path, *, count: int = 64, smallest_side: int = 32) -> None:
@@ -153,10 +187,10 @@ def save_grid(images: Tensor, path: Path, *, count: int = 64, smallest_side: int
         to_pil_image(grid).save(temporary)
 
 
-def write_images(images: Tensor, folder: Path) -> None:
+def write_images(images: Tensor, indices: range, folder: Path) -> None:
     """Write every image (uint8 `[B, C, H, W]`) as `folder/<index>.png`, at its own size."""
     from torchvision.transforms.v2.functional import to_pil_image
 
-    folder.mkdir(parents=True)
-    for index, image in enumerate(images):
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, image in zip(indices, images, strict=True):
         to_pil_image(image).save(folder / f"{index:05d}.png")

@@ -14,7 +14,6 @@ from typing import Any
 
 import pandas as pd
 import pyarrow.fs
-import ray
 from ray import tune
 from ray.tune import Callback, Checkpoint, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 
@@ -238,22 +237,29 @@ def run_trials(
 def running_session(experiment: Experiment, interruption: Interruption) -> Iterator[Session]:
     """Start Ray, or join it, and compute what the trials share; `interruption` learns who ends it early.
 
+    Ray is left running.
+
     Raises:
         MaskproError: Ray can't be had, or a trial asks for more than a node has.
     """
     options = experiment.search.options
     budget = None if options.time_budget is None else parse_duration(options.time_budget)
-    try:
-        resources = start_ray(options.address, cpus=options.cpus_per_trial, gpus=options.gpus_per_trial)
-        # After Ray, which has a handler of SIGTERM of its own.
-        with interruptible(interruption, budget):
-            context = replace(experiment.search.context, gpu_share=resources.gpus or 1.0)
-            shared = share_values(context, resources=resources.request, slots=resources.slots)
-            yield Session(
-                experiment=experiment, resources=resources, context=context, shared=shared, interruption=interruption
-            )
-    finally:
-        ray.shutdown()
+    resources = trial_resources(experiment)
+    # After Ray, which has a handler of SIGTERM of its own.
+    with interruptible(interruption, budget):
+        context = replace(experiment.search.context, gpu_share=resources.gpus or 1.0)
+        shared = share_values(context, resources=resources.request, slots=resources.slots)
+        yield Session(experiment=experiment, resources=resources, context=context, shared=shared, interruption=interruption)
+
+
+def trial_resources(experiment: Experiment) -> TrialResources:
+    """What a trial gets of Ray, which is started or joined if it is not there yet.
+
+    Raises:
+        MaskproError: Ray can't be had, or a trial asks for more than a node has.
+    """
+    options = experiment.search.options
+    return start_ray(options.address, cpus=options.cpus_per_trial, gpus=options.gpus_per_trial)
 
 
 def _trackers(search: Search) -> list[Callback]:

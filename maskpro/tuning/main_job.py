@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from typing import Any
 
 import pandas as pd
+import ray
 from rich.console import Console
 from rich.table import Table
 
-from maskpro.tuning.experiment import Experiment, open_experiment, running_session, say, write_trials
+from maskpro.tuning.experiment import Experiment, open_experiment, running_session, say, trial_resources, write_trials
 from maskpro.tuning.interruption import Interruption
+from maskpro.tuning.parallel_sampling import ray_chunks
 from maskpro.tuning.promotion import best_trials, confirmation_plans, promote, write_best
 from maskpro.tuning.search import Search
 
@@ -24,13 +27,14 @@ def run_main_job(search: Search, *, resume: bool, extend: int = 0) -> int:
     Raises:
         MaskproError: the search can't be run, or no trial came to anything.
     """
-    with open_experiment(search, resume=resume, extend=extend) as experiment:
+    with open_experiment(search, resume=resume, extend=extend) as experiment, ExitStack() as stack:
+        stack.callback(ray.shutdown)
         say(f"experiment: {experiment.folder}")
         reason = _run_trials(experiment)
         write_trials(experiment)
         if reason:
             return _leave(experiment, reason)
-        report = promote(experiment)
+        report = promote(experiment, make=ray_chunks(trial_resources(experiment)))
         _summarise(experiment, report)
         return 0
 

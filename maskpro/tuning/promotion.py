@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from maskpro.errors import MaskproError
-from maskpro.evaluation.comparison import evaluate_models, masked_copy, with_recovery
+from maskpro.evaluation.comparison import ChunkMaker, evaluate_models, make_chunks, masked_copy, with_recovery
 from maskpro.evaluation.sampling import parse_sampler
 from maskpro.files import read_json, replaced_folder, write_json
 from maskpro.mask_file import MaskFile, save_mask_file
 from maskpro.masked_model import MaskedModel, model_hash
+from maskpro.precision import parse_precision
 from maskpro.trainer import TrainerConfig
 from maskpro.tuning.experiment import Experiment, say
 from maskpro.tuning.history import TrialRecord
@@ -31,6 +32,8 @@ BEST_FOLDER = "best"
 EVALUATION_FILE = "final_evaluation.json"
 # Sample grids of all candidates, and what an evaluation that was killed goes on from.
 EVALUATION_FOLDER = "evaluation"
+# Beside the experiments: feature statistics of real images.
+REFERENCE_FOLDER = ".reference_statistics"
 # Losses of the best trials on the selection samples.
 SELECTION_FILE = "selection.json"
 # Trials that are judged on the selection samples, if there are so many.
@@ -94,7 +97,7 @@ def confirmation_plans(experiment: Experiment) -> list[Plan]:
     ]
 
 
-def promote(experiment: Experiment) -> dict[str, Any]:
+def promote(experiment: Experiment, *, make: ChunkMaker = make_chunks) -> dict[str, Any]:
     """Evaluate the best trials, write `best/` of the one that is picked, and `final_evaluation.json`; returns the latter.
 
     The masks of the trial with the lowest validation loss are written before the evaluation starts, so that a failed
@@ -127,8 +130,13 @@ def promote(experiment: Experiment) -> dict[str, Any]:
         cache=folder / EVALUATION_FOLDER / "cache",
         sampler=parse_sampler(search.options.sampler),
         sampling_steps=search.options.sampling_steps,
+        sampling_precision=parse_precision(search.options.sampling_precision),
+        compile_sampling=search.options.compile_sampling,
         compute_frechet=search.options.frechet,
         inception_weights=search.options.inception_weights,
+        # Shared by all experiments beside this one.
+        reference_cache=folder.parent / REFERENCE_FOLDER,
+        make=make,
         say=say,
     )
     picked = _pick(candidates, report["models"])

@@ -28,6 +28,8 @@ SESSION_OPTIONS = (
     "num_generated",
     "sampler",
     "sampling_steps",
+    "sampling_precision",
+    "compile_sampling",
     "frechet",
     "inception_weights",
 )

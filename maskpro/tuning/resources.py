@@ -28,11 +28,27 @@ class TrialResources(NamedTuple):
 
 
 def start_ray(address: str | None, *, cpus: float, gpus: float | None) -> TrialResources:
-    """Start Ray here, or connect to `address`; what a trial gets (gpus None: a share where there are GPUs).
+    """Start Ray here, or connect to `address`, unless that was done before: what a trial gets.
+
+    Without `gpus` that is a share of one where there are GPUs.
 
     Raises:
         MaskproError: the address can't be reached, or no node has what a trial asks for.
     """
+    if not ray.is_initialized():
+        _connect(address)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if gpus is None:
+        gpus = _DEFAULT_GPU_SHARE if any(node.get("GPU", 0) for node in nodes) else 0.0
+    for field, resource, wanted in (("gpus_per_trial", "GPU", gpus), ("cpus_per_trial", "CPU", cpus)):
+        most = max(node.get(resource, 0) for node in nodes)
+        if wanted > most:
+            raise MaskproError(f"{field} is {wanted}; allowed: at most {most:g}, the most that one node has")
+    slots = sum(_slots(node, cpus, gpus) for node in nodes)
+    return TrialResources(cpus=cpus, gpus=gpus, slots=slots)
+
+
+def _connect(address: str | None) -> None:
     _check_address(address)
     try:
         started = ray.init(
@@ -50,15 +66,6 @@ def start_ray(address: str | None, *, cpus: float, gpus: float | None) -> TrialR
     url = getattr(started, "dashboard_url", None)
     if url:
         print(f"Ray dashboard: http://{url}", flush=True)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if gpus is None:
-        gpus = _DEFAULT_GPU_SHARE if any(node.get("GPU", 0) for node in nodes) else 0.0
-    for field, resource, wanted in (("gpus_per_trial", "GPU", gpus), ("cpus_per_trial", "CPU", cpus)):
-        most = max(node.get(resource, 0) for node in nodes)
-        if wanted > most:
-            raise MaskproError(f"{field} is {wanted}; allowed: at most {most:g}, the most that one node has")
-    slots = sum(_slots(node, cpus, gpus) for node in nodes)
-    return TrialResources(cpus=cpus, gpus=gpus, slots=slots)
 
 
 def _slots(node: dict[str, float], cpus: float, gpus: float) -> int:

@@ -21,6 +21,7 @@ from maskpro.files import refuse_existing
 from maskpro.initial_masks import parse_initial_mask
 from maskpro.masked_model import MaskedModel, model_hash
 from maskpro.pattern import NMPattern, parse_layout
+from maskpro.precision import parse_precision
 from maskpro.trackers import check_swanlab
 from maskpro.trainer import Target, TrainerConfig
 from maskpro.tuning.early_stopping import SCHEDULERS
@@ -57,6 +58,8 @@ class SearchOptions:
     num_generated: int | None = None
     sampler: str = "ddim"
     sampling_steps: int | None = None
+    sampling_precision: str = "float32"
+    compile_sampling: bool = False
     inception_weights: Path | None = None
     frechet: bool = True
     promote_top_k: int = 1
@@ -93,6 +96,7 @@ class SearchOptions:
             value = getattr(self, name)
             if value is not None and value not in known:
                 raise MaskproError(f"{name} is {value!r}; allowed: {', '.join(known)}")
+        parse_precision(self.sampling_precision)
         check_swanlab(self.swanlab)
         if not 0 <= self.seed < 2**32:
             raise MaskproError(f"seed is {self.seed}; allowed: 0 to {2**32 - 1}")

@@ -11,6 +11,8 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from maskpro.errors import MaskproError
 from maskpro.evaluation import comparison
 from maskpro.evaluation.comparison import compare_models, evaluate_models, masked_copy, protocol, with_recovery
+from maskpro.evaluation.frechet import FeatureStatistics
+from maskpro.evaluation.sampling import SamplingPlan
 from maskpro.files import read_json
 from maskpro.masked_model import model_hash
 from maskpro.pattern import NMPattern
@@ -104,6 +106,24 @@ def test_figures_are_those_of_one_set_of_weights_and_one_protocol(workload, mode
     assert said[-1].endswith("(from the cache)"), "the search's budget has no part in the figures of a given mask"
 
 
+def test_statistics_of_the_real_images_are_kept_for_other_experiments(workload, models, tmp_path, monkeypatch):
+    settings = {"cache": None, "reference_cache": tmp_path / "reference"}
+    models = {"initial": models["initial"]}
+    first, _ = evaluated(workload, models, tmp_path, **settings)
+    (path,) = (tmp_path / "reference").iterdir()
+    whole, seen = path.read_bytes(), []
+    add = FeatureStatistics.add
+    monkeypatch.setattr(FeatureStatistics, "add", lambda self, part: seen.append(len(part)) or add(self, part))
+    assert evaluated(workload, models, tmp_path, **settings)[0] == first
+    assert sum(seen) == 22, "generated images alone"
+    path.write_bytes(whole[:100])
+    assert evaluated(workload, models, tmp_path, **settings)[0] == first
+    assert path.read_bytes() == whole
+    smaller = replace(workload, images=replace(workload.images, train=workload.images.train[:600]))
+    other, _ = evaluated(smaller, models, tmp_path, **settings)
+    assert other["models"]["initial"]["frechet_distance"] != first["models"]["initial"]["frechet_distance"]
+
+
 @pytest.mark.parametrize("broken", ["figures.json", "samples.png"])
 @pytest.mark.parametrize("keep", [0, 0.5])
 def test_broken_figures_are_made_again(workload, models, tmp_path, broken, keep):
@@ -195,7 +215,8 @@ def test_the_protocol_names_all_that_figures_depend_on(workload, models, tmp_pat
 
 def test_other_images_or_another_noise_schedule_are_another_protocol(workload):
     def record(changed):
-        return protocol(changed, None, CPU, sampler="ddim", sampling_steps=3)
+        plan = SamplingPlan(scheduler=changed.scheduler, shape=(1, 8, 8), steps=3, seed=0, batch_size=4)
+        return protocol(changed, None, CPU, plan=plan)
 
     images = workload.images
     altered = images.train.clone()

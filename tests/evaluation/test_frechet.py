@@ -6,13 +6,29 @@ import numpy as np
 import pytest
 import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.metric_fid import fid_features_to_statistics
 
 from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import evaluate_models
-from maskpro.evaluation.frechet import frechet_distance, open_features, statistics
+from maskpro.evaluation.frechet import FeatureStatistics, frechet_distance, open_features
 from maskpro.workloads import open_workload
 
 CPU = torch.device("cpu")
+
+
+def statistics(features):
+    parts = FeatureStatistics()
+    for part in features.split(100):
+        parts.add(part)
+    return parts.result()
+
+
+def test_statistics_of_parts_are_torch_fidelitys_of_the_whole(generator):
+    features = 1e3 + torch.randn(250, 8, generator=generator, dtype=torch.float64) * torch.arange(1, 9)
+    found, expected = statistics(features), fid_features_to_statistics(features)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-11, atol=1e-11)
 
 
 def test_frechet_distance_of_gaussians(generator):

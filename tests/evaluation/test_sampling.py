@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -8,14 +10,14 @@ from PIL import Image
 
 from maskpro.data import philox
 from maskpro.errors import MaskproError
-from maskpro.evaluation.sampling import _ddpm_step, generate, save_grid, write_images
+from maskpro.evaluation.sampling import SamplingPlan, _ddpm_step, save_grid, write_images
 
 SAMPLERS = ("ddim", "ddpm")
 
 
-def images_of(digits, indices, batch_size, seed=0, sampler="ddim", steps=5):
-    settings = {"sampler": sampler, "steps": steps, "seed": seed, "batch_size": batch_size}
-    return generate(digits.model, digits.scheduler, shape=(1, 8, 8), indices=indices, **settings)
+def images_of(digits, indices, batch_size, seed=0, sampler="ddim", steps=5, **more):
+    settings = {"sampler": sampler, "steps": steps, "seed": seed, "batch_size": batch_size, **more}
+    return SamplingPlan(scheduler=digits.scheduler, shape=(1, 8, 8), **settings).images(digits.model, indices)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -72,6 +74,38 @@ def test_a_ddpm_step_is_the_schedulers_own_given_the_same_noise(generator, varia
             assert torch.equal(found, expected)
 
 
+def test_images_are_made_in_smaller_batches_where_memory_runs_out(digits, monkeypatch):
+    expected = images_of(digits, range(7), 2)
+    forward, sizes = digits.model.forward, []
+
+    def short_of_memory(sample, *arguments, **named):
+        sizes.append(len(sample))
+        if len(sample) > 2:
+            raise torch.OutOfMemoryError("no memory")
+        return forward(sample, *arguments, **named)
+
+    monkeypatch.setattr(digits.model, "forward", short_of_memory)
+    assert torch.equal(images_of(digits, range(7), 8), expected)
+    assert sizes == [7, 4, *[2] * 15, *[1] * 5]
+    monkeypatch.setattr(digits.model, "forward", lambda sample, *_, **named: forward(torch.empty(2**60)))
+    with pytest.raises(RuntimeError):
+        images_of(digits, range(1), 8)
+
+
+def test_bfloat16_makes_nearly_the_same_images(digits):
+    exact, rounded = images_of(digits, range(8), 8).int(), images_of(digits, range(8), 8, precision="bfloat16").int()
+    assert not torch.equal(exact, rounded)
+    assert (exact - rounded).abs().float().mean() < 2, "of 255 grey levels"
+    with pytest.raises(MaskproError, match="precision is 'float16'; allowed: float32, bfloat16"):
+        images_of(digits, range(1), 1, precision="float16")
+
+
+def test_a_compiled_network_makes_the_images(digits, monkeypatch):
+    """Compiled by the backend that changes nothing: that of users takes a minute and a C++ compiler or a GPU."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    assert torch.equal(images_of(digits, range(3), 3, compile=True), images_of(digits, range(3), 3))
+
+
 def test_samplings_that_do_not_fit_are_refused(digits):
     with pytest.raises(MaskproError, match="sampler is 'euler'; allowed: ddim, ddpm"):
         images_of(digits, range(1), 1, sampler="euler")
@@ -82,7 +116,7 @@ def test_samplings_that_do_not_fit_are_refused(digits):
     with pytest.raises(
         MaskproError, match="variance_type of the model's noise schedule is 'learned'; allowed with sampler"
     ):
-        generate(digits.model, learned, shape=(1, 8, 8), indices=range(1), sampler="ddpm", steps=2, seed=0, batch_size=1)
+        SamplingPlan(scheduler=learned, shape=(1, 8, 8), sampler="ddpm", steps=2, seed=0, batch_size=1)
 
 
 def test_grids_and_images_are_pictures(digits, tmp_path):
@@ -90,7 +124,7 @@ def test_grids_and_images_are_pictures(digits, tmp_path):
     save_grid(images, tmp_path / "grid.png")
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.size == (2 * 34 + 2, 3 * 34 + 2)
-    write_images(images, tmp_path / "images")
+    write_images(images, range(10, 16), tmp_path / "images")
     assert len(list((tmp_path / "images").iterdir())) == 6
-    with Image.open(tmp_path / "images" / "00000.png") as image:
+    with Image.open(tmp_path / "images" / "00010.png") as image:
         assert np.asarray(image).tolist() == images[0, 0].tolist()

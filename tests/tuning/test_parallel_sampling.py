@@ -1,0 +1,32 @@
+"""Images of the final evaluation, made by several processes."""
+
+import pytest
+import ray
+import torch
+
+from maskpro.evaluation.comparison import make_chunks
+from maskpro.evaluation.sampling import SamplingPlan
+from maskpro.tuning.parallel_sampling import ray_chunks
+from maskpro.tuning.resources import start_ray
+
+
+@pytest.fixture
+def resources():
+    yield start_ray(None, cpus=1.0, gpus=0.0)
+    ray.shutdown()
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_all_nodes_together_make_the_images_that_one_process_makes(digits, resources, sampler):
+    plan = SamplingPlan(scheduler=digits.scheduler, shape=(1, 8, 8), sampler=sampler, steps=3, seed=0, batch_size=4)
+    chunks = [range(8), range(12, 20), range(20, 22)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as many as a task has
+    try:
+        expected = list(make_chunks(digits.model, plan, chunks))
+    finally:
+        torch.set_num_threads(threads)
+    found = list(ray_chunks(resources)(digits.model, plan, chunks))
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    other = list(ray_chunks(resources)(digits.model, plan, chunks[1:]))
+    assert all(torch.equal(*pair) for pair in zip(other, expected[1:], strict=True))
