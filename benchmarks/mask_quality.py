@@ -109,7 +109,9 @@ def run_job(job: Job, open_: partial[Workload], device: str) -> dict[str, Any]:
     workload, place = open_(), torch.device(device)
     pattern = NMPattern.parse(job.pattern)
     dense = workload.model.to(place)
-    masked = MaskedModel(copy.deepcopy(dense), pattern=pattern, layout="channel")
+    settings = dict(job.settings)
+    targets = settings.pop("targets", ("all",))
+    masked = MaskedModel(copy.deepcopy(dense), pattern=pattern, layout="channel", targets=targets)
     test = workload.held_out_samples("test", place)
     magnitude = magnitude_mask(masked)
     masks = {"dense": torch.ones_like(masked.mask), "initial": magnitude}
@@ -127,7 +129,7 @@ def run_job(job: Job, open_: partial[Workload], device: str) -> dict[str, Any]:
         row |= {"seconds": 0.0, "evaluations": 0}
     else:
         masked.set_mask(magnitude)
-        learned, early, mask = _learn(_trainer(job, workload, dense, masked), job)
+        learned, early, mask = _learn(_trainer(job, settings, workload, dense, masked), job)
         row |= learned
         masks["early"] = early
     losses = {}
@@ -146,13 +148,13 @@ def run_job(job: Job, open_: partial[Workload], device: str) -> dict[str, Any]:
     return row
 
 
-def _trainer(job: Job, workload: Workload, dense: nn.Module, masked: MaskedModel) -> MaskTrainer:
-    device, masks = masked.base.device, job.settings.get("masks_per_step", 1)
-    forward_only = job.settings["estimator"] == "policy_gradient"
-    # Every sample is taken once, for a fresh one teaches more than an old one; its teacher or baseline value is one more.
-    passes_per_sample = (masks if forward_only else 3) + 1
-    distinct = job.evaluations // passes_per_sample
-    config = TrainerConfig(**job.settings, dataset_size=distinct, budget_samples=distinct * masks, seed=job.seed)
+def _trainer(job: Job, settings: dict[str, Any], workload: Workload, dense: nn.Module, masked: MaskedModel) -> MaskTrainer:
+    device, masks = masked.base.device, settings.get("masks_per_step", 1)
+    forward_only = settings["estimator"] == "policy_gradient"
+    # Of a sample: passes of each of its visits, and one for its teacher's output or baseline loss.
+    visits = settings.pop("visits", 1)
+    distinct = job.evaluations // (visits * (masks if forward_only else 3) + 1)
+    config = TrainerConfig(**settings, dataset_size=distinct, budget_samples=distinct * visits * masks, seed=job.seed)
     objective = workload.training_objective(seed=job.seed, device=device)
     teacher = teacher_outputs(dense, objective) if config.target == "teacher" else None
     return MaskTrainer(

@@ -177,9 +177,7 @@ def _trainer(
         baseline=baseline if config.estimator == "policy_gradient" else None,
         initial_val_loss=1.0,
     )
-    teacher.blocks(0, 4)
-    if config.estimator == "policy_gradient":
-        baseline.blocks(0, 4)
+    (teacher if config.estimator == "straight_through" else baseline)(torch.arange(256))
     return trainer
 
 

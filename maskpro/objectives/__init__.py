@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 # Samples computed together wherever a value per sample is kept: fixed, so that the value never depends on the caller.
 _BLOCK = 64
+# Samples of a part of a table that processes share.
+PART = 16 * _BLOCK
 
 
 class Objective(Protocol):
@@ -52,8 +54,18 @@ class HeldOutSamples:
     def first(self, size: int) -> HeldOutSamples:
         """The first of these samples, at least `size` of them where there are so many."""
         part = HeldOutSamples(self._objective, 0)
-        part._batches = self._batches[: num_blocks(size)]
+        part._batches = self._batches[: -(-size // _BLOCK)]
         return part
+
+
+class Shelf(Protocol):
+    """Where processes leave parts of a table of sample values for each other; part k is of `PART` samples from k * PART."""
+
+    def get(self, part: int) -> Tensor | None:
+        """The values `[PART, ...]` on the CPU, if somebody has left them; they are only read."""
+
+    def put(self, part: int, values: Tensor) -> None:
+        """Leave the values `[PART, ...]`, on the CPU, for others."""
 
 
 class SampleValues:
@@ -63,45 +75,45 @@ class SampleValues:
     its index alone, whoever asks first and with whatever batch size.
 
     Args:
-        known: values `[K * 64, ...]` of the first samples, computed elsewhere in the same way.
-        device: where the values are wanted; needed with `known`.
+        shelf: where values are looked for before they are computed, and left for others.
+        device: where values are wanted; needed with `shelf`.
     """
 
-    def __init__(
-        self, compute: Callable[[Tensor], Tensor], known: Tensor | None = None, device: torch.device | None = None
-    ):
+    def __init__(self, compute: Callable[[Tensor], Tensor], shelf: Shelf | None = None, device: torch.device | None = None):
         self._compute = compute
-        self._known = known
+        self._shelf = shelf
         self._device = device
         self._blocks: dict[int, Tensor] = {}
 
     def __call__(self, indices: Tensor) -> Tensor:
         """Values `[B, ...]` of the samples of `indices` `[B]`."""
-        if self._known is not None and indices.max() < len(self._known):
-            return self._known[indices].to(self._device)
-        return torch.stack([self._block(index // _BLOCK)[index % _BLOCK] for index in indices.tolist()])
-
-    def blocks(self, start: int, stop: int) -> Tensor:
-        """Values of the blocks `start` to `stop - 1`, `[(stop - start) * 64, ...]` on the CPU."""
-        return torch.cat([self._block(number).cpu() for number in range(start, stop)])
+        values = torch.stack([self._block(index // _BLOCK)[index % _BLOCK] for index in indices.tolist()])
+        return values if self._device is None else values.to(self._device)
 
     def _block(self, number: int) -> Tensor:
         if number not in self._blocks:
-            with torch.no_grad():
-                self._blocks[number] = self._compute(torch.arange(number * _BLOCK, (number + 1) * _BLOCK))
+            if self._shelf is None:
+                self._blocks[number] = self._computed(number)
+            else:
+                part, size = number * _BLOCK // PART, PART // _BLOCK
+                values = self._shelf.get(part)
+                if values is None:
+                    made = [self._computed(block) for block in range(part * size, (part + 1) * size)]
+                    values = torch.cat(made).cpu()
+                    self._shelf.put(part, values)
+                self._blocks.update(enumerate(values.split(_BLOCK), start=part * size))
         return self._blocks[number]
 
-
-def num_blocks(samples: int) -> int:
-    """Blocks of SampleValues that hold the first `samples` samples."""
-    return -(-samples // _BLOCK)
+    @torch.no_grad()
+    def _computed(self, number: int) -> Tensor:
+        return self._compute(torch.arange(number * _BLOCK, (number + 1) * _BLOCK))
 
 
 def teacher_outputs(
-    dense: nn.Module, objective: Objective, *, known: Tensor | None = None, device: torch.device | None = None
+    dense: nn.Module, objective: Objective, *, shelf: Shelf | None = None, device: torch.device | None = None
 ) -> SampleValues:
-    """The dense network's outputs on an objective's samples; `known` and `device` as in SampleValues."""
-    return SampleValues(lambda indices: objective.predict(dense, objective.batch(indices)), known, device)
+    """The dense network's outputs on an objective's samples; `shelf` and `device` as in SampleValues."""
+    return SampleValues(lambda indices: objective.predict(dense, objective.batch(indices)), shelf, device)
 
 
 def baseline_losses(
@@ -109,7 +121,7 @@ def baseline_losses(
     objective: Objective,
     teacher: SampleValues | None,
     *,
-    known: Tensor | None = None,
+    shelf: Shelf | None = None,
     device: torch.device | None = None,
 ) -> SampleValues:
     """The losses of the network with its initial mask, against the teacher's outputs or (None) the data."""
@@ -121,4 +133,4 @@ def baseline_losses(
             return objective.losses(prediction, batch)
         return objective.teacher_losses(prediction, teacher(indices))
 
-    return SampleValues(compute, known, device)
+    return SampleValues(compute, shelf, device)

@@ -248,7 +248,7 @@ def running_session(experiment: Experiment, interruption: Interruption) -> Itera
     # After Ray, which has a handler of SIGTERM of its own.
     with interruptible(interruption, budget):
         context = replace(experiment.search.context, gpu_share=resources.gpus or 1.0)
-        shared = share_values(context, resources=resources.request, slots=resources.slots)
+        shared = share_values(context, resources=resources.request)
         yield Session(experiment=experiment, resources=resources, context=context, shared=shared, interruption=interruption)
 
 

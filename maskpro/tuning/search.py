@@ -9,7 +9,7 @@ import platform
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
@@ -23,7 +23,7 @@ from maskpro.masked_model import MaskedModel, model_hash
 from maskpro.pattern import NMPattern, parse_layout
 from maskpro.precision import parse_precision
 from maskpro.trackers import check_swanlab
-from maskpro.trainer import Target, TrainerConfig
+from maskpro.trainer import TrainerConfig
 from maskpro.tuning.early_stopping import SCHEDULERS
 from maskpro.tuning.interruption import parse_duration
 from maskpro.tuning.searcher import SEARCHERS
@@ -250,8 +250,6 @@ def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Pl
 
 
 def _context(options: SearchOptions, space: SearchSpace, workload: Workload, max_samples: int) -> TrialContext:
-    estimators = space.choices("estimator", TrainerConfig().estimator)
-    targets = [target for target in get_args(Target) if target in space.choices("target", TrainerConfig().target)]
     return TrialContext(
         # Without the test images: no trial can see them.
         workload=replace(workload, images=replace(workload.images, test=workload.images.test[:0])),
@@ -268,7 +266,6 @@ def _context(options: SearchOptions, space: SearchSpace, workload: Workload, max
             for layout in space.choices("layout", space.layout)
             for initial_mask in space.choices("initial_mask", space.initial_mask)
         ),
-        baseline_targets=tuple(targets) if "policy_gradient" in estimators else (),
         table_samples=min(max(space.choices("dataset_size", TrainerConfig().dataset_size)), max_samples),
         storage=f"{options.storage_path}/{options.experiment}" if options.storage_path else f"{options.folder}/trials",
         cpus=options.cpus_per_trial,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,11 +17,13 @@ from torch import nn
 from maskpro.errors import MaskproError
 from maskpro.initial_masks import InitialMaskMethod, one_shot_mask
 from maskpro.masked_model import MaskedModel
-from maskpro.objectives import baseline_losses, num_blocks, teacher_outputs
+from maskpro.objectives import teacher_outputs
 from maskpro.pattern import NMPattern, parse_layout
-from maskpro.trainer import Target
+from maskpro.tuning.tables import start_keeper
 from maskpro.workloads import Workload
 
+# Name of the table of the dense network's outputs; those of initial masks' losses are (format, target).
+TEACHER = "teacher"
 # Of a node's object store that a table may take; a larger one is computed by each trial's process for itself.
 _STORE_SHARE = 0.3
 
@@ -41,7 +42,6 @@ class TrialContext:
 
     Attributes:
         formats: all that the search space allows.
-        baseline_targets: what the policy gradient is trained against, if the space has it at all.
         table_samples: calibration samples that a trial can see.
         storage: folder of the trials' checkpoints, a path or a URI.
         gpu_share: of one GPU, that a trial may fill.
@@ -56,7 +56,6 @@ class TrialContext:
     report_samples: int
     seed: int
     formats: tuple[MaskFormat, ...]
-    baseline_targets: tuple[Target, ...] = ()
     table_samples: int = 0
     storage: str = ""
     cpus: float = 1.0
@@ -70,14 +69,33 @@ class SharedValues:
     Attributes:
         dense_val_loss: held-out loss of the dense network.
         initial_val_losses: held-out loss of each initial mask.
-        teacher: the dense network's outputs on the first calibration samples, or None.
-        baselines: the initial masks' losses on them, by (format, target).
+        keeper: of the dense network's outputs and the initial masks' losses on calibration samples; None where they would
+            not fit, and every process makes its own.
     """
 
     dense_val_loss: float
     initial_val_losses: dict[MaskFormat, float]
-    teacher: np.ndarray | None = None
-    baselines: dict[tuple[MaskFormat, Target], np.ndarray] = field(default_factory=dict)
+    keeper: Any = None
+
+
+@dataclass(frozen=True)
+class RayShelf:
+    """One table of a keeper. What can't be had of it, because a process was lost, counts as not there."""
+
+    keeper: Any
+    name: Hashable
+
+    def get(self, part: int) -> torch.Tensor | None:
+        """See `Shelf`; the memory belongs to the object store."""
+        try:
+            found = ray.get(self.keeper.get.remote((self.name, part)))
+            return read_only(ray.get(found[0])) if found else None
+        except ray.exceptions.RayError:
+            return None
+
+    def put(self, part: int, values: torch.Tensor) -> None:
+        """See `Shelf`."""
+        self.keeper.put.remote((self.name, part), values.numpy())
 
 
 def trial_device() -> torch.device:
@@ -105,8 +123,11 @@ def initial_masked(
     return masked
 
 
-def share_values(context: TrialContext, *, resources: dict[str, float], slots: int) -> SharedValues:
-    """Judge the dense network and the initial masks, and make the tables, in tasks that have a trial's resources.
+def share_values(context: TrialContext, *, resources: dict[str, float]) -> SharedValues:
+    """Judge the dense network and the initial masks, in tasks that have a trial's resources, and open the tables.
+
+    The first part of the teacher's table, which every trial needs for its first report, is made meanwhile; the others are
+    made by the trials that need them first.
 
     Raises:
         MaskproError: a held-out loss is not finite.
@@ -114,13 +135,9 @@ def share_values(context: TrialContext, *, resources: dict[str, float], slots: i
     stored = ray.put(context)
     remote = {"num_cpus": resources["cpu"], "num_gpus": resources["gpu"]}
     judged = ray.remote(**remote)(_held_out_losses).remote(stored)
-    blocks = num_blocks(context.table_samples) if _fits(context) else 0
-    edges = np.linspace(0, blocks, max(1, min(slots, blocks)) + 1).astype(int)
-    parts = [
-        ray.remote(**remote)(_tables).remote(stored, int(start), int(stop))
-        for start, stop in itertools.pairwise(edges)
-        if stop > start
-    ]
+    keeper = start_keeper() if context.table_samples and _fits(context) else None
+    if keeper is not None:
+        ray.remote(**remote)(_first_part).remote(stored, keeper)
     dense_val_loss, initial_val_losses = ray.get(judged)
     for what, loss in {"dense network": dense_val_loss, **initial_val_losses}.items():
         if not math.isfinite(loss):
@@ -129,13 +146,7 @@ def share_values(context: TrialContext, *, resources: dict[str, float], slots: i
                 f"held-out loss of the {name} of {context.workload.model_source} is {loss}; "
                 "allowed: a finite one (check --model)"
             )
-    tables: list[tuple[np.ndarray, dict[tuple[MaskFormat, Target], np.ndarray]]] = ray.get(parts)
-    return SharedValues(
-        dense_val_loss=dense_val_loss,
-        initial_val_losses=initial_val_losses,
-        teacher=np.concatenate([teacher for teacher, _ in tables]) if tables else None,
-        baselines={key: np.concatenate([part[key] for _, part in tables]) for key in (tables[0][1] if tables else ())},
-    )
+    return SharedValues(dense_val_loss=dense_val_loss, initial_val_losses=initial_val_losses, keeper=keeper)
 
 
 def mask_format(context: TrialContext, settings: Mapping[str, Any]) -> MaskFormat:
@@ -161,19 +172,11 @@ def _held_out_losses(context: TrialContext) -> tuple[float, dict[MaskFormat, flo
     return validation.mean_loss(dense), initial
 
 
-def _tables(context: TrialContext, start: int, stop: int) -> tuple[np.ndarray, dict[tuple[MaskFormat, Target], np.ndarray]]:
+def _first_part(context: TrialContext, keeper: Any) -> None:
     device = prepare_process(context)
     dense = context.workload.model.to(device)
     objective = context.workload.training_objective(seed=context.seed, device=device)
-    teacher = teacher_outputs(dense, objective)
-    outputs = teacher.blocks(start, stop)
-    baselines = {}
-    for form in context.formats if context.baseline_targets else ():
-        initial = initial_masked(context, dense, form).model
-        for target in context.baseline_targets:
-            losses = baseline_losses(initial, objective, teacher if target == "teacher" else None)
-            baselines[form, target] = losses.blocks(start, stop).numpy()
-    return outputs.numpy(), baselines
+    teacher_outputs(dense, objective, shelf=RayShelf(keeper, TEACHER), device=device)(torch.zeros(1, dtype=torch.int64))
 
 
 def prepare_process(context: TrialContext) -> torch.device:
@@ -186,10 +189,8 @@ def prepare_process(context: TrialContext) -> torch.device:
     return device
 
 
-def table(array: np.ndarray | None) -> torch.Tensor | None:
-    """A table as a tensor over the same memory, which belongs to the object store: it is only read."""
-    if array is None:
-        return None
+def read_only(array: np.ndarray) -> torch.Tensor:
+    """An array of the object store as a tensor over the same memory."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(array)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,18 @@ from safetensors.torch import load_file, save_file
 
 from maskpro.evaluation.comparison import loss_improvement, recovery
 from maskpro.files import read_json, write_json
-from maskpro.objectives import Objective, SampleValues, baseline_losses, teacher_outputs
+from maskpro.objectives import Objective, SampleValues, Shelf, baseline_losses, teacher_outputs
 from maskpro.trainer import MaskTrainer, NonFiniteLossError, TrainerConfig
 from maskpro.tuning.adapters import CHECKPOINT, FOLDER, NUMBER, SEED
 from maskpro.tuning.shared import (
+    TEACHER,
     MaskFormat,
+    RayShelf,
     SharedValues,
     TrialContext,
     initial_masked,
     mask_format,
     prepare_process,
-    table,
 )
 
 TENSORS_FILE = "state.safetensors"
@@ -88,13 +90,18 @@ class MaskTrainable(Trainable):
         return self._trainer
 
     def _teacher(self, objective: Objective, seed: int) -> SampleValues:
-        """The dense network's outputs: the shared table for the search's own seed; kept from trial to trial."""
+        """The dense network's outputs: from the shared table for the search's own seed; kept from trial to trial."""
         if self._values_seed != seed:
             self._values, self._values_seed = {}, seed
         if "teacher" not in self._values:
-            known = table(self._shared.teacher) if seed == self._context.seed else None
-            self._values["teacher"] = teacher_outputs(self._dense, objective, known=known, device=self._device)
+            shelf = self._shelf(TEACHER, seed)
+            self._values["teacher"] = teacher_outputs(self._dense, objective, shelf=shelf, device=self._device)
         return self._values["teacher"]
+
+    def _shelf(self, name: Hashable, seed: int) -> Shelf | None:
+        """A shared table, which is of the search's own seed."""
+        keeper = self._shared.keeper
+        return RayShelf(keeper, name) if keeper is not None and seed == self._context.seed else None
 
     def _baseline(self, config: TrainerConfig, objective: Objective, form: MaskFormat) -> SampleValues | None:
         """The initial mask's losses, kept from trial to trial; only the policy gradient needs them."""
@@ -106,7 +113,7 @@ class MaskTrainable(Trainable):
                 initial_masked(self._context, self._dense, form).model,
                 objective,
                 self._values["teacher"] if config.target == "teacher" else None,
-                known=table(self._shared.baselines.get(key)) if config.seed == self._context.seed else None,
+                shelf=self._shelf(key, config.seed),
                 device=self._device,
             )
         return self._values[key]

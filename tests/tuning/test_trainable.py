@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import ray
 import torch
 from conftest import CPU
 
@@ -14,10 +16,10 @@ from maskpro.objectives.diffusion import DiffusionObjective
 from maskpro.tuning import shared as shared_module
 from maskpro.tuning.shared import (
     MaskFormat,
+    RayShelf,
     SharedValues,
     TrialContext,
     _held_out_losses,
-    _tables,
     initial_masked,
     prepare_process,
 )
@@ -53,7 +55,6 @@ def context(digits, tmp_path_factory):
         report_samples=40,
         seed=0,
         formats=FORMATS,
-        baseline_targets=("teacher", "noise"),
         table_samples=80,
         storage=str(tmp_path_factory.mktemp("storage")),
     )
@@ -62,8 +63,15 @@ def context(digits, tmp_path_factory):
 @pytest.fixture(scope="module")
 def shared(context):
     dense, initial = _held_out_losses(context)
-    teacher, baselines = _tables(context, 0, 2)
-    return SharedValues(dense_val_loss=dense, initial_val_losses=initial, teacher=teacher, baselines=baselines)
+    return SharedValues(dense_val_loss=dense, initial_val_losses=initial)
+
+
+class Keeper(dict):
+    """As an actor of TableKeeper, without one."""
+
+    def __init__(self):
+        self.get = SimpleNamespace(remote=lambda key: [self[key]] if key in self else [])
+        self.put = SimpleNamespace(remote=lambda key, values: self.setdefault(key, np.array(values)))
 
 
 @pytest.fixture
@@ -106,25 +114,42 @@ def test_trials_on_a_reused_actor_equal_trials_on_fresh_ones(start):
     assert found[0] == found[4] != found[3]
 
 
-@pytest.mark.parametrize("config", [FIRST, SECOND, NOISE])
-def test_shared_tables_change_nothing(context, shared, config):
-    class Alone(MaskTrainable):
-        def setup(self, config):
-            super().setup(config, context=context, shared=replace(shared, teacher=None, baselines={}))
+@pytest.mark.parametrize(
+    ("config", "parts"),
+    [
+        (FIRST, {("teacher", 0)}),
+        (SECOND, {(name, part) for name in ("teacher", (FORMATS[0], "teacher")) for part in range(2)}),
+        (NOISE, {((FORMATS[0], "noise"), part) for part in range(2)}),
+    ],
+)
+def test_shared_tables_change_nothing(context, shared, config, parts, monkeypatch):
+    """The first trial makes the parts and leaves them, the second takes them, the third does without."""
+    monkeypatch.setattr("ray.get", lambda part: part)
+    monkeypatch.setattr("maskpro.objectives.PART", 64)
+    keeper = Keeper()
 
-    class Together(MaskTrainable):
-        def setup(self, config):
-            super().setup(config, context=context, shared=shared)
+    def started(keeper):
+        class Started(MaskTrainable):
+            def setup(self, config):
+                super().setup(config, context=context, shared=replace(shared, keeper=keeper))
 
-    assert results(Alone(dict(config))) == results(Together(dict(config)))
+        return Started(dict(config))
+
+    first = results(started(keeper))
+    assert keeper.keys() == parts
+    made = dict(keeper)
+    assert results(started(keeper)) == first == results(started(None))
+    assert all(keeper[key] is made[key] for key in keeper)
 
 
-def test_tables_do_not_depend_on_how_they_are_split(context, shared):
-    parts = [_tables(context, start, start + 1) for start in range(2)]
-    assert np.array_equal(np.concatenate([teacher for teacher, _ in parts]), shared.teacher)
-    assert parts[0][1].keys() == shared.baselines.keys()
-    for key, whole in shared.baselines.items():
-        assert np.array_equal(np.concatenate([baselines[key] for _, baselines in parts]), whole)
+def test_a_part_whose_process_is_lost_is_made_again(monkeypatch):
+    def lost(part):
+        raise ray.exceptions.OwnerDiedError("0" * 56, "", "")
+
+    keeper = Keeper()
+    keeper["x", 3] = np.zeros(2)
+    monkeypatch.setattr("ray.get", lost)
+    assert RayShelf(keeper, "x").get(3) is None
 
 
 @pytest.mark.parametrize(("share", "fits"), [(1, False), (4, True)])

@@ -1,0 +1,35 @@
+"""Tables that processes share through Ray's object store."""
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from maskpro.tuning.resources import start_ray
+from maskpro.tuning.shared import RayShelf
+from maskpro.tuning.tables import start_keeper
+
+
+@pytest.fixture
+def keeper():
+    start_ray(None, cpus=1.0, gpus=0.0)
+    yield start_keeper()
+    ray.shutdown()
+
+
+def test_what_one_process_leaves_the_others_read_also_when_it_is_gone(keeper):
+    shelf, values = RayShelf(keeper, ("format", "teacher")), torch.arange(6.0).view(2, 3)
+    assert shelf.get(4) is None
+
+    @ray.remote(max_calls=1)  # its process ends with it
+    def leave(keeper):
+        keeper.put.remote(("format", "teacher"), np.zeros(0))  # another key
+        ray.get(keeper.put.remote((("format", "teacher"), 4), np.arange(6, dtype=np.float32).reshape(2, 3)))
+
+    ray.get(leave.remote(keeper))
+    assert torch.equal(shelf.get(4), values)
+    shelf.put(4, values + 1)
+    assert torch.equal(shelf.get(4), values), "the first one stays"
+    assert RayShelf(keeper, "teacher").get(4) is None
+    ray.kill(keeper)
+    assert shelf.get(4) is None, "a lost keeper counts as nothing there"
