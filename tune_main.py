@@ -12,10 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-try:
-    from maskpro.cli import run_command
-except ImportError as error:  # such as a torch and a torchvision that don't fit together
-    raise SystemExit(f"error: {error}") from None
+from maskpro.cli import run_command
 
 _Option = typer.Option
 

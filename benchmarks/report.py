@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from maskpro.tuning.search import hardware
+from maskpro.hardware import hardware
 
 
 def hardware_line() -> str:

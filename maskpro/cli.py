@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from maskpro.errors import MaskproError
+from maskpro.installation import check_installation
 
 _SETTINGS: dict[str, Any] = {
     "add_completion": False,
@@ -23,6 +25,7 @@ app = typer.Typer(
     **_SETTINGS,
     no_args_is_help=True,
     help="Learn and evaluate n:m sparse masks of frozen diffusion networks. The search itself is tune_main.py.",
+    callback=check_installation,
 )
 
 Workload = Annotated[str, typer.Option("--workload", "--dataset", help="digits (embedded) or cifar10.")]
@@ -41,8 +44,14 @@ Seed = Annotated[int, typer.Option(help="Of calibration samples and sampled mask
 
 def run_command(command: Callable[..., Any]) -> None:
     """Run a typer command; a user's mistake ends in one sentence and exit status 2."""
+
+    @wraps(command)
+    def checked(**options: Any) -> Any:
+        check_installation()
+        return command(**options)
+
     single = typer.Typer(**_SETTINGS)
-    single.command()(command)
+    single.command()(checked)
     run_app(single)
 
 

@@ -95,14 +95,20 @@ def cifar10_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_trainer(
-    workload: Workload, *, targets: tuple[str, ...] = ("all",), pattern: str = "2:4", **settings: object
+    workload: Workload,
+    *,
+    targets: tuple[str, ...] = ("all",),
+    pattern: str = "2:4",
+    device: torch.device = CPU,
+    **settings: object,
 ) -> MaskTrainer:
     """A trainer on a workload's magnitude mask with small held-out data."""
+    dense = copy.deepcopy(workload.model).to(device)
     config = TrainerConfig(**{"batch_size": 8, "dataset_size": 64, "budget_samples": 64, **settings})
-    objective = workload.training_objective(seed=0, device=CPU)
-    held_out = DiffusionObjective(workload.scheduler, workload.images.validation, seed=1, device=CPU, strata=32)
-    masked = magnitude_masked_model(workload.model, pattern=NMPattern.parse(pattern), layout="channel", targets=targets)
-    teacher = teacher_outputs(workload.model, objective)
+    objective = workload.training_objective(seed=0, device=device)
+    held_out = DiffusionObjective(workload.scheduler, workload.images.validation, seed=1, device=device, strata=32)
+    masked = magnitude_masked_model(dense, pattern=NMPattern.parse(pattern), layout="channel", targets=targets)
+    teacher = teacher_outputs(dense, objective)
     return MaskTrainer(
         config,
         masked=masked,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import platform
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -18,6 +17,7 @@ from maskpro.evaluation.comparison import resolve_sampling
 from maskpro.evaluation.frechet import open_features
 from maskpro.evaluation.sampling import parse_sampler
 from maskpro.files import refuse_existing
+from maskpro.hardware import hardware
 from maskpro.initial_masks import parse_initial_mask
 from maskpro.masked_model import MaskedModel, model_hash
 from maskpro.pattern import NMPattern, parse_layout
@@ -187,12 +187,6 @@ def _stored_option(name: str, value: Any) -> Any:
     """An option as JSON; folders are made absolute, so that a search can be resumed from anywhere."""
     is_folder = isinstance(value, Path) or (name == "model" and value is not None and Path(value).is_dir())
     return str(Path(value).absolute()) if is_folder else value
-
-
-def hardware() -> dict[str, Any]:
-    """Processor, cores and GPUs of this machine."""
-    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    return {"machine": platform.machine(), "system": platform.platform(), "cpus": os.cpu_count(), "gpus": gpus}
 
 
 def prepare_search(options: SearchOptions) -> Search:

@@ -1,0 +1,136 @@
+"""Images per second of the final evaluation's sampler beside diffusers' own pipelines, called plainly.
+
+python -m benchmarks.sampling_speed                                    # the embedded network, DDIM-50 and DDPM-1000
+python -m benchmarks.sampling_speed --network cifar10 --device cuda --images 2048 --batch-sizes "256 512 1024"
+
+Each row's variants make the same number of images one after the other in one process, `--rounds` times, and the median is
+taken; of the pipeline at its best batch size. "difference" is of the images from those of float32 without compilation, in
+grey levels of 255: mean, and the largest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import torch
+import typer
+from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
+from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from torch import Tensor
+
+from benchmarks.report import hardware_line, print_table
+from benchmarks.step_cost import open_network
+from maskpro.cli import run_command
+from maskpro.evaluation.sampling import Sampler, SamplingPlan, parse_sampler
+
+
+def _seconds(run: Callable[[], Any], device: torch.device, rounds: int) -> float:
+    run()
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def _plainly(pipeline: Any, images: int, batch_size: int, steps: int, device: torch.device) -> None:
+    for start in range(0, images, batch_size):
+        count = min(batch_size, images - start)
+        pipeline(
+            batch_size=count, num_inference_steps=steps, generator=torch.Generator().manual_seed(start), output_type="np"
+        )
+
+
+def measure(
+    name: str, sampler: Sampler, *, steps: int, images: int, batch_sizes: list[int], device: torch.device, rounds: int
+) -> list[dict[str, str]]:
+    """The rows of a sampler: the pipeline at its best batch size, then ours in each precision, compiled on a GPU."""
+    network, scheduler, real = open_network(name)
+    network = network.to(device)
+    if sampler == "ddim":
+        pipeline: Any = DDIMPipeline(unet=network, scheduler=DDIMScheduler.from_config(scheduler.config))
+    else:
+        pipeline = DDPMPipeline(unet=network, scheduler=scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    found = {}
+    for batch_size in batch_sizes:
+        with contextlib.suppress(torch.OutOfMemoryError):
+            found[batch_size] = _seconds(
+                lambda size=batch_size: _plainly(pipeline, images, size, steps, device), device, rounds
+            )
+    best = min(found, key=lambda size: found[size])
+    rows = [_row(name, sampler, steps, f"diffusers, batch {best}", images / found[best], 1.0, None, None)]
+    exact: Tensor | None = None
+    for precision in ("float32", "bfloat16"):
+        for compiled in (False, True) if device.type == "cuda" else (False,):
+            plan = SamplingPlan(
+                scheduler=scheduler,
+                shape=tuple(real.shape[1:]),
+                sampler=sampler,
+                steps=steps,
+                seed=0,
+                batch_size=256,
+                precision=precision,  # type: ignore[arg-type]
+                compile=compiled,
+            )
+            made = plan.images(network, range(images))
+            exact = made if exact is None else exact
+            seconds = _seconds(lambda plan=plan: plan.images(network, range(images)), device, rounds)
+            label = f"ours, {precision}{', compiled' if compiled else ''}"
+            rows.append(_row(name, sampler, steps, label, images / seconds, found[best] / seconds, made, exact))
+    return rows
+
+
+def _row(
+    name: str, sampler: str, steps: int, label: str, speed: float, ratio: float, made: Tensor | None, exact: Tensor | None
+) -> dict[str, str]:
+    apart = None if made is None or exact is None else (made.int() - exact.int()).abs().float()
+    return {
+        "network": name,
+        "sampler": f"{sampler}, {steps} steps",
+        "made by": label,
+        "images/s": f"{speed:.1f}",
+        "to diffusers": f"{ratio:.2f}",
+        "difference": "" if apart is None else f"{apart.mean():.2f}, {apart.max():.0f}",
+    }
+
+
+def main(
+    network: Annotated[str, typer.Option(help="embedded, or cifar10 (untrained).")] = "embedded",
+    samplers: Annotated[str, typer.Option(help="name:steps, with spaces between them.")] = "ddim:50 ddpm:1000",
+    images: Annotated[int, typer.Option(min=1, help="Of each variant.")] = 256,
+    batch_sizes: Annotated[str, typer.Option(help="Of diffusers' pipelines, of which the fastest is taken.")] = "64 256",
+    rounds: Annotated[int, typer.Option(min=1, help="Of which the medians are taken.")] = 3,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="Of the CPU; default: as torch chooses.")] = None,
+) -> None:
+    """Print images per second of the sampler and of diffusers' pipelines."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    place = torch.device(device)
+    rows = []
+    for text in samplers.split():
+        sampler, _, steps = text.partition(":")
+        rows += measure(
+            network,
+            parse_sampler(sampler),
+            steps=int(steps),
+            images=images,
+            batch_sizes=[int(size) for size in batch_sizes.split()],
+            device=place,
+            rounds=rounds,
+        )
+    name = torch.cuda.get_device_name(place) if place.type == "cuda" else f"{torch.get_num_threads()} threads"
+    print_table(f"{images} images, {name}; {hardware_line()}", rows)
+
+
+if __name__ == "__main__":
+    run_command(main)
