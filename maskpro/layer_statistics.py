@@ -10,6 +10,25 @@ from maskpro.masked_model import MaskedModel
 from maskpro.objectives import HeldOutSamples
 
 
+def layer_changes(masked: MaskedModel, initial: Tensor) -> list[dict[str, Any]]:
+    """A row per maskable layer: kept positions of the initial mask (bool `[P / M, M]`) that the mask which is set drops."""
+    rows = []
+    for layer in masked.layers:
+        first, now = (mask.reshape(-1)[layer.start : layer.stop] for mask in (initial, masked.mask))
+        dropped = int((first & ~now).sum())
+        rows.append(
+            {
+                "layer": layer.name,
+                "weights": now.numel(),
+                "learned": layer.learned,
+                "sparsity": 1 - now.float().mean().item(),
+                "changed": dropped,
+                "changed_share": dropped / int(first.sum()),
+            }
+        )
+    return rows
+
+
 def layer_statistics(
     masked: MaskedModel, *, initial: Tensor, learned: Tensor, entropies: Tensor, held_out: HeldOutSamples
 ) -> list[dict[str, Any]]:

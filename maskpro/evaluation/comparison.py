@@ -38,6 +38,8 @@ GENERATION_SEED = 2**32 + 3
 # them leaves a trace in the images.
 _SAMPLING_BATCH = 256
 _CHUNK = _SAMPLING_BATCH
+# Parts of the noise schedule whose losses are told apart.
+_TENTHS = 10
 # Of the picture of a network's first images.
 _GRID_IMAGES = 64
 
@@ -250,12 +252,21 @@ class _Evaluation:
         return figures
 
     def _judge(self, model: nn.Module, features: FeatureStatistics) -> dict[str, Any]:
+        losses = self._test.losses(model)
         return {
             "val_loss": self._validation.mean_loss(model),
-            "test_loss": self._test.mean_loss(model),
+            "test_loss": losses.mean().item(),
+            "test_loss_by_timestep": self._by_timestep(losses),
             "frechet_distance": self._extractor and frechet_distance(features.result(), self._reference),
             "sparsity": sparsity(model),
         }
+
+    def _by_timestep(self, losses: Tensor) -> list[float | None]:
+        """Mean loss of the test samples in each tenth of the noise schedule, from little noise to much."""
+        every: int = self._workload.scheduler.config["num_train_timesteps"]
+        timesteps = torch.cat([batch.timesteps for batch in self._test.batches]).cpu()
+        tenths = [losses[timesteps * _TENTHS // every == tenth] for tenth in range(_TENTHS)]
+        return [part.mean().item() if len(part) else None for part in tenths]
 
     def _images(self, name: str, model: nn.Module, cache: ModelCache) -> Iterator[tuple[range, Tensor]]:
         """The generated images, in chunks: those that were kept are taken, the others made and kept."""

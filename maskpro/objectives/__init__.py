@@ -34,17 +34,17 @@ class Objective(Protocol):
 
 
 class HeldOutSamples:
-    """The first `size` samples of an objective, kept: every model is judged by its losses on the same data."""
+    """The first `size` samples of an objective, kept in `batches`: every model is judged by its losses on the same data."""
 
     def __init__(self, objective: Objective, size: int):
         self._objective = objective
-        self._batches = [objective.batch(indices) for indices in torch.arange(size).split(_BLOCK) if len(indices)]
+        self.batches = [objective.batch(indices) for indices in torch.arange(size).split(_BLOCK) if len(indices)]
 
     @torch.no_grad()
     def losses(self, model: nn.Module) -> Tensor:
         """Loss of every sample against the data, `[size]`, float64 on the CPU."""
         objective = self._objective
-        parts = [objective.losses(objective.predict(model, batch), batch).double() for batch in self._batches]
+        parts = [objective.losses(objective.predict(model, batch), batch).double() for batch in self.batches]
         return torch.cat(parts).cpu()
 
     def mean_loss(self, model: nn.Module) -> float:
@@ -54,7 +54,7 @@ class HeldOutSamples:
     def first(self, size: int) -> HeldOutSamples:
         """The first of these samples, at least `size` of them where there are so many."""
         part = HeldOutSamples(self._objective, 0)
-        part._batches = self._batches[: -(-size // _BLOCK)]
+        part.batches = self.batches[: -(-size // _BLOCK)]
         return part
 
 

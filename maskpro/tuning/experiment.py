@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import fcntl
-import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from maskpro.tuning.searcher import STUDY_FILE, SearchStudy
 from maskpro.tuning.shared import SharedValues, TrialContext, share_values
 from maskpro.tuning.state import Plan, PlannedTrials, SearchState, TrialSource
 from maskpro.tuning.trainable import MaskTrainable, open_checkpoint
+from maskpro.tuning.trial_table import tabulate_trials
 
 TRIALS_FILE = "trials.csv"
 SPACE_FILE = "space.py"
@@ -270,35 +270,6 @@ def _trackers(search: Search) -> list[Callback]:
 
     # Whether it uploads is SwanLab's own setting: SWANLAB_MODE=offline keeps everything on this machine.
     return [SwanLabLoggerCallback(project=search.options.swanlab, log_config=True)]
-
-
-def tabulate_trials(parameters: Mapping[str, Any], records: Sequence[TrialRecord]) -> pd.DataFrame:
-    """A row per trial, in the order of their start; `parameters` has the value of each that is the same in all.
-
-    Status: completed (ran to its budget), stopped (early, by the scheduler), failed, or unfinished (it goes on with the
-    search).
-    """
-    rows = []
-    for record in records:
-        figures = {} if record.failure else record.last
-        rows.append(
-            {
-                "trial": record.number,
-                "trial_id": record.name,
-                **{name: record.params.get(name, value) for name, value in parameters.items()},
-                "status": record.status,
-                "num_samples_seen": record.samples,
-                **{name: figures.get(name, math.nan) for name in ("val_loss", "recovery", "loss_improvement")},
-                "seconds": record.last.get("seconds", math.nan),
-                "seed": record.seed,
-                "source": record.source,
-                "seed_point": record.seed_point,
-                "failure": record.failure,
-            }
-        )
-    table = pd.DataFrame(rows)
-    numbers = dict.fromkeys(("val_loss", "recovery", "loss_improvement", "seconds"), "float64")
-    return table.astype({"seed_point": "Int64", **numbers}) if rows else table
 
 
 def write_trials(experiment: Experiment) -> None:

@@ -16,6 +16,7 @@ from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import ChunkMaker, evaluate_models, make_chunks, masked_copy, with_recovery
 from maskpro.evaluation.sampling import parse_sampler
 from maskpro.files import read_json, replaced_folder, write_json
+from maskpro.layer_statistics import layer_changes
 from maskpro.mask_file import MaskFile, save_mask_file
 from maskpro.masked_model import MaskedModel, model_hash
 from maskpro.precision import parse_precision
@@ -30,6 +31,8 @@ from maskpro.workloads import save_pipeline
 
 BEST_FOLDER = "best"
 EVALUATION_FILE = "final_evaluation.json"
+# In BEST_FOLDER: what the mask changed in each layer.
+LAYERS_FILE = "layers.csv"
 # Sample grids of all candidates, and what an evaluation that was killed goes on from.
 EVALUATION_FOLDER = "evaluation"
 # Beside the experiments: feature statistics of real images.
@@ -222,7 +225,7 @@ def _prediction(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 def write_best(experiment: Experiment, record: TrialRecord) -> None:
     """Write `best/`: a trial's masks, config and checkpoint, whole or not at all."""
     search = experiment.search
-    masked = load_masks(experiment, record)
+    masked, initial = load_masks(experiment, record), _initial(experiment, record)
     facts = _facts(experiment, record, masked)
     content = MaskFile(
         pattern=masked.pattern,
@@ -234,6 +237,7 @@ def write_best(experiment: Experiment, record: TrialRecord) -> None:
     with replaced_folder(experiment.folder / BEST_FOLDER) as new:
         save_mask_file(new / "masks.safetensors", content)
         write_json(new / "config.json", facts)
+        pd.DataFrame(layer_changes(masked, initial.mask)).to_csv(new / LAYERS_FILE, index=False)
         learned = masked_copy(search.workload.model, content.masks, content.pattern, content.layout)
         (new / "checkpoint").mkdir()
         save_pipeline(new / "checkpoint", learned, search.workload.scheduler)
@@ -241,13 +245,16 @@ def write_best(experiment: Experiment, record: TrialRecord) -> None:
 
 def load_masks(experiment: Experiment, record: TrialRecord) -> MaskedModel:
     """The dense network with the best of a trial's validated masks and the initial one."""
-    search = experiment.search
-    masked = initial_masked(
-        search.context, search.workload.model, _format(experiment, record), _targets(experiment, record)
-    )
+    masked = _initial(experiment, record)
     with experiment.checkpoint(record).as_directory() as folder:
         masked.set_mask(load_file(Path(folder) / TENSORS_FILE)["best_mask"])
     return masked
+
+
+def _initial(experiment: Experiment, record: TrialRecord) -> MaskedModel:
+    """The dense network with the mask that a trial began with."""
+    search = experiment.search
+    return initial_masked(search.context, search.workload.model, _format(experiment, record), _targets(experiment, record))
 
 
 def _format(experiment: Experiment, record: TrialRecord) -> MaskFormat:

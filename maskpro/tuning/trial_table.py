@@ -1,0 +1,40 @@
+"""The trials of a search as a table; imports neither Ray nor torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from maskpro.tuning.history import TrialRecord
+
+
+def tabulate_trials(parameters: Mapping[str, Any], records: Sequence[TrialRecord]) -> pd.DataFrame:
+    """A row per trial, in the order of their start; `parameters` has the value of each that is the same in all.
+
+    Status: completed (ran to its budget), stopped (early, by the scheduler), failed, or unfinished (it goes on with the
+    search).
+    """
+    rows = []
+    for record in records:
+        figures = {} if record.failure else record.last
+        rows.append(
+            {
+                "trial": record.number,
+                "trial_id": record.name,
+                **{name: record.params.get(name, value) for name, value in parameters.items()},
+                "status": record.status,
+                "num_samples_seen": record.samples,
+                **{name: figures.get(name, math.nan) for name in ("val_loss", "recovery", "loss_improvement")},
+                "seconds": record.last.get("seconds", math.nan),
+                "seed": record.seed,
+                "source": record.source,
+                "seed_point": record.seed_point,
+                "failure": record.failure,
+            }
+        )
+    table = pd.DataFrame(rows)
+    numbers = dict.fromkeys(("val_loss", "recovery", "loss_improvement", "seconds"), "float64")
+    return table.astype({"seed_point": "Int64", **numbers}) if rows else table
