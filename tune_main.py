@@ -75,7 +75,12 @@ def main(
     if dry_run:
         print(json.dumps(search.describe(), indent=2))
         return
-    raise typer.Exit(run_main_job(search, resume=resume is not None, extend=extend or 0))
+    status = run_main_job(search, resume=resume is not None, extend=extend or 0)
+    if status == 0:
+        from analysis.report import write_report
+
+        print(f"report: {write_report(search.options.folder)}", flush=True)
+    raise typer.Exit(status)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,17 @@
-"""Reading experiments' folders into tidy DataFrames.
+"""Reading experiments' folders, running, ended or crashed, into tidy DataFrames.
 
 python -m analysis.trials results/A [results/B ...]   prints the best trials and the final evaluations
+
+Every frame has a column `experiment`, the folder's name, so that those of several experiments are one frame.
 """
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -14,57 +19,154 @@ from maskpro.cli import run_command
 from maskpro.errors import MaskproError
 from maskpro.files import read_json
 from maskpro.tuning.history import HISTORY_FILE, History
+from maskpro.tuning.trial_table import tabulate_trials
 
 _CURVE_COLUMNS = ["num_samples_seen", "val_loss", "val_loss_now", "train_loss", "recovery", "changed_share", "seconds"]
 
+_TRIAL_COLUMNS = [
+    "trial",
+    "trial_id",
+    "status",
+    "num_samples_seen",
+    "val_loss",
+    "recovery",
+    "seconds",
+    "seed_point",
+    "failure",
+]
+_EXPERIMENT_FILE = "experiment.json"
 
-def load_trials(experiment: Path) -> pd.DataFrame:
-    """A row per trial of a search that has ended: its `trials.csv`.
+
+def load_history(experiment: Path) -> History:
+    """What has happened in a search so far; a line that is being written, or that a kill has torn, is left out.
 
     Raises:
-        MaskproError: there is none in the folder.
-    """
-    path = experiment / "trials.csv"
-    if not path.is_file():
-        raise MaskproError(f"no trials.csv in {experiment}; allowed: the folder of a search that has ended")
-    return pd.read_csv(path, dtype={"seed_point": "Int64", "failure": "string", "trial_id": "string"})
-
-
-def load_curves(experiment: Path) -> pd.DataFrame:
-    """A row per report of every trial, running or ended, all its parts in one: trial_id, samples seen, losses, recovery,
-    seconds.
-
-    Raises:
-        MaskproError: nothing has been reported yet, or it is not the folder of a search.
+        MaskproError: it is not the folder of a search, or its history is broken.
     """
     path = experiment / HISTORY_FILE
-    trials = History(path).trials.values() if path.is_file() else ()
-    curves = pd.DataFrame(
-        [{"trial_id": trial.name, **trial.reports[samples]} for trial in trials for samples in sorted(trial.reports)]
-    )
-    if curves.empty:
-        raise MaskproError(f"no reports of trials in {experiment}; allowed: the folder of a search")
-    return curves.reindex(columns=["trial_id", *_CURVE_COLUMNS])
+    if not path.is_file():
+        raise MaskproError(f"no {HISTORY_FILE} in {experiment}; allowed: the folder of a search")
+    return History(path)
 
 
-def load_evaluation(experiment: Path) -> pd.DataFrame:
-    """The final evaluation: a row per model (dense, initial, learned); recovery and loss_improvement of the learned."""
-    report = read_json(experiment / "final_evaluation.json")
-    models = pd.DataFrame(report["models"]).T
-    for name in ("recovery", "loss_improvement"):
-        models.loc["learned", name] = report[name]
-    return models.rename_axis("model").reset_index()
+def load_description(experiment: Path) -> dict[str, Any]:
+    """The content of `experiment.json`; of any version, so its parts may be missing.
+
+    Raises:
+        MaskproError: there is none.
+    """
+    described = read_json(experiment / _EXPERIMENT_FILE)
+    if not isinstance(described, dict):
+        raise MaskproError(f"{experiment / _EXPERIMENT_FILE} holds no description of a search")
+    return described
+
+
+def searched_parameters(experiment: Path) -> dict[str, dict[str, Any]]:
+    """Parameter to the distribution that it was drawn from, as Optuna describes it in JSON; fixed ones are left out."""
+    space = load_description(experiment).get("space", {}).get("param_space", {})
+    return {name: value for name, value in space.items() if isinstance(value, dict) and "attributes" in value}
+
+
+def load_trials(*experiments: Path) -> pd.DataFrame:
+    """A row per trial: `trials.csv`, but also of searches that are running or were killed.
+
+    Raises:
+        MaskproError: a folder is not that of a search.
+    """
+    parts = []
+    for experiment in experiments:
+        history = load_history(experiment)
+        fixed: dict[str, Any] = {}
+        if (experiment / _EXPERIMENT_FILE).is_file():
+            space = load_description(experiment).get("space", {}).get("param_space", {})
+            fixed = {name: None if isinstance(value, dict) else value for name, value in space.items()}
+        names = dict.fromkeys(name for record in history.searched for name in record.params)
+        table = tabulate_trials({**fixed, **{name: None for name in names if name not in fixed}}, history.searched)
+        if table.empty:
+            table = pd.DataFrame(columns=_TRIAL_COLUMNS)
+        parts.append(_of(experiment, table))
+    return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
+
+
+def load_curves(*experiments: Path) -> pd.DataFrame:
+    """A row per report of every trial, all its parts in one: trial_id, samples seen, losses, recovery, seconds.
+
+    Raises:
+        MaskproError: a folder is not that of a search.
+    """
+    parts = []
+    for experiment in experiments:
+        rows = [
+            {"trial_id": trial.name, **trial.reports[samples]}
+            for trial in load_history(experiment).searched
+            for samples in sorted(trial.reports)
+        ]
+        table = pd.DataFrame(rows).reindex(columns=["trial_id", *_CURVE_COLUMNS])
+        numbers = table[_CURVE_COLUMNS].apply(pd.to_numeric, errors="coerce")
+        parts.append(_of(experiment, pd.concat([table[["trial_id"]], numbers], axis=1)))
+    return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
+
+
+def load_layers(*experiments: Path) -> pd.DataFrame:
+    """A row per layer of each experiment's best mask: weights, sparsity, changed positions; none without a mask."""
+    paths = ((experiment, experiment / "best" / "layers.csv") for experiment in experiments)
+    parts = [_of(experiment, pd.read_csv(path)) for experiment, path in paths if path.is_file()]
+    columns = ["experiment", "layer", "weights", "learned", "sparsity", "changed", "changed_share"]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+def load_evaluation(*experiments: Path) -> pd.DataFrame:
+    """A row per model (dense, initial, learned) of the final evaluations; recovery and loss_improvement of the learned.
+
+    Raises:
+        MaskproError: an experiment has none.
+    """
+    parts = []
+    for experiment in experiments:
+        report = read_json(experiment / "final_evaluation.json")
+        models = pd.DataFrame(list(report["models"].values()), index=list(report["models"]))
+        for name in ("recovery", "loss_improvement"):
+            models.loc["learned", name] = report[name]
+        parts.append(_of(experiment, models.rename_axis("model").reset_index()))
+    return pd.concat(parts, ignore_index=True)
+
+
+def load_timesteps(*experiments: Path) -> pd.DataFrame:
+    """A row per model and tenth of the noise schedule (1: little noise, 10: much): test_loss."""
+    rows = []
+    for experiment in experiments:
+        path = experiment / "final_evaluation.json"
+        models = read_json(path)["models"] if path.is_file() else {}
+        for model, figures in models.items():
+            for tenth, loss in enumerate(figures.get("test_loss_by_timestep", ()), 1):
+                rows.append({"experiment": experiment.name, "model": model, "tenth": tenth, "test_loss": loss})
+    return pd.DataFrame(rows, columns=["experiment", "model", "tenth", "test_loss"])
+
+
+def _of(experiment: Path, table: pd.DataFrame) -> pd.DataFrame:
+    table.insert(0, "experiment", experiment.absolute().name)
+    return table
+
+
+def _text(experiments: list[Path]) -> Iterator[str]:
+    for experiment in experiments:
+        trials = load_trials(experiment)
+        yield f"{experiment}: {len(trials)} trials, {json.dumps(trials['status'].value_counts().to_dict())}"
+        columns = [name for name in trials.columns if name not in ("experiment", "trial_id", "failure")]
+        yield trials.nsmallest(5, "val_loss")[columns].to_string(index=False)
+        if (experiment / "final_evaluation.json").is_file():
+            evaluation = load_evaluation(experiment)
+            yield evaluation.drop(columns=["experiment", "test_loss_by_timestep"], errors="ignore").to_string(index=False)
+        else:
+            yield "no final evaluation yet"
+        yield ""
 
 
 def main(experiments: list[Path]) -> None:
     """Print the best trials and the final evaluation of each experiment."""
-    pd.set_option("display.width", 160, "display.max_columns", 30, "display.precision", 4)
-    for experiment in experiments:
-        trials = load_trials(experiment)
-        print(f"{experiment}: {len(trials)} trials, {trials['status'].value_counts().to_dict()}")
-        print(trials.drop(columns=["trial_id", "failure"]).nsmallest(5, "val_loss").to_string(index=False))
-        print(load_evaluation(experiment).to_string(index=False))
-        print()
+    with pd.option_context("display.width", 160, "display.max_columns", 30, "display.precision", 4):
+        for text in _text(experiments):
+            print(text)
 
 
 if __name__ == "__main__":

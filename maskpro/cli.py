@@ -1,9 +1,10 @@
-"""The `maskpro` commands: thin wrappers of `maskpro.pipeline`."""
+"""The `maskpro` commands: thin wrappers of `maskpro.pipeline`, and of `maskpro.tuning.control` for searches."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
@@ -21,11 +22,20 @@ _SETTINGS: dict[str, Any] = {
     "context_settings": {"token_normalize_func": lambda text: text.replace("_", "-")},
 }
 
+# They look at a search's folder, and need neither torch nor torchvision, which take seconds to import.
+_WITHOUT_TORCH = ("monitor", "stop")
+
+
+def _check(context: typer.Context) -> None:
+    if context.invoked_subcommand not in _WITHOUT_TORCH:
+        check_installation()
+
+
 app = typer.Typer(
     **_SETTINGS,
     no_args_is_help=True,
     help="Learn and evaluate n:m sparse masks of frozen diffusion networks. The search itself is tune_main.py.",
-    callback=check_installation,
+    callback=_check,
 )
 
 Workload = Annotated[str, typer.Option("--workload", "--dataset", help="digits (embedded) or cifar10.")]
@@ -355,6 +365,31 @@ def evaluate(
         device=pipeline.parse_device(device),
     )
     print(f"recovery {report['recovery']}, loss improvement {report['loss_improvement']:.2%}: {output_dir}")
+
+
+@app.command()
+def monitor(
+    experiment: Annotated[Path | None, typer.Argument(help="Its folder; default: the newest one in ./results.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Show it as it stands, and end.")] = False,
+) -> None:
+    """Show a search that runs in another terminal, until it has ended, or how one has ended."""
+    from rich.console import Console
+
+    from maskpro.tuning.control import monitor_search, newest_experiment
+
+    with suppress(KeyboardInterrupt):
+        monitor_search(experiment or newest_experiment(Path("results")), once=once, console=Console())
+
+
+@app.command()
+def stop(
+    experiment: Annotated[Path, typer.Argument(help="Its folder.")],
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for its end.")] = 120.0,
+) -> None:
+    """End a search that runs on this machine, so that tune_main.py --resume goes on with it later."""
+    from maskpro.tuning.control import stop_search
+
+    print(stop_search(experiment, timeout=timeout))
 
 
 def _masks_or_magnitude(workload: Any, masks: Path | None, pattern: str, layout: str) -> Any:

@@ -1,8 +1,12 @@
 import json
+import math
 
 import pandas as pd
 import pytest
+from experiments import make_experiment
 
+from analysis.compare import compare, differences, samples_to_reach
+from analysis.compare import main as write_comparison
 from analysis.plots import main as write_figures
 from analysis.trials import load_curves, load_evaluation, load_trials
 from maskpro.errors import MaskproError
@@ -12,23 +16,10 @@ from maskpro.tuning.history import History
 @pytest.fixture
 def experiment(tmp_path):
     """Two trials, the first of which stopped after its first report and went on later."""
-    pd.DataFrame(
-        {
-            "trial": [1, 2],
-            "trial_id": ["trial_00001", "trial_00002"],
-            "lr": [1.0, 2.0],
-            "status": ["completed", "failed"],
-            "num_samples_seen": [200, 100],
-            "val_loss": [0.08, None],
-            "recovery": [0.5, None],
-            "seed_point": pd.array([1, None], dtype="Int64"),
-            "failure": ["", "training loss is not finite"],
-        }
-    ).to_csv(tmp_path / "trials.csv", index=False)
     history = History(tmp_path / "history.jsonl")
     history.session(2, time="now")
-    for lr in (1.0, 2.0):
-        history.start({"lr": lr}, source="optuna", seed=0)
+    for lr, source in ((1.0, "seed point 1"), (2.0, "optuna")):
+        history.start({"lr": lr}, source=source, seed=0)
     history.report(1, {"num_samples_seen": 100, "recovery": 0.0, "val_loss": 0.09}, stopped=True)
     history.report(2, {"num_samples_seen": 100, "recovery": None, "val_loss": 0.9, "failure": "not finite"}, stopped=False)
     history.go_on(1, promoted=True)
@@ -42,6 +33,12 @@ def experiment(tmp_path):
 def test_an_experiments_folder_becomes_tidy_frames(experiment):
     trials = load_trials(experiment)
     assert trials["seed_point"].tolist() == [1, pd.NA]
+    assert trials["lr"].tolist() == [1.0, 2.0]
+    assert trials["status"].tolist() == ["unfinished", "failed"]
+    assert trials["experiment"].unique().tolist() == [experiment.name]
+    both = load_trials(experiment, experiment)
+    assert len(both) == 4
+    assert len(load_curves(experiment, experiment)) == 6
     curves = load_curves(experiment)
     first, second = trials["trial_id"]
     assert curves[["trial_id", "num_samples_seen"]].values.tolist() == [[first, 100], [first, 200], [second, 100]]
@@ -59,9 +56,37 @@ def test_figures_are_written(experiment):
 
 
 def test_a_folder_that_is_no_experiment_gives_one_sentence(tmp_path):
-    with pytest.raises(MaskproError, match=r"no trials.csv in .*; allowed"):
-        load_trials(tmp_path)
-    with pytest.raises(MaskproError, match="no reports of trials in"):
-        load_curves(tmp_path)
+    for load in (load_trials, load_curves):
+        with pytest.raises(MaskproError, match=r"no history.jsonl in .*; allowed: the folder of a search"):
+            load(tmp_path)
     with pytest.raises(MaskproError, match=r"no file .*final_evaluation.json"):
         load_evaluation(tmp_path)
+
+
+def test_experiments_are_compared_by_what_they_found_and_how_they_differ(tmp_path, capsys):
+    first = make_experiment(tmp_path / "a", trials=8, seed=1)
+    second = make_experiment(tmp_path / "b", trials=12, seed=2, finished=False)
+    table = compare([first, second], recovery=0.5).set_index("experiment")
+    assert table["trials"].tolist() == ["8 of 8", "12 of 12"]
+    assert table.loc["a", "test recovery"] == 0.937
+    assert pd.isna(table.loc["b", "test recovery"])
+    different = differences([first, second])
+    assert different.loc["num_trials"].tolist() == [8, 12]
+    assert "searcher" not in different.index
+    write_comparison([first, second], recovery=0.5)
+    assert "samples to recovery 0.5" in capsys.readouterr().out
+    with pytest.raises(MaskproError, match="experiments holds 1 folder; allowed: two or more"):
+        write_comparison([first])
+
+
+def test_the_cost_of_a_recovery_is_what_all_trials_spent_until_one_reached_it():
+    curves = pd.DataFrame(
+        {
+            "trial_id": ["x", "x", "y", "y"],
+            "num_samples_seen": [100, 200, 100, 200],
+            "recovery": [0.1, None, 0.4, 0.8],
+        }
+    )
+    assert samples_to_reach(curves, 0.4) == 300
+    assert samples_to_reach(curves, 0.5) == 400
+    assert math.isnan(samples_to_reach(curves, 0.9))

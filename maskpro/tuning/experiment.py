@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import fcntl
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,11 +19,12 @@ from maskpro.errors import MaskproError
 from maskpro.files import atomic_path, write_json, write_text
 from maskpro.tuning.adapters import HistoryCallback, SourceScheduler, SourceSearcher, trial_folder
 from maskpro.tuning.early_stopping import SuccessiveHalving, make_pruner
-from maskpro.tuning.history import HISTORY_FILE, History, TrialRecord, drop_torn_line
+from maskpro.tuning.history import EXPERIMENT_FILE, HISTORY_FILE, History, TrialRecord, drop_torn_line
 from maskpro.tuning.interruption import Interruption, interruptible, parse_duration
+from maskpro.tuning.lock import hold_lock
 from maskpro.tuning.monitor import SearchMonitor
 from maskpro.tuning.resources import TrialResources, start_ray
-from maskpro.tuning.search import EXPERIMENT_FILE, Search
+from maskpro.tuning.search import Search
 from maskpro.tuning.searcher import STUDY_FILE, SearchStudy
 from maskpro.tuning.shared import SharedValues, TrialContext, share_values
 from maskpro.tuning.state import Plan, PlannedTrials, SearchState, TrialSource
@@ -33,7 +33,6 @@ from maskpro.tuning.trial_table import tabulate_trials
 
 TRIALS_FILE = "trials.csv"
 SPACE_FILE = "space.py"
-_LOCK_FILE = "running.lock"
 
 # A trial whose process dies (no memory, a lost node) is started again elsewhere. Tune counts every call to it that fails,
 # and one lost node can fail two at the same instant (a step and a save): this is twice the two losses that are meant.
@@ -102,11 +101,7 @@ def open_experiment(search: Search, *, resume: bool, extend: int = 0) -> Iterato
     folder = search.options.folder
     check_writable(search)
     folder.mkdir(parents=True, exist_ok=resume)
-    with (folder / _LOCK_FILE).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise MaskproError(f"experiment {folder} is running; allowed: one that has ended or was stopped") from error
+    with hold_lock(folder):
         path = folder / HISTORY_FILE
         if not resume:
             write_text(folder / SPACE_FILE, search.space.source)
@@ -162,7 +157,8 @@ class Session:
         """Run what is left of the search; True when it is complete."""
         state = self.experiment.search_state()
         state.study.write(self.experiment.folder / STUDY_FILE)
-        self._fit(state, shown=self.experiment.history.num_trials)
+        history = self.experiment.history
+        self._fit(state, shown=history.num_trials + len(history.trials) - len(history.searched))
         state.study.write(self.experiment.folder / STUDY_FILE)
         return self.experiment.search_state().is_over
 
@@ -191,7 +187,7 @@ class Session:
             name=name,
             callbacks=[
                 HistoryCallback(source, checkpoints),
-                SearchMonitor(history, num_trials=shown),
+                SearchMonitor(history, num_trials=shown, max_samples=self.context.max_samples),
                 *_trackers(search),
             ],
         )

@@ -17,7 +17,10 @@ from typing import Any, Literal
 
 from maskpro.errors import MaskproError
 
+# In an experiment's folder: the history, what describes the search, and what tells that it has come to its end.
 HISTORY_FILE = "history.jsonl"
+EXPERIMENT_FILE = "experiment.json"
+EVALUATION_FILE = "final_evaluation.json"
 # What a search minimises.
 METRIC = "val_loss"
 Status = Literal["completed", "stopped", "failed", "unfinished"]
@@ -101,6 +104,10 @@ class History:
 
     Args:
         path: the file; None keeps the history in memory only.
+
+    Attributes:
+        session_time: when the newest session began, in ISO 8601.
+        samples_before_session: calibration samples seen by all trials until then.
     """
 
     def __init__(self, path: Path | None = None):
@@ -109,12 +116,11 @@ class History:
         self.warm_start: list[dict[str, Any]] = []
         self.num_trials = 0
         self.num_sessions = 0
+        self.session_time = ""
+        self.samples_before_session = 0
         if path is not None and path.exists():
             for number, event in enumerate(read_events(path), 1):
-                try:
-                    self._apply(event)
-                except (LookupError, TypeError) as error:
-                    raise _broken(path, number, f"{type(error).__name__}: {error}") from error
+                self._take_in(event, path, number)
 
     @property
     def searched(self) -> list[TrialRecord]:
@@ -169,11 +175,19 @@ class History:
                 os.fsync(file.fileno())
         self._apply(event)
 
+    def _take_in(self, event: dict[str, Any], path: Path, line: int) -> None:
+        """An event that has been read."""
+        try:
+            self._apply(event)
+        except (LookupError, TypeError) as error:
+            raise _broken(path, line, f"{type(error).__name__}: {error}") from error
+
     def _apply(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "session":
-            self.num_trials = event["num_trials"]
+            self.num_trials, self.session_time = event["num_trials"], event["time"]
             self.num_sessions += 1
+            self.samples_before_session = sum(record.samples for record in self.trials.values())
         elif kind == "warm_start":
             self.warm_start.append({name: event[name] for name in ("params", "value", "source")})
         elif kind == "trial":
@@ -196,14 +210,56 @@ class History:
                 record.error = event["text"] or "unknown error"
 
 
+class HistoryReader:
+    """Follows a history that another process writes; `history` is what it has told so far.
+
+    A last line that is not whole waits for its rest.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._begin(0)
+
+    def _begin(self, inode: int) -> None:
+        self.history = History()
+        self._inode, self._num_bytes, self._num_lines = inode, 0, 0
+
+    def read(self) -> bool:
+        """Take in the lines that have come since the last call; False where there are none.
+
+        A file that another one has replaced is read from its start.
+
+        Raises:
+            MaskproError: there is no file, or a line of it is broken.
+        """
+        try:
+            with self._path.open("rb") as file:
+                found = os.fstat(file.fileno())
+                if found.st_ino != self._inode or found.st_size < self._num_bytes:
+                    self._begin(found.st_ino)
+                file.seek(self._num_bytes)
+                new = file.read()
+        except FileNotFoundError:
+            raise MaskproError(f"no file {self._path}") from None
+        whole = new[: new.rfind(b"\n") + 1]
+        for number, event in enumerate(_parse(self._path, whole, self._num_lines), self._num_lines + 1):
+            self.history._take_in(event, self._path, number)
+        self._num_bytes += len(whole)
+        self._num_lines += whole.count(b"\n")
+        return bool(whole)
+
+
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
     """The events of a history; a last line that a kill has cut short is left out.
 
     Raises:
         MaskproError: any other line is broken.
     """
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines[:-1], 1):
+    return _parse(path, path.read_bytes(), 0)
+
+
+def _parse(path: Path, content: bytes, lines_before: int) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(content.split(b"\n")[:-1], lines_before + 1):
         try:
             yield json.loads(line)
         except ValueError as error:

@@ -11,6 +11,7 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
+from maskpro.tuning.driver_log import driver_log
 from maskpro.tuning.experiment import Experiment, open_experiment, running_session, say, trial_resources, write_trials
 from maskpro.tuning.interruption import Interruption
 from maskpro.tuning.parallel_sampling import ray_chunks
@@ -27,7 +28,11 @@ def run_main_job(search: Search, *, resume: bool, extend: int = 0) -> int:
     Raises:
         MaskproError: the search can't be run, or no trial came to anything.
     """
-    with open_experiment(search, resume=resume, extend=extend) as experiment, ExitStack() as stack:
+    with (
+        open_experiment(search, resume=resume, extend=extend) as experiment,
+        driver_log(experiment.folder),
+        ExitStack() as stack,
+    ):
         stack.callback(ray.shutdown)
         say(f"experiment: {experiment.folder}")
         reason = _run_trials(experiment)

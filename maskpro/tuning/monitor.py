@@ -1,39 +1,47 @@
-"""Progress of a running search in the terminal: a live bar there, plain lines elsewhere."""
+"""A running search in its own terminal: a live view there, plain lines elsewhere."""
 
 from __future__ import annotations
 
+import datetime
 import sys
 import time
 from typing import Any
 
 from ray.tune import Callback
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.live import Live
 
 from maskpro.tuning.adapters import NUMBER
+from maskpro.tuning.devices import DeviceMeter
 from maskpro.tuning.history import History, TrialRecord
+from maskpro.tuning.view import REFRESH_SECONDS, SearchSnapshot, better_of, live_view, summary_rows, take_snapshot
 
 # Between two plain lines that only report progress.
 _QUIET_SECONDS = 15.0
-# Between two changes of the live bar.
-_LIVE_SECONDS = 0.2
+# A snapshot looks at every trial; an estimate may be this old.
+_ESTIMATE_SECONDS = 2.0
 
 
 class SearchMonitor(Callback):
-    """Prints each trial's end, the best so far, and an estimate of the time left; it must stand after HistoryCallback."""
+    """Shows the search as it goes; it must stand after HistoryCallback.
 
-    def __init__(self, history: History, *, num_trials: int):
+    In a terminal that is one view, drawn anew twice a second. Elsewhere it is a line for each trial's end, and one for
+    progress where none ends for a while, with the best so far and an estimate of the time left.
+    """
+
+    def __init__(self, history: History, *, num_trials: int, max_samples: int | None = None):
         self._history = history
         self._num_trials = num_trials
+        self._max_samples = max_samples
         self._best: TrialRecord | None = None
-        ended = [record for record in history.trials.values() if record.status != "unfinished"]
-        for record in ended:
-            self._consider(record)
-        self._ended = {record.number: record.samples for record in ended}
-        self._ended_samples = sum(self._ended.values())
-        self._session_samples = 0
-        self._started = self._last_line = time.monotonic()
-        self._bar: Progress | None = None
+        for record in history.trials.values():
+            if record.status != "unfinished":
+                self._best = better_of(self._best, record)
+        self._started = self._last_shown = time.monotonic()
+        self._seconds_left: float | None = None
+        self._estimated = -_ESTIMATE_SECONDS
+        self._live: Live | None = None
+        self._meter: DeviceMeter | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune's snapshots are never restored."""
@@ -41,33 +49,33 @@ class SearchMonitor(Callback):
 
     def setup(self, *args: Any, **info: Any) -> None:
         """Called by Tune as the search starts or goes on."""
-        self._started = self._last_line = time.monotonic()
+        self._started = self._last_shown = time.monotonic()
         if sys.stdout.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("trials,"))
-            self._bar = Progress(*columns, TimeElapsedColumn(), console=Console(), transient=True)
-            self._bar.add_task("searching", total=self._num_trials)
-            self._bar.start()
+            self._meter = DeviceMeter()
+            # Drawn by the thread that changes the history, not by one of its own.
+            self._live = Live(console=Console(), auto_refresh=False, transient=True)
+            self._live.start()
+            self._draw()
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Called by Tune several times a second."""
+        if self._live is not None and time.monotonic() - self._last_shown >= REFRESH_SECONDS:
+            self._draw()
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         """A trial has reported."""
         record = self._history.trials[trial.config[NUMBER]]
-        self._consider(record)
-        self._session_samples += self._new_samples(record)
+        self._best = better_of(self._best, record)
         now = time.monotonic()
-        if now - self._last_line < (_QUIET_SECONDS if self._bar is None else _LIVE_SECONDS):
-            return
-        self._last_line = now
-        if self._bar is None:
+        if self._live is None and now - self._last_shown >= _QUIET_SECONDS:
+            self._last_shown = now
             self._say(f"trial {record.number} at {record.samples:,} samples{self._standing()}")
-        else:
-            description = f"trial {record.number}{self._standing()}"
-            self._bar.update(self._bar.task_ids[0], description=description, completed=len(self._ended))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has ended by itself, at its budget or early."""
+        if self._live is not None:
+            return
         record = self._history.trials[trial.config[NUMBER]]
-        self._ended_samples += record.samples - self._ended.get(record.number, 0)
-        self._ended[record.number] = record.samples  # one that goes on after a stop is counted once
         recovery = record.last.get("recovery")
         reached = "recovery undefined" if recovery is None else f"recovery {recovery:.3f}"
         reason = f"failed ({record.failure})" if record.failure else reached
@@ -82,37 +90,33 @@ class SearchMonitor(Callback):
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         """All trials are done, or the search is stopped."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
-    def _consider(self, record: TrialRecord) -> None:
-        if record.reports and not record.failure:
-            is_better = self._best is None or record.last["val_loss"] < self._best.last["val_loss"]
-            self._best = record if is_better else self._best
+    def _draw(self) -> None:
+        assert self._live is not None
+        assert self._meter is not None
+        snapshot = self._snapshot()
+        self._live.update(live_view("searching", snapshot, summary_rows(snapshot, self._meter.rows())), refresh=True)
+        self._last_shown = time.monotonic()
 
-    def _new_samples(self, record: TrialRecord) -> int:
-        earlier = [samples for samples in record.reports if samples < record.samples]
-        return record.samples - max(earlier, default=0)
+    def _snapshot(self) -> SearchSnapshot:
+        now = datetime.datetime.now(datetime.UTC)
+        return take_snapshot(self._history, num_trials=self._num_trials, max_samples=self._max_samples, now=now)
 
     def _standing(self) -> str:
         best = ""
         if self._best is not None:
             best = f"; best recovery {self._best.last.get('recovery') or 0:.3f} (trial {self._best.number})"
-        elapsed = time.monotonic() - self._started
-        left = self._seconds_left(elapsed)
-        return f"{best}; {elapsed:.0f} s" + ("" if left is None else f", about {left:.0f} s left")
-
-    def _seconds_left(self, elapsed: float) -> float | None:
-        """Samples still to come, if later trials take what the ended ones took, at the rate so far."""
-        if not self._ended or not self._session_samples:
-            return None
-        mean = self._ended_samples / len(self._ended)
-        to_come = (self._num_trials - len(self._ended)) * mean
-        return to_come * elapsed / self._session_samples
+        now = time.monotonic()
+        if now - self._estimated >= _ESTIMATE_SECONDS:
+            self._estimated, self._seconds_left = now, self._snapshot().seconds_left
+        left = "" if self._seconds_left is None else f", about {self._seconds_left:.0f} s left"
+        return f"{best}; {now - self._started:.0f} s{left}"
 
     def _say(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.console.print(text, highlight=False)
+        if self._live is not None:
+            self._live.console.print(text, highlight=False, markup=False, soft_wrap=True)
         else:
             print(text, flush=True)

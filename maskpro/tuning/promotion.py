@@ -22,7 +22,7 @@ from maskpro.masked_model import MaskedModel, model_hash
 from maskpro.precision import parse_precision
 from maskpro.trainer import TrainerConfig
 from maskpro.tuning.experiment import Experiment, say
-from maskpro.tuning.history import TrialRecord
+from maskpro.tuning.history import EVALUATION_FILE, TrialRecord
 from maskpro.tuning.shared import MaskFormat, initial_masked, mask_format
 from maskpro.tuning.space import FORMAT
 from maskpro.tuning.state import Plan
@@ -30,7 +30,6 @@ from maskpro.tuning.trainable import COUNTERS_FILE, TENSORS_FILE, split_targets
 from maskpro.workloads import save_pipeline
 
 BEST_FOLDER = "best"
-EVALUATION_FILE = "final_evaluation.json"
 # In BEST_FOLDER: what the mask changed in each layer.
 LAYERS_FILE = "layers.csv"
 # Sample grids of all candidates, and what an evaluation that was killed goes on from.

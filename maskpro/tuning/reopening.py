@@ -11,8 +11,8 @@ from typing import Any
 from maskpro.errors import MaskproError
 from maskpro.files import read_json, refuse_existing
 from maskpro.masked_model import model_hash
-from maskpro.tuning.history import HISTORY_FILE, History
-from maskpro.tuning.search import EXPERIMENT_FILE, EXPERIMENT_FORMAT, Search, SearchOptions, load_search
+from maskpro.tuning.history import EXPERIMENT_FILE, HISTORY_FILE, History
+from maskpro.tuning.search import EXPERIMENT_FORMAT, Search, SearchOptions, load_search
 from maskpro.tuning.space import FORMAT, contains, load_space
 from maskpro.tuning.state import Plan
 

@@ -1,0 +1,118 @@
+"""Two or more experiments side by side.
+
+python -m analysis.compare results/A results/B [...] [--recovery 0.9]
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+
+from analysis.plots import best_trial
+from analysis.trials import load_curves, load_description, load_history, load_trials
+from maskpro.cli import run_command
+from maskpro.errors import MaskproError
+from maskpro.files import read_json
+
+# Of what experiment.json says, what makes one search another one.
+_COMPARED = (
+    "workload.name",
+    "workload.model_hash",
+    "space.pattern",
+    "space.layout",
+    "searcher",
+    "scheduler",
+    "num_trials",
+    "trial.max_samples",
+    "options.seed",
+    "versions.maskpro",
+)
+
+
+def samples_to_reach(curves: pd.DataFrame, recovery: float) -> float:
+    """Calibration samples of all trials, in the order of their start, until one reached the recovery; NaN: none did."""
+    spent = 0.0
+    for _, curve in curves.groupby("trial_id", sort=False):
+        reached = curve[curve["recovery"] >= recovery]
+        if len(reached):
+            return spent + float(reached["num_samples_seen"].iloc[0])
+        spent += float(curve["num_samples_seen"].max())
+    return math.nan
+
+
+def compare(experiments: list[Path], *, recovery: float) -> pd.DataFrame:
+    """A row per experiment: its best trial, the cost of reaching `recovery`, and its final evaluation where there is one.
+
+    Raises:
+        MaskproError: one of them is not the folder of a search.
+    """
+    rows = []
+    for experiment in experiments:
+        trials, curves = load_trials(experiment), load_curves(experiment)
+        name = best_trial(trials)
+        best = trials[trials["trial_id"] == name].iloc[0] if name else None
+        path = experiment / "final_evaluation.json"
+        report = read_json(path) if path.is_file() else {}
+        learned = report.get("models", {}).get("learned", {})
+        rows.append(
+            {
+                "experiment": experiment.absolute().name,
+                "trials": f"{len(trials)} of {load_history(experiment).num_trials}",
+                "best trial": None if best is None else best["trial"],
+                "validation recovery": math.nan if best is None else best["recovery"],
+                "samples": int(trials["num_samples_seen"].sum()),
+                f"samples to recovery {recovery:g}": samples_to_reach(curves, recovery),
+                "trial seconds": trials["seconds"].sum(),
+                "test recovery": report.get("recovery"),
+                "Frechet distance": learned.get("frechet_distance"),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def differences(experiments: list[Path]) -> pd.DataFrame:
+    """What differs between the experiments' searches and between the configurations of their best masks.
+
+    A row per setting, a column per experiment.
+    """
+    columns: dict[str, dict[str, Any]] = {}
+    for number, experiment in enumerate(experiments):
+        described = _flat(load_description(experiment)) if (experiment / "experiment.json").is_file() else {}
+        settings = {name: described.get(name) for name in _COMPARED}
+        settings |= {name: value for name, value in described.items() if name.startswith("space.param_space.")}
+        path = experiment / "best" / "config.json"
+        best = read_json(path) if path.is_file() else {}
+        settings |= {f"best mask: {name}": value for name, value in best.get("config", {}).items()}
+        columns[f"{number + 1}: {experiment.absolute().name}"] = settings
+    table = pd.DataFrame(columns)
+    return table[table.apply(lambda row: len({str(value) for value in row}) > 1, axis=1)]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
+def main(
+    experiments: list[Path],
+    recovery: Annotated[float, typer.Option(help="Whose cost is compared.")] = 0.9,
+) -> None:
+    """Print experiments side by side, and what differs between them."""
+    if len(experiments) < 2:
+        raise MaskproError(f"experiments holds {len(experiments)} folder; allowed: two or more")
+    with pd.option_context(
+        "display.width", 200, "display.max_columns", 30, "display.max_rows", 500, "display.precision", 4
+    ):
+        print(compare(experiments, recovery=recovery).set_index("experiment").T.to_string())
+        print()
+        print(differences(experiments).to_string() if len(experiments) else "")
+
+
+if __name__ == "__main__":
+    run_command(main)

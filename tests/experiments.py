@@ -1,0 +1,98 @@
+"""Experiments' folders as a search leaves them, without a search."""
+
+import json
+import math
+
+import numpy as np
+import torch
+
+from maskpro.evaluation.sampling import save_grid
+from maskpro.tuning.history import History
+
+_DOMAINS = {
+    "lr": {"name": "FloatDistribution", "attributes": {"step": None, "low": 0.4, "high": 4.0, "log": True}},
+    "logits": {"name": "FloatDistribution", "attributes": {"step": None, "low": 2.0, "high": 10.0, "log": False}},
+    "batch_size": {"name": "CategoricalDistribution", "attributes": {"choices": [16, 32, 64]}},
+}
+
+
+def make_experiment(folder, *, trials=12, reports=9, finished=True, seed=0):
+    """Trials of a made-up loss under successive halving by threes, the first two of them seed points."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    description = {
+        "format": 3,
+        "options": {"seed": seed},
+        "space": {
+            "param_space": {"estimator": "straight_through", **_DOMAINS},
+            "pattern": "2:4",
+            "layout": "channel",
+            "reduction_factor": 3,
+        },
+        "scheduler": "asha",
+        "searcher": "optuna",
+        "num_trials": trials,
+        "trial": {"max_samples": 100 * reports, "report_samples": 100, "seed": seed},
+    }
+    (folder / "experiment.json").write_text(json.dumps(description))
+    history = History()
+    history._path = None
+    events = []
+    append = history._append
+    history._append = lambda **event: events.append(event) or append(**event)
+    history.session(trials, time="2026-01-01T00:00:00+00:00")
+    for number in range(1, trials + 1):
+        params = {
+            "lr": float(math.exp(random.uniform(math.log(0.4), math.log(4)))),
+            "logits": float(random.uniform(2, 10)),
+            "batch_size": int(random.choice([16, 32, 64])),
+        }
+        source = f"seed point {number}" if number <= 2 else "optuna"
+        history.start(params, source=source, seed=seed)
+        quality, last = (
+            random.uniform(0.3, 0.97),
+            random.choice([1, 3, reports], p=[0.6, 0.25, 0.15]) if number > 1 else reports,
+        )
+        for report in range(1, int(last) + 1):
+            recovery = quality * (1 - math.exp(-report / 2))
+            metrics = {
+                "num_samples_seen": 100 * report,
+                "val_loss": 0.095 - 0.019 * recovery,
+                "val_loss_now": 0.095 - 0.019 * recovery,
+                "train_loss": 0.02 / report,
+                "recovery": recovery,
+                "loss_improvement": 0.2 * recovery,
+                "changed_share": 0.05,
+                "seconds": 2.0 * report,
+                "failure": "",
+                "done": bool(report == reports),
+            }
+            history.report(number, metrics, stopped=bool(report == last < reports))
+        history.checkpoint(number, f"trial_{number:05d}/checkpoint_000000", 100 * int(last))
+    (folder / "history.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    if finished:
+        _finish(folder)
+    return folder
+
+
+def _finish(folder):
+    losses = {"dense": 0.076, "initial": 0.095, "learned": 0.0772}
+    models = {
+        name: {
+            "val_loss": loss,
+            "test_loss": loss,
+            "test_loss_by_timestep": [loss * 10 ** (-tenth / 5) for tenth in range(10)],
+            "frechet_distance": 500 * loss,
+            "sparsity": 0.0 if name == "dense" else 0.5,
+        }
+        for name, loss in losses.items()
+    }
+    report = {"models": models, "recovery": 0.937, "loss_improvement": 0.19, "protocol": {"sampler": "ddim"}}
+    (folder / "final_evaluation.json").write_text(json.dumps(report))
+    (folder / "best").mkdir()
+    (folder / "best" / "config.json").write_text(json.dumps({"config": {"lr": 2.0}}))
+    rows = [f"down_blocks.{layer}.conv,1024,True,0.5,{layer},{layer / 512}" for layer in range(8)]
+    (folder / "best" / "layers.csv").write_text("\n".join(["layer,weights,learned,sparsity,changed,changed_share", *rows]))
+    for name in losses:
+        images = torch.arange(16 * 64, dtype=torch.int64).remainder(256).to(torch.uint8).view(16, 1, 8, 8)
+        save_grid(images, folder / "best" / f"samples_{name}.png")

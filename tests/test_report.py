@@ -1,0 +1,117 @@
+"""The report of an experiment: what is on the page, in a browser, and what it says of experiments that lack something."""
+
+import json
+import shutil
+
+import pytest
+from experiments import make_experiment
+
+from analysis.report import CAPTIONS, write_report
+from maskpro.errors import MaskproError
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    return write_report(make_experiment(tmp_path_factory.mktemp("results") / "whole <&>"))
+
+
+def _chromium():
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(_chromium() is None, reason="needs Chromium (CI installs it)")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_figures_and_tables_and_asks_no_network(report, scheme, width, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    said, asked = [], []
+    with sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=_chromium(), args=["--no-sandbox"])
+        page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 900})
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(report.as_uri())
+        for name in CAPTIONS:
+            image = page.locator(f"figure#{name} img")
+            image.scroll_into_view_if_needed()
+            shown = image.evaluate("image => [image.currentSrc, image.naturalWidth, image.getBoundingClientRect().width]")
+            assert shown[1] > 500, name
+            assert 200 < shown[2] <= width
+        assert page.locator("table#trials tbody tr").count() == 12
+        assert page.locator("table#evaluation tbody tr").count() == 3
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, "only tables scroll sideways"
+        paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(22, 24, 29)"}[scheme]
+        page.screenshot(path=tmp_path / "page.png", full_page=True)
+        browser.close()
+    assert (tmp_path / "page.png").stat().st_size > 50_000
+    assert said == []
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+
+
+def test_light_and_dark_figures_differ_and_names_are_escaped(report):
+    text = report.read_text()
+    assert text.count('media="(prefers-color-scheme: dark)"') >= len(CAPTIONS)
+    assert "<title>whole &lt;&amp;&gt; - maskpro</title>" in text
+    markdown = report.with_name("report.md").read_text()
+    assert "The learned mask recovers 93.7% of what the initial mask loses" in markdown
+    assert "| dense | 0.076 | 0.076 |" in markdown
+
+
+def test_a_search_that_runs_or_was_killed_has_a_report_of_what_is_there(tmp_path):
+    folder = make_experiment(tmp_path / "killed", finished=False)
+    path = folder / "history.jsonl"
+    path.write_bytes(path.read_bytes()[:-40])  # the last line is torn
+    text = write_report(folder).read_text()
+    assert "Not evaluated yet. The best trial so far has a recovery of" in text
+    assert 'id="missing"' in text
+    assert "the final evaluation (the search has not come to its end)" in text
+    assert 'id="learning_curves"' in text
+    assert 'id="timestep_losses"' not in text
+
+
+def write_history(folder, *events):
+    folder.mkdir()
+    lines = [{"event": "session", "num_trials": 3, "time": "2026-01-01"}, *events]
+    (folder / "history.jsonl").write_text("".join(json.dumps(event) + "\n" for event in lines))
+    return folder
+
+
+def trial(number):
+    return {"event": "trial", "trial": number, "params": {"lr": 1.0}, "source": "optuna", "seed": 0}
+
+
+def report_of(number, **metrics):
+    metrics = {"num_samples_seen": 100, "val_loss": 0.08, "recovery": 0.5, "seconds": 1.0, "done": False, **metrics}
+    return {"event": "report", "trial": number, "metrics": metrics, "stopped": False}
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ([], "No trial has reported a loss yet."),
+        ([trial(1), trial(2)], "No trial has reported a loss yet."),
+        ([trial(1), report_of(1)], "The best trial so far has a recovery of 0.500"),
+        ([trial(1), report_of(1, recovery=None, val_loss=0.1)], "Not evaluated yet."),
+        ([trial(1), report_of(1, failure="loss <is> not finite")], "trial 1: loss &lt;is&gt; not finite"),
+        ([trial(1), {"event": "error", "trial": 1, "text": "it died"}], "trial 1: it died"),
+    ],
+)
+def test_hardly_begun_experiments_of_any_version_have_a_report(tmp_path, events, expected):
+    """Without experiment.json, which says what was searched: of that the report says that it is missing."""
+    text = write_report(write_history(tmp_path / "young", *events)).read_text()
+    assert expected in text
+    assert "the description of the search (experiment.json)" in text
+
+
+def test_what_is_no_experiment_or_broken_gives_one_sentence(tmp_path):
+    with pytest.raises(MaskproError, match=r"no history.jsonl in .*; allowed: the folder of a search"):
+        write_report(tmp_path)
+    folder = make_experiment(tmp_path / "broken", finished=False)
+    path = folder / "history.jsonl"
+    path.write_text(path.read_text().replace('"event"', "event", 1))
+    with pytest.raises(MaskproError, match=r"history.jsonl is broken in line 1"):
+        write_report(folder)
+    assert not (folder / "report.html").exists()
