@@ -192,10 +192,13 @@ class MaskTrainer:
         self.num_samples_seen = 0
         self.num_steps = 0
         self.micro_batch_size = config.batch_size
-        self.initial_val_loss = self._held_out_loss(self._initial_mask) if initial_val_loss is None else initial_val_loss
+        if initial_val_loss is None:
+            initial_val_loss = self._held_out_losses(self._initial_mask).mean().item()
+        self.initial_val_loss = initial_val_loss
         self.best_mask = self._initial_mask.clone()
         self.best_val_loss = self.initial_val_loss
         self.lowest_val_loss: float | None = None
+        self._lowest_losses = torch.empty(0, dtype=torch.float64)
 
     def train(self, num_samples: int) -> Tensor:
         """Consume exactly `num_samples` samples (the last step may be smaller); mean training loss of each step, float64.
@@ -219,15 +222,23 @@ class MaskTrainer:
         return history
 
     def validate(self) -> float:
-        """Held-out loss of the mode of the logits; remembers it if it is the best so far.
+        """Held-out loss of the mode of the logits; keeps that mask as `best_mask` unless it is worse than an earlier one.
 
-        `best_mask` starts as the initial mask, so that a run never ends worse than it began; `lowest_val_loss` is of the
-        validated masks alone, so that runs that made things worse can be told from runs that did nothing.
+        Worse is what the samples can tell: by more than the standard error of the paired difference to the mask with the
+        lowest loss so far. Of masks that they can't tell apart the latest has learned most; the luckiest would be the
+        lowest of many noisy values. `best_mask` starts as the initial mask, so that a run never ends worse than it began;
+        `lowest_val_loss` is of the validated masks alone, so that runs that made things worse can be told from runs that
+        did nothing.
         """
         mask = self.mode()
-        loss = self._held_out_loss(mask)
-        self.lowest_val_loss = loss if self.lowest_val_loss is None else min(self.lowest_val_loss, loss)
-        if loss < self.best_val_loss:
+        losses = self._held_out_losses(mask)
+        loss = losses.mean().item()
+        is_lowest = self.lowest_val_loss is None or loss < self.lowest_val_loss
+        difference = losses - (losses if is_lowest else self._lowest_losses)
+        as_good = is_lowest or difference.mean() <= difference.std(correction=0) / math.sqrt(len(difference))
+        if is_lowest:
+            self.lowest_val_loss, self._lowest_losses = loss, losses
+        if as_good and loss < self.initial_val_loss:
             self.best_val_loss, self.best_mask = loss, mask
         return loss
 
@@ -378,12 +389,12 @@ class MaskTrainer:
             else:
                 yield objective.teacher_losses(prediction.float(), teacher)
 
-    def _held_out_loss(self, mask: Tensor) -> float:
+    def _held_out_losses(self, mask: Tensor) -> Tensor:
         self.masked.set_mask(mask)
-        loss = self._validation.mean_loss(self.masked.model)
-        if not math.isfinite(loss):
+        losses = self._validation.losses(self.masked.model)
+        if not losses.isfinite().all():
             raise NonFiniteLossError(f"held-out loss is not finite after {self.num_samples_seen} samples")
-        return loss
+        return losses
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors on the CPU, counters): all that a run needs to go on bit for bit on the same type of device."""
@@ -392,6 +403,7 @@ class MaskTrainer:
             "initial_mask": self._initial_mask,
             "best_mask": self.best_mask,
             "reference": self._reference,
+            "lowest_losses": self._lowest_losses,
             "generator": self._generator.get_state(),
             **{f"tracker.{name}": value for name, value in self._tracker._asdict().items()},
             **{f"optimizer.{name}": value for name, value in self._optimizer_state().items()},
@@ -418,6 +430,7 @@ class MaskTrainer:
         self.logits.copy_(tensors["logits"])
         self._initial_mask = tensors["initial_mask"].to(device)
         self.best_mask = tensors["best_mask"].to(device)
+        self._lowest_losses = tensors["lowest_losses"]
         self._generator.set_state(tensors["generator"])
         reference = tensors["reference"].to(device)
         if not torch.equal(reference, self._reference):

@@ -3,12 +3,12 @@ import math
 
 import pandas as pd
 import pytest
-from experiments import make_experiment
 
 from analysis.compare import compare, differences, samples_to_reach
 from analysis.compare import main as write_comparison
 from analysis.plots import main as write_figures
 from analysis.trials import load_curves, load_evaluation, load_trials
+from benchmarks.made_up_experiment import make_experiment
 from maskpro.errors import MaskproError
 from maskpro.tuning.history import History
 

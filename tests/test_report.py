@@ -4,9 +4,9 @@ import json
 import shutil
 
 import pytest
-from experiments import make_experiment
 
 from analysis.report import CAPTIONS, write_report
+from benchmarks.made_up_experiment import make_experiment
 from maskpro.errors import MaskproError
 
 

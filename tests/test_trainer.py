@@ -210,6 +210,31 @@ def test_bfloat16_learns_as_well_as_float32_within_the_noise_of_seeds(digits, se
     assert losses["bfloat16", 0] != losses["float32", 0]
 
 
+def test_of_masks_that_held_out_samples_cannot_tell_apart_the_latest_is_kept(digits, generator, monkeypatch):
+    """Worse by less than the standard error of the paired difference is as good; worse by more is not."""
+    trainer = make_trainer(digits)
+    initial, noise = trainer.initial_val_loss, torch.randn(400, generator=generator, dtype=torch.float64)
+    error = (noise - noise.flip(0)).std(correction=0).item() / 20
+    shift = (noise - noise.flip(0)).mean().item()
+    lowest = initial / 2 + 0.001 * noise
+    steps = {
+        "first": initial / 2 + 0.001 * (noise.flip(0) + 5 * error),
+        "lowest": lowest,
+        "as good": initial / 2 + 0.001 * (noise.flip(0) + shift + 0.9 * error),
+        "worse": initial / 2 + 0.001 * (noise.flip(0) + shift + 1.1 * error),
+        "worse than the initial mask": initial + torch.zeros(400, dtype=torch.float64),
+    }
+    kept = []
+    for losses in steps.values():
+        mask = torch.zeros(1)
+        monkeypatch.setattr(trainer, "mode", lambda mask=mask: mask)
+        monkeypatch.setattr(trainer, "_held_out_losses", lambda _, losses=losses: losses)
+        assert trainer.validate() == losses.mean().item()
+        kept.append(trainer.best_mask is mask)
+    assert kept == [True, True, True, False, False]
+    assert trainer.lowest_val_loss == lowest.mean().item() < trainer.best_val_loss == steps["as good"].mean().item()
+
+
 def test_raw_step_is_exactly_the_specs_update(digits):
     """A direct transcription of the spec in float64: tracker, residual to the initial mask, formula and gradient of 2:4."""
     lr, magnitude = 50.0, 2.0

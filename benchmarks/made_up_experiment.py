@@ -1,7 +1,11 @@
-"""Experiments' folders as a search leaves them, without a search."""
+"""Experiments' folders as a search leaves them, without a search; also for tests."""
+
+from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +20,19 @@ _DOMAINS = {
 }
 
 
-def make_experiment(folder, *, trials=12, reports=9, finished=True, seed=0):
+class _Recorded(History):
+    """A history in memory that keeps its events: a file would be flushed to disk for each of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[dict[str, Any]] = []
+
+    def _append(self, **event: Any) -> None:
+        self.events.append(event)
+        super()._append(**event)
+
+
+def make_experiment(folder: Path, *, trials: int = 12, reports: int = 9, finished: bool = True, seed: int = 0) -> Path:
     """Trials of a made-up loss under successive halving by threes, the first two of them seed points."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(seed)
@@ -35,11 +51,7 @@ def make_experiment(folder, *, trials=12, reports=9, finished=True, seed=0):
         "trial": {"max_samples": 100 * reports, "report_samples": 100, "seed": seed},
     }
     (folder / "experiment.json").write_text(json.dumps(description))
-    history = History()
-    history._path = None
-    events = []
-    append = history._append
-    history._append = lambda **event: events.append(event) or append(**event)
+    history = _Recorded()
     history.session(trials, time="2026-01-01T00:00:00+00:00")
     for number in range(1, trials + 1):
         params = {
@@ -49,11 +61,9 @@ def make_experiment(folder, *, trials=12, reports=9, finished=True, seed=0):
         }
         source = f"seed point {number}" if number <= 2 else "optuna"
         history.start(params, source=source, seed=seed)
-        quality, last = (
-            random.uniform(0.3, 0.97),
-            random.choice([1, 3, reports], p=[0.6, 0.25, 0.15]) if number > 1 else reports,
-        )
-        for report in range(1, int(last) + 1):
+        quality = random.uniform(0.3, 0.97)
+        last = reports if number == 1 else int(random.choice([1, 3, reports], p=[0.6, 0.25, 0.15]))
+        for report in range(1, last + 1):
             recovery = quality * (1 - math.exp(-report / 2))
             metrics = {
                 "num_samples_seen": 100 * report,
@@ -65,17 +75,17 @@ def make_experiment(folder, *, trials=12, reports=9, finished=True, seed=0):
                 "changed_share": 0.05,
                 "seconds": 2.0 * report,
                 "failure": "",
-                "done": bool(report == reports),
+                "done": report == reports,
             }
-            history.report(number, metrics, stopped=bool(report == last < reports))
-        history.checkpoint(number, f"trial_{number:05d}/checkpoint_000000", 100 * int(last))
-    (folder / "history.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+            history.report(number, metrics, stopped=report == last < reports)
+        history.checkpoint(number, f"trial_{number:05d}/checkpoint_000000", 100 * last)
+    (folder / "history.jsonl").write_text("".join(json.dumps(event) + "\n" for event in history.events))
     if finished:
         _finish(folder)
     return folder
 
 
-def _finish(folder):
+def _finish(folder: Path) -> None:
     losses = {"dense": 0.076, "initial": 0.095, "learned": 0.0772}
     models = {
         name: {
