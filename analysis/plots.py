@@ -113,6 +113,7 @@ def learning_curves(
     for marker, name in (("o", "ran to its budget"), ("x", "stopped early, failed or unfinished")):
         ax.plot([], [], marker, color=theme.ink, label=name)
     ax.set(xlabel=label, ylabel=_RECOVERY)
+    ax.margins(x=0.1)  # room for the names of seed points
     # One that went wrong at once would leave the others no room.
     lowest = curves["recovery"].quantile(0.02) if curves["recovery"].notna().any() else 0.0
     ax.set_ylim(bottom=max(min(lowest, 0.0), -1.0) - 0.05)

@@ -154,8 +154,9 @@ def _facts(
     if len(trials):
         spent = int(trials["num_samples_seen"].sum())
         full = description.get("trial", {}).get("max_samples")
-        share = f" ({spent / full:.2f} full trials)" if full else ""
-        facts += [("calibration samples", f"{spent:,}{share}"), ("trial seconds", f"{trials['seconds'].sum():,.0f}")]
+        facts.append(("calibration samples", f"{spent:,}"))
+        facts += [("in full trials", f"{spent / full:.2f}")] if full else []
+        facts.append(("trial seconds", f"{trials['seconds'].sum():,.0f}"))
     if evaluated.get("recovery") is not None:
         facts.insert(0, ("test recovery", f"{evaluated['recovery']:.3f}"))
     pattern = description.get("space", {}).get("pattern")
