@@ -62,6 +62,9 @@ def test_the_job_leaves_the_named_files(finished):
         "best/samples_dense.png",
         "best/samples_initial.png",
         "best/samples_learned.png",
+        "best/layers.csv",
+        "report.html",
+        "report.md",
     ):
         assert (folder / name).is_file(), name
     assert "Traceback" not in output
@@ -107,7 +110,12 @@ def test_the_final_evaluation_compares_the_three_models_on_test_images(finished)
     report = json.loads((finished[0] / "final_evaluation.json").read_text())
     assert report["models"].keys() == {"dense", "initial", "learned"}
     for figures in report["models"].values():
-        assert figures.keys() == {"val_loss", "test_loss", "frechet_distance", "sparsity"}
+        assert figures.keys() == {"val_loss", "test_loss", "test_loss_by_timestep", "frechet_distance", "sparsity"}
+        tenths = figures["test_loss_by_timestep"]
+        assert len(tenths) == 10
+        # Test samples are stratified over the schedule: as many in each tenth.
+        assert sum(tenths) / 10 == pytest.approx(figures["test_loss"])
+        assert tenths[0] > tenths[9], "noise is harder to tell where there is little of it"
     losses = {name: figures["test_loss"] for name, figures in report["models"].items()}
     assert losses["dense"] < losses["initial"]
     expected = (losses["initial"] - losses["learned"]) / (losses["initial"] - losses["dense"])
