@@ -384,10 +384,11 @@ class MaskTrainer:
         for batch, teacher in batches:
             with autocast(self.logits.device, self.config.precision):
                 prediction = objective.predict(self.masked.model, batch)
+            prediction = prediction.to(self.logits.dtype)
             if teacher is None:
-                yield objective.losses(prediction.float(), batch)
+                yield objective.losses(prediction, batch)
             else:
-                yield objective.teacher_losses(prediction.float(), teacher)
+                yield objective.teacher_losses(prediction, teacher)
 
     def _held_out_losses(self, mask: Tensor) -> Tensor:
         self.masked.set_mask(mask)

@@ -74,13 +74,15 @@ def test_straight_through_improves_on_the_initial_mask(digits):
     assert 0 < trainer.changed_share() < 0.5
 
 
-def test_the_best_validated_mask_is_kept(digits):
+def test_a_validated_mask_is_kept_with_its_loss_and_never_one_worse_than_the_initial_mask(digits):
     trainer = make_trainer(digits, lr=2.0, batch_size=32, budget_samples=640)
     losses = []
     while not trainer.finished:
         trainer.train(64)
         losses.append(trainer.validate())
-    assert trainer.best_val_loss == min([trainer.initial_val_loss, *losses])
+    assert trainer.lowest_val_loss == min(losses) <= trainer.best_val_loss
+    assert trainer.best_val_loss in losses
+    assert trainer.best_val_loss < trainer.initial_val_loss
     trainer.masked.set_mask(trainer.best_mask)
     assert trainer._validation.mean_loss(trainer.masked.model) == trainer.best_val_loss
 

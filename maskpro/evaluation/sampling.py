@@ -149,7 +149,7 @@ class SamplingPlan:
         for timestep in sampling.timesteps:
             with autocast(device, self.precision):
                 prediction = network(sample, timestep, return_dict=False)[0]
-            sample = step(sampling, prediction.float(), timestep, sample, noise)
+            sample = step(sampling, prediction.to(sample.dtype), timestep, sample, noise)
         return to_uint8(sample).cpu()
 
 

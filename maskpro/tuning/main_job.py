@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pandas as pd
 import ray
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor, nn
 
+from maskpro.evaluation.sampling import SamplingPlan
 from maskpro.tuning.driver_log import driver_log
 from maskpro.tuning.experiment import Experiment, open_experiment, running_session, say, trial_resources, write_trials
 from maskpro.tuning.interruption import Interruption
@@ -39,7 +43,7 @@ def run_main_job(search: Search, *, resume: bool, extend: int = 0) -> int:
         write_trials(experiment)
         if reason:
             return _leave(experiment, reason)
-        report = promote(experiment, make=ray_chunks(trial_resources(experiment)))
+        report = promote(experiment, make=partial(_make_chunks, experiment))
         _summarise(experiment, report)
         return 0
 
@@ -56,6 +60,11 @@ def _run_trials(experiment: Experiment) -> str:
     except KeyboardInterrupt:  # before or after Tune's own loop
         pass
     return interruption.reason or "Ctrl-C"
+
+
+def _make_chunks(experiment: Experiment, model: nn.Module, plan: SamplingPlan, chunks: Sequence[range]) -> Iterator[Tensor]:
+    """Images by all of Ray's nodes; Ray is started only if there are any to be made."""
+    return ray_chunks(trial_resources(experiment))(model, plan, chunks)
 
 
 def _leave(experiment: Experiment, reason: str) -> int:
