@@ -39,7 +39,7 @@ CAPTIONS = {
     "parameter_importance": "Which parameters made the difference, by two of Optuna's evaluators: of few trials a hint. "
     "Trials that were stopped early count with what they had reached.",
     "timestep_losses": "Where in the noise schedule the masks lose.",
-    "layer_changes": "What the best mask changed in each layer of the network, from its input to its output.",
+    "layer_changes": "What the best mask changed in each layer, in the order in which the network lists them.",
 }
 _GRIDS = {"dense": "dense network", "initial": "initial mask", "learned": "learned mask"}
 

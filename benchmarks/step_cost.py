@@ -181,22 +181,12 @@ def _trainer(
     return trainer
 
 
-def state_bytes(trainer: MaskTrainer) -> float:
-    """Bytes a learned weight that training holds beyond the network's own weights and their dense copy."""
-    masked = trainer.masked
-    tensors = [trainer.logits, masked._mask, *trainer._optimizer_state().values()]
-    gradients = [masked._gradient] if masked._gradient is not None else []
-    held = sum(tensor.numel() * tensor.element_size() for tensor in [*tensors, *gradients])
-    return held / masked.num_learned
-
-
 def _variants(
     dense: nn.Module,
     objective: DiffusionObjective,
     teacher: SampleValues,
     batch_size: int,
     precision: Precision,
-    original: bool,
 ) -> dict[str, Callable[[], None]]:
     device = objective_device(dense)
     ours = {
@@ -222,17 +212,16 @@ def _variants(
         "forward+backward": forward_backward,
         **{name: lambda trainer=trainer: trainer.train(batch_size) for name, trainer in ours.items()},  # type: ignore[misc]
     }
-    if original:
-        rival = OriginalWay(copy.deepcopy(dense), objective, lr=50.0, logits=10.0)
-        baseline = torch.zeros((), device=device)
-        steps = iter(range(10**9))
+    rival = OriginalWay(copy.deepcopy(dense), objective, lr=50.0, logits=10.0)
+    baseline = torch.zeros((), device=device)
+    steps = iter(range(10**9))
 
-        def step() -> None:
-            first = next(steps) * batch_size
-            with autocast(device, precision):
-                rival.step(torch.arange(first, first + batch_size) % 256, baseline)
+    def step() -> None:
+        first = next(steps) * batch_size
+        with autocast(device, precision):
+            rival.step(torch.arange(first, first + batch_size) % 256, baseline)
 
-        variants["original"] = step
+    variants["original"] = step
     return variants
 
 
@@ -241,7 +230,7 @@ def measure(network: str, batch_size: int, *, device: torch.device, rounds: int,
     dense, scheduler, images = open_network(network)
     dense = dense.to(device)
     objective = DiffusionObjective(scheduler, images, seed=0, device=device)
-    variants = _variants(dense, objective, teacher_outputs(dense, objective), batch_size, precision, original=True)
+    variants = _variants(dense, objective, teacher_outputs(dense, objective), batch_size, precision)
     peaks = {}
     for name, run in variants.items():
         run()
