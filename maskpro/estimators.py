@@ -26,6 +26,7 @@ from maskpro.distribution import (
     inclusion_gradient,
     mode,
     perturb,
+    sample,
     score,
 )
 from maskpro.pattern import NMPattern
@@ -104,7 +105,7 @@ def magnitude_prior(base: Tensor, strength: float, bound: float) -> Tensor:
 
 def policy_gradient(logits: Tensor, mask: Tensor, advantage: Tensor) -> Tensor:
     """advantage * d log p(mask | logits) / d logits, `[G, M]`, from one sampled mask `[G, M]` and a scalar advantage."""
-    return advantage * score(logits, mask)
+    return score(logits, mask).mul_(advantage)
 
 
 def leave_one_out(losses: Tensor) -> Tensor:
@@ -116,7 +117,7 @@ class Draw(NamedTuple):
     """What multiplies the weights in a step, `[G, M]`: bool, or relaxed to float; and what `gradient` needs of it."""
 
     mask: Tensor
-    context: Tensor
+    context: Tensor | None = None
 
 
 class Parametrisation(Protocol):
@@ -159,6 +160,8 @@ class LinearSpace:
 
     def draw(self, logits: Tensor, progress: float, generator: torch.Generator) -> Draw:
         """A mask of the distribution."""
+        if self.pattern.num_candidates <= MOST_CANDIDATES:
+            return Draw(sample(logits, self.pattern.n, generator))
         noisy = perturb(logits, generator)
         return Draw(mode(noisy, self.pattern.n), noisy)
 
@@ -169,6 +172,7 @@ class LinearSpace:
         """
         if self.pattern.num_candidates <= MOST_CANDIDATES:
             return inclusion_gradient(logits, self.pattern.n, values)
+        assert draw.context is not None
         return estimate_inclusion_gradient(logits, self.pattern.n, draw.context, values)
 
 
@@ -210,7 +214,9 @@ class CandidateSpace:
     def gradient(self, logits: Tensor, progress: float, draw: Draw, values: Tensor) -> Tensor:
         """Through the mixture's softmax."""
         temperature, scale = _annealed(progress)
-        shares, slopes = draw.context, values @ self._masks(logits).t()
+        shares = draw.context
+        assert shares is not None
+        slopes = values @ self._masks(logits).t()
         return scale / temperature * shares * (slopes - (shares * slopes).sum(dim=1, keepdim=True))
 
     def _masks(self, like: Tensor) -> Tensor:

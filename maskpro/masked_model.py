@@ -132,7 +132,8 @@ class MaskedModel:
             raise ValueError(f"mask has {count} positions; allowed: {self.num_learned} or {self.base.numel()}")
         if flat.dtype == torch.bool:
             self._mask[:count] = flat
-        torch.mul(self.base[:count], flat, out=self._weights[:count])
+        # Two passes over memory, yet several times faster than a product of floats and bools.
+        self._weights[:count].copy_(flat).mul_(self.base[:count])
 
     def weight_gradient(self) -> Tensor:
         """The buffer `[G, M]` in which `backward` accumulates d loss / d (w * m) of the learned layers; zero it first."""
