@@ -57,6 +57,8 @@ def main(
     max_concurrent: Annotated[int | None, _Option(help="Trials at a time; default: as many as fit.")] = None,
     address: Annotated[str | None, _Option(help="A running Ray: auto or host:port; default: a local Ray.")] = None,
     swanlab: Annotated[str | None, _Option(help="SwanLab project to log to as well (extra swanlab).")] = None,
+    wandb: Annotated[str | None, _Option(help="Weights & Biases project, likewise (extra wandb).")] = None,
+    mlflow: Annotated[str | None, _Option(help="MLflow experiment, likewise (extra mlflow).")] = None,
     resume: Annotated[Path | None, _Option(help="Experiment folder to go on with.")] = None,
     extend: Annotated[int | None, _Option(help="With --resume: trials to add.")] = None,
     replay: Annotated[Path | None, _Option(help="Experiment folder, or its experiment.json, to do again.")] = None,

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.collections import LineCollection
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 
 from analysis.trials import load_curves, load_description, load_layers, load_timesteps, load_trials, searched_parameters
@@ -29,7 +30,7 @@ from maskpro.errors import MaskproError
 
 @dataclass(frozen=True, kw_only=True)
 class Theme:
-    """Colours of a figure: paper, ink, and what trials and masks are drawn in."""
+    """Colours of a figure: paper, ink, what trials and masks are drawn in; and what of cividis shows on the paper."""
 
     paper: str
     ink: str
@@ -37,6 +38,7 @@ class Theme:
     seed: str
     suggested: str
     good: str
+    shades: tuple[float, float]
 
     def settings(self) -> dict[str, Any]:
         """As matplotlib's rcParams."""
@@ -53,8 +55,12 @@ class Theme:
         }
 
 
-LIGHT = Theme(paper="#ffffff", ink="#222222", best="#D55E00", seed="#0072B2", suggested="#999999", good="#009E73")
-DARK = Theme(paper="#16181d", ink="#e6e6e6", best="#E69F00", seed="#56B4E9", suggested="#8a8f98", good="#3ec29b")
+LIGHT = Theme(
+    paper="#ffffff", ink="#222222", best="#D55E00", seed="#0072B2", suggested="#999999", good="#009E73", shades=(0.0, 0.85)
+)
+DARK = Theme(
+    paper="#16181d", ink="#e6e6e6", best="#E69F00", seed="#56B4E9", suggested="#8a8f98", good="#3ec29b", shades=(0.35, 1.0)
+)
 
 _RECOVERY = "recovery on validation (0 = initial mask, 1 = dense)"
 
@@ -94,23 +100,31 @@ def learning_curves(
     for rung in rungs if by == "num_samples_seen" else ():
         ax.axvline(rung, color=theme.suggested, linewidth=0.7, linestyle=":")
     parts = dict(tuple(curves.groupby("trial_id")))
+    # Drawn kind by kind, not trial by trial: a thousand artists take many seconds.
+    kinds = {"suggested": (theme.suggested, 1.0), "seed point": (theme.seed, 1.0), "best trial": (theme.best, 2.2)}
+    markers = {"ran to its budget": "o", "stopped early, failed or unfinished": "x"}
+    lines: dict[str, list[Any]] = {kind: [] for kind in kinds}
+    ends: dict[tuple[str, str], list[Any]] = {(kind, marker): [] for kind in kinds for marker in markers.values()}
     for trial in trials.itertuples():
         curve = parts.get(trial.trial_id)
         if curve is None or curve["recovery"].isna().all():
             continue
-        is_best, is_seed = trial.trial_id == best, pd.notna(trial.seed_point)
-        color = theme.best if is_best else theme.seed if is_seed else theme.suggested
-        order = 3 if is_best else 2 if is_seed else 1
-        ax.plot(curve[by], curve["recovery"], color=color, linewidth=2.2 if is_best else 1.0, zorder=order)
-        end = curve.dropna(subset=["recovery"]).iloc[-1]
-        ax.plot(
-            end[by], end["recovery"], "o" if trial.status == "completed" else "x", color=color, markersize=5, zorder=order
-        )
+        is_seed = pd.notna(trial.seed_point)
+        kind = "best trial" if trial.trial_id == best else "seed point" if is_seed else "suggested"
+        points = curve[[by, "recovery"]].dropna().to_numpy(float)
+        lines[kind].append(points)
+        ends[kind, "o" if trial.status == "completed" else "x"].append(points[-1])
         if is_seed:  # the others are too many to name
-            ax.annotate(f" seed {trial.seed_point}", (end[by], end["recovery"]), fontsize=7, va="center", color=color)
-    for color, name in ((theme.best, "best trial"), (theme.seed, "seed point"), (theme.suggested, "suggested")):
-        ax.plot([], [], color=color, label=name)
-    for marker, name in (("o", "ran to its budget"), ("x", "stopped early, failed or unfinished")):
+            color = kinds[kind][0]
+            ax.annotate(f" seed {trial.seed_point}", points[-1], fontsize=7, va="center", color=color)
+    for order, (kind, (color, width)) in enumerate(kinds.items(), 1):
+        ax.add_collection(LineCollection(lines[kind], colors=color, linewidths=width, zorder=order), autolim=True)
+        for marker in markers.values():
+            places = np.array(ends[kind, marker]).reshape(-1, 2)
+            ax.plot(places[:, 0], places[:, 1], marker, color=color, markersize=5, zorder=order)
+    for kind, (color, _) in reversed(kinds.items()):
+        ax.plot([], [], color=color, label=kind)
+    for name, marker in markers.items():
         ax.plot([], [], marker, color=theme.ink, label=name)
     ax.set(xlabel=label, ylabel=_RECOVERY)
     ax.margins(x=0.1)  # room for the names of seed points
@@ -169,13 +183,14 @@ def parallel_coordinates(trials: pd.DataFrame, parameters: Mapping[str, Any], *,
     shades = Normalize(
         max(judged["recovery"].min(), -0.2) if len(judged) else 0, judged["recovery"].max() if len(judged) else 1
     )
-    colors = ScalarMappable(shades, "cividis")
+    colors = ScalarMappable(shades, ListedColormap(colormaps["cividis"](np.linspace(*theme.shades, 256))))
     columns = [_positions(judged[name], distribution) for name, distribution in parameters.items()]
     heights = pd.Series(shades(judged["recovery"].to_numpy()), index=judged.index).clip(0, 1)
-    for index, trial in judged.iterrows():
-        places = [places.loc[index] for places, _, _ in columns] + [heights.loc[index]]
-        faint = 0.9 if trial["status"] == "completed" else 0.35
-        ax.plot(range(len(places)), places, color=colors.to_rgba(trial["recovery"]), alpha=faint, linewidth=1.4)
+    places = np.stack([*(places for places, _, _ in columns), heights], axis=1).astype(float)
+    lines = np.stack(np.broadcast_arrays(np.arange(places.shape[1]), places), axis=2)
+    lines_colors = colors.to_rgba(judged["recovery"].to_numpy())
+    lines_colors[:, 3] = np.where(judged["status"] == "completed", 0.9, 0.45)
+    ax.add_collection(LineCollection(list(lines), colors=lines_colors, linewidths=1.4))
     for place, (_, ticks, names) in enumerate(columns):
         ax.axvline(place, color=theme.suggested, linewidth=0.8)
         for tick, name in zip(ticks, names, strict=True):
@@ -184,7 +199,7 @@ def parallel_coordinates(trials: pd.DataFrame, parameters: Mapping[str, Any], *,
             )
     ax.set_xticks(range(len(columns) + 1), [*parameters, "recovery"])
     ax.set_yticks([])
-    ax.set_xlim(-0.4, len(columns) + 0.1)
+    ax.set(xlim=(-0.4, len(columns) + 0.1), ylim=(-0.05, 1.05))
     ax.set_ylabel("place in the searched range")
     figure.colorbar(colors, ax=ax, label="recovery on validation")
     return figure

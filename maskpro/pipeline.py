@@ -28,7 +28,7 @@ from maskpro.objectives import baseline_losses, teacher_outputs
 from maskpro.pattern import Layout, NMPattern
 from maskpro.precision import Precision
 from maskpro.trackers import Log, no_log
-from maskpro.trainer import MaskTrainer, TrainerConfig
+from maskpro.trainer import MaskTrainer, TrainerConfig, logit_statistics
 from maskpro.workloads import Workload, load_diffusion_model, save_pipeline
 
 MASKS_FILE = "masks.safetensors"
@@ -390,11 +390,6 @@ def parameter_statistics(model: nn.Module) -> dict[str, int]:
     return {"total": sum(parameter.numel() for parameter in parameters), "nonzero": nonzero}
 
 
-def logit_statistics(logits: Tensor) -> dict[str, float]:
-    """Mean, standard deviation and extremes of the logits."""
-    return {name: getattr(logits, name)().item() for name in ("mean", "std", "min", "max")}
-
-
 def _run(trainer: MaskTrainer, report_samples: int, say: Say, log: Log) -> tuple[Tensor, list[tuple[int, float]], float]:
     """Train to the budget; losses of the steps, (samples seen, held-out loss) of the validations, and seconds."""
     started = time.monotonic()
@@ -410,9 +405,8 @@ def _run(trainer: MaskTrainer, report_samples: int, say: Say, log: Log) -> tuple
             "train_loss": losses[-1].mean().item(),
             "val_loss": curve[-1][1],
             "loss_improvement": loss_improvement(trainer.initial_val_loss, curve[-1][1]),
-            "changed_share": trainer.changed_share(),
             "seconds": time.monotonic() - started,
-            **{f"logits/{name}": value for name, value in logit_statistics(trainer.logits).items()},
+            **trainer.statistics(),
         }
         log(values, trainer.num_samples_seen)
         seen, budget = trainer.num_samples_seen, trainer.config.budget_samples

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 from maskpro.errors import MaskproError
+
+# Packages, extras of this one and options alike.
+Tracker = Literal["swanlab", "wandb", "mlflow"]
 
 # Takes values by name, and the number of samples seen.
 Log = Callable[[Mapping[str, float], int], None]
@@ -17,16 +20,16 @@ def no_log(values: Mapping[str, float], num_samples_seen: int) -> None:
     """A tracker that keeps nothing."""
 
 
-def check_swanlab(project: str | None) -> None:
-    """Raise where a SwanLab project is named and SwanLab is not installed."""
-    if project is not None and find_spec("swanlab") is None:
-        raise MaskproError(f"swanlab is {project!r}; allowed: with the extra installed (pip install maskpro[swanlab])")
+def check_tracker(tracker: Tracker, project: str | None) -> None:
+    """Raise where a tracker's project is named and the tracker is not installed."""
+    if project is not None and find_spec(tracker) is None:
+        raise MaskproError(f"{tracker} is {project!r}; allowed: with the extra installed (pip install maskpro[{tracker}])")
 
 
 @contextmanager
 def swanlab_log(project: str | None, *, name: str | None, config: dict[str, Any]) -> Iterator[Log]:
     """Log to a SwanLab project while the block runs (None: nowhere); SWANLAB_MODE=offline keeps it on this machine."""
-    check_swanlab(project)
+    check_tracker("swanlab", project)
     if project is None:
         yield no_log
         return

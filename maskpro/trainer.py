@@ -43,6 +43,10 @@ _SCHEDULES: dict[LearningRateDecay, Callable[[float], float]] = {
 }
 
 
+# Of which `statistics` takes quantiles and entropy.
+_GROUPS_LOOKED_AT = 4_096
+
+
 class NonFiniteLossError(MaskproError):
     """A loss or a logit became NaN or infinite."""
 
@@ -267,6 +271,23 @@ class MaskTrainer:
         dropped = self._initial_mask & ~self.mode()
         return (dropped.sum() / self._initial_mask.sum()).item()
 
+    def statistics(self) -> dict[str, float]:
+        """What trackers show beside the losses: `changed_share`, `sparsity`, `entropy` and the logits' distribution.
+
+        Of the masked layers' weights, sparsity is the share that the mask now set removes. Mean entropy (nats a group) and
+        quantiles of the logits are those of at most 4,096 groups, evenly spread.
+        """
+        spread = self.logits[:: math.ceil(len(self.logits) / _GROUPS_LOOKED_AT)]
+        generator = torch.Generator(spread.device).manual_seed(self.config.seed)
+        quantiles = spread.float().quantile(torch.tensor([0.05, 0.5, 0.95], device=spread.device)).tolist()
+        return {
+            "changed_share": self.changed_share(),
+            "sparsity": 1 - (self.masked.mask.sum() / self.masked.mask.numel()).item(),
+            "entropy": self._parametrisation.entropy(spread, generator).mean().item(),
+            **{f"logits/{name}": value for name, value in logit_statistics(self.logits).items()},
+            **{f"logits/{name}": value for name, value in zip(("q05", "q50", "q95"), quantiles, strict=True)},
+        }
+
     def _step(self, end: int) -> Tensor:
         """One update of the logits; returns the mean training loss (a scalar on the device)."""
         config = self.config
@@ -450,3 +471,8 @@ class MaskTrainer:
     def _optimizer_state(self) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self._optimizer.state_dict()["state"].get(0, {})
         return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def logit_statistics(logits: Tensor) -> dict[str, float]:
+    """Mean, standard deviation and extremes of the logits."""
+    return {name: getattr(logits, name)().item() for name in ("mean", "std", "min", "max")}

@@ -1,10 +1,11 @@
 import sys
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 
 from maskpro.errors import MaskproError
-from maskpro.trackers import check_swanlab, swanlab_log
+from maskpro.trackers import Tracker, check_tracker, swanlab_log
 
 
 @pytest.fixture
@@ -41,8 +42,9 @@ def test_without_a_project_nothing_is_logged(fake_swanlab):
     assert fake_swanlab == []
 
 
-def test_a_project_without_the_extra_is_refused(monkeypatch):
+@pytest.mark.parametrize("tracker", get_args(Tracker))
+def test_a_project_without_the_extra_is_refused(monkeypatch, tracker):
     monkeypatch.setattr("maskpro.trackers.find_spec", lambda name: None)
-    check_swanlab(None)
-    with pytest.raises(MaskproError, match=r"swanlab is 'project'; allowed: with the extra installed"):
-        check_swanlab("project")
+    check_tracker(tracker, None)
+    with pytest.raises(MaskproError, match=rf"{tracker} is 'project'; allowed: with the extra installed"):
+        check_tracker(tracker, "project")

@@ -260,12 +260,22 @@ def trial_resources(experiment: Experiment) -> TrialResources:
 
 def _trackers(search: Search) -> list[Callback]:
     """The trackers that were asked for; Tune adds TensorBoard, CSV and JSON by itself."""
-    if search.options.swanlab is None:
-        return []
-    from swanlab.integration.ray import SwanLabLoggerCallback
+    # Where they send it is their own setting: SWANLAB_MODE=offline and WANDB_MODE=offline keep everything on this machine,
+    # MLFLOW_TRACKING_URI names a server.
+    options, trackers = search.options, []
+    if options.swanlab is not None:
+        from swanlab.integration.ray import SwanLabLoggerCallback
 
-    # Whether it uploads is SwanLab's own setting: SWANLAB_MODE=offline keeps everything on this machine.
-    return [SwanLabLoggerCallback(project=search.options.swanlab, log_config=True)]
+        trackers.append(SwanLabLoggerCallback(project=options.swanlab, log_config=True))
+    if options.wandb is not None:
+        from ray.air.integrations.wandb import WandbLoggerCallback
+
+        trackers.append(WandbLoggerCallback(project=options.wandb, group=options.experiment, dir=str(options.folder)))
+    if options.mlflow is not None:
+        from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+        trackers.append(MLflowLoggerCallback(experiment_name=options.mlflow, tags={"experiment": options.experiment}))
+    return trackers
 
 
 def write_trials(experiment: Experiment) -> None:

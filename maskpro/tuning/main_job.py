@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from maskpro.evaluation.sampling import SamplingPlan
 from maskpro.tuning.driver_log import driver_log
 from maskpro.tuning.experiment import Experiment, open_experiment, running_session, say, trial_resources, write_trials
-from maskpro.tuning.interruption import Interruption
+from maskpro.tuning.interruption import Interruption, interruptible
 from maskpro.tuning.parallel_sampling import ray_chunks
 from maskpro.tuning.promotion import best_trials, confirmation_plans, promote, write_best
 from maskpro.tuning.search import Search
@@ -54,7 +54,8 @@ def _run_trials(experiment: Experiment) -> str:
         return ""
     interruption = Interruption()
     try:
-        with running_session(experiment, interruption) as session:
+        # Also until Ray is up, which then puts a handler of SIGTERM in place that ends the process.
+        with interruptible(interruption, None), running_session(experiment, interruption) as session:
             if session.run_search() and session.run_planned(confirmation_plans(experiment)):
                 return ""
     except KeyboardInterrupt:  # before or after Tune's own loop

@@ -8,7 +8,7 @@ import platform
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -22,7 +22,7 @@ from maskpro.initial_masks import parse_initial_mask
 from maskpro.masked_model import MaskedModel, model_hash
 from maskpro.pattern import NMPattern, parse_layout
 from maskpro.precision import parse_precision
-from maskpro.trackers import check_swanlab
+from maskpro.trackers import Tracker, check_tracker
 from maskpro.trainer import TrainerConfig
 from maskpro.tuning.early_stopping import SCHEDULERS
 from maskpro.tuning.interruption import parse_duration
@@ -64,6 +64,8 @@ class SearchOptions:
     promote_top_k: int = 1
     confirm_seeds: int = 0
     swanlab: str | None = None
+    wandb: str | None = None
+    mlflow: str | None = None
     seed: int = 0
     gpus_per_trial: float | None = None
     cpus_per_trial: float = 1.0
@@ -96,7 +98,8 @@ class SearchOptions:
             if value is not None and value not in known:
                 raise MaskproError(f"{name} is {value!r}; allowed: {', '.join(known)}")
         parse_precision(self.sampling_precision)
-        check_swanlab(self.swanlab)
+        for tracker in get_args(Tracker):
+            check_tracker(tracker, getattr(self, tracker))
         if not 0 <= self.seed < 2**32:
             raise MaskproError(f"seed is {self.seed}; allowed: 0 to {2**32 - 1}")
         if self.gpus_per_trial is not None and not (0 <= self.gpus_per_trial <= 1):

@@ -152,8 +152,8 @@ class MaskTrainable(Trainable):
             "train_loss": train_loss,
             "recovery": math.nan if recovered is None else recovered,
             "loss_improvement": loss_improvement(initial, val_loss),
-            "changed_share": trainer.changed_share(),
             "seconds": self._seconds,
+            **trainer.statistics(),
             "failure": "",
             "done": trainer.finished,
         }
