@@ -4,8 +4,10 @@ import itertools
 import json
 import os
 from dataclasses import replace
+from wsgiref.util import setup_testing_defaults
 
 import optuna
+import optuna_dashboard
 import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -90,6 +92,31 @@ def test_the_journal_holds_what_the_trials_came_to(tmp_path):
     assert journal[2].value == 10.0
     assert "stopped" in {trial.user_attrs["status"] for trial in journal.values()}
     assert all(trial.params.keys() == DISTRIBUTIONS.keys() for trial in journal.values()), "flat names, nothing beside them"
+
+
+def test_optunas_own_tools_open_the_journal(tmp_path):
+    """optuna-dashboard as `optuna-dashboard FILE` opens it, by its web interface, and optuna.visualization."""
+    state = SEARCH.open(tmp_path)
+    SEARCH.run(state)
+    state.study.write(tmp_path / STUDY_FILE)
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / STUDY_FILE)))
+    answers = []
+    dashboard = optuna_dashboard.wsgi(storage)
+    for path in ("/api/studies", "/api/studies/0?after=0"):
+        request = {}
+        setup_testing_defaults(request)
+        request["PATH_INFO"], _, request["QUERY_STRING"] = path.partition("?")
+        body = b"".join(dashboard(request, lambda status, *_: answers.append(status)))
+        answers.append(json.loads(body))
+    assert [answer for answer in answers if isinstance(answer, str)] == ["200 OK", "200 OK"]
+    assert [study["study_name"] for study in answers[1]["study_summaries"]] == ["maskpro"]
+    study = optuna.load_study(storage=storage, study_name="maskpro")
+    assert {trial["number"] for trial in answers[3]["trials"]} == {trial.number for trial in study.trials}
+    draw = optuna.visualization
+    for figure in (draw.plot_optimization_history(study), draw.plot_slice(study), draw.plot_parallel_coordinate(study)):
+        assert figure.data
+    complete = study.get_trials(states=[TrialState.COMPLETE])
+    assert len(draw.plot_intermediate_values(study).data) == len(complete)
 
 
 @pytest.mark.parametrize("slots", [1, 3])
