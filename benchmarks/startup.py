@@ -2,9 +2,9 @@
 
 python -m benchmarks.startup                     # the default space's best seed point, twice, one trial at a time
 
-`tune_main.py` runs as a process of its own; its history is read twenty times a second, so times are right to 0.05 s. A
-trial's own seconds are those of training and validation, as it reports them; the rest of its wall time, from its line in the
-history to its last report, is Tune's and the driver's: start, reports, checkpoints. Run it twice, for warm caches.
+`tune_main.py` runs as a process of its own; its history is read twenty times a second, so times are right to 0.05 s.
+A trial's own seconds are those of training and validation, as it reports them; the rest of its wall time, from its line in
+the history to its last report, is Tune's and the driver's: start, reports, checkpoints. Run it twice, for warm caches.
 """
 
 from __future__ import annotations
