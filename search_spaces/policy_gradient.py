@@ -2,8 +2,8 @@
 
 lr is in units of 0.1 of a logit a step, logits the magnitude of the initial logits, dataset_size a number of calibration
 samples, masks_per_step how many masks a step compares on the same samples (each counts them once more), targets the layers
-that are learned. Bounds of lograndint exclude the upper one. A seed point is run first, exactly as it stands: the original's
-five configurations, and the best settings known.
+that are learned. Bounds of lograndint exclude the upper one. A seed point is run first, exactly as it stands: the
+original's five configurations, and the best settings known.
 """
 
 from ray import tune
