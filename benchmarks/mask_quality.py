@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from benchmarks.report import hardware_line, print_table
 from maskpro.cli import run_command
+from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import evaluate_models, recovery
 from maskpro.initial_masks import ONE_SHOT_SAMPLES, magnitude_mask, one_shot_mask
 from maskpro.masked_model import MaskedModel
@@ -38,7 +39,7 @@ from maskpro.trainer import MaskTrainer, TrainerConfig
 from maskpro.workloads import Workload, open_workload
 
 # Sample evaluations of a learned mask, and of the early look at it, which is all that patterns after the first get.
-EVALUATIONS = 120_000
+EVALUATIONS = 150_000
 EARLY_EVALUATIONS = 15_000
 # Of the policy gradients, as a share of that: 2,000 forward passes of 32 samples.
 _FORWARD_ONLY_SHARE = 64_000 / EVALUATIONS
@@ -190,8 +191,8 @@ def _learn(trainer: MaskTrainer, job: Job) -> tuple[dict[str, Any], Tensor, Tens
     return {"seconds": seconds, "evaluations": job.evaluations}, early, trainer.best_mask
 
 
-def _jobs(patterns: tuple[str, ...], seeds: int, evaluations: int) -> list[Job]:
-    """The jobs of the first round: everything at equal samples."""
+def _jobs(patterns: tuple[str, ...], seeds: int, evaluations: int, methods: tuple[str, ...]) -> list[Job]:
+    """The jobs of the first round: everything at equal samples; without `methods` all of them."""
     jobs = [Job(method="dense", pattern=patterns[0], seed=0), Job(method="magnitude", pattern=patterns[0], seed=0)]
     for seed in range(seeds):
         for method in ("random", "wanda", "sparsegpt"):
@@ -210,7 +211,7 @@ def _jobs(patterns: tuple[str, ...], seeds: int, evaluations: int) -> list[Job]:
                 settings = LEARNED[method]
                 few = min(EARLY_EVALUATIONS, evaluations)
                 jobs.append(Job(method=method, pattern=pattern, seed=seed, evaluations=few, settings=settings))
-    return jobs
+    return [job for job in jobs if not methods or job.method in methods]
 
 
 def _length(job: Job) -> int:
@@ -220,6 +221,8 @@ def _length(job: Job) -> int:
 def _as_long(rows: pd.DataFrame, jobs: list[Job]) -> list[Job]:
     """The second round: the nearest rival, with the evaluations that take as many seconds as ours took on average."""
     seconds = rows[rows["pattern"] == jobs[0].pattern].groupby("method")["seconds"].mean()
+    if not {OURS, "MaskLLM-style"} <= set(seconds.index):
+        return []
     return [
         replace(job, cost="equal seconds", evaluations=round(job.evaluations * seconds[OURS] / seconds[job.method]))
         for job in jobs
@@ -258,6 +261,7 @@ def main(
     seeds: Annotated[int, typer.Option(help="Of calibration samples and masks.")] = 3,
     evaluations: Annotated[int, typer.Option(help="Sample evaluations of each learned mask.")] = EVALUATIONS,
     patterns: Annotated[str, typer.Option(help="The first one is compared in full.")] = "2:4 1:4 4:8",
+    methods: Annotated[str, typer.Option(help="These alone, with commas between them; default: all.")] = "",
     workload: Annotated[str, typer.Option(help="digits (embedded) or cifar10.")] = "digits",
     model: Annotated[str | None, typer.Option(help="Diffusers DDPM folder or hub name.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of images.")] = None,
@@ -273,7 +277,12 @@ def main(
         seeds, evaluations, frechet, chosen = 1, 1_600, False, chosen[:2]
     open_ = partial(_open, workload, model=model, data=data, held_out=128 if quick else None)
     run = partial(run_job, open_=open_, device=device)
-    jobs = [replace(job, frechet=frechet and job.pattern == chosen[0]) for job in _jobs(chosen, seeds, evaluations)]
+    named = tuple(name.strip() for name in methods.split(",") if name.strip())
+    known = ("dense", *_ONE_SHOT, *LEARNED)
+    for name in named:
+        if name not in known:
+            raise MaskproError(f"methods holds {name!r}; allowed: {', '.join(known)}")
+    jobs = [replace(job, frechet=frechet and job.pattern == chosen[0]) for job in _jobs(chosen, seeds, evaluations, named)]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         # The longest first, so that the processes end together; the table in the order of the jobs.
         longest_first = sorted(range(len(jobs)), key=lambda place: -_length(jobs[place]))

@@ -1,9 +1,9 @@
 """The default search with the mask's own choices as well: estimator, pattern, layout and the layers that are learned.
 
 Every choice here removes half of the weights, so losses can be compared. A 1:2 mask is also a 2:4 mask: what 2:4 wins over
-it is the worth of larger groups. (4:8 would be the next step, but costs over ten times as much a step on a CPU: each of its
-groups has 70 masks, not 6. 1:4 removes three quarters of the weights and could only lose: search that alone.) "channel" is
-the layout of sparse tensor cores, "flattened" the original's. Masked layers outside the targets keep their initial mask.
+it is the worth of larger groups. (4:8 would be the next step: gumbel_softmax has 70 logits a group there, not 6. 1:4
+removes three quarters of the weights and could only lose: search that alone.) "channel" is the layout of sparse tensor
+cores, "flattened" the original's. Masked layers outside the targets keep their initial mask.
 
 The first seed point is the reference; each of the others differs from it in one choice. Compare just these six by
 --only-seed-points, which runs each to its full budget. Units are as in default.py.
