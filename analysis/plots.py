@@ -11,7 +11,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -232,9 +232,8 @@ def slices(trials: pd.DataFrame, parameters: Mapping[str, Any], *, theme: Theme)
     return figure
 
 
-@_themed
-def parameter_importance(trials: pd.DataFrame, parameters: Mapping[str, Any], *, theme: Theme) -> Figure:
-    """Share of the variance of the recovery that each parameter explains, by two of Optuna's evaluators.
+def importances(trials: pd.DataFrame, parameters: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Evaluator to parameter to the share of the recovery's variance that it explains, by two of Optuna's evaluators.
 
     Raises:
         MaskproError: too few trials, or all alike.
@@ -259,13 +258,21 @@ def parameter_importance(trials: pd.DataFrame, parameters: Mapping[str, Any], *,
     ):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # one is experimental, both warn of few trials
-            found[label] = optuna.importance.get_param_importances(study, evaluator=evaluator, params=list(parameters))
-    figure, axes = _new("Parameter importance", height=1.4 + 0.5 * len(parameters))
+            shares = optuna.importance.get_param_importances(study, evaluator=evaluator, params=list(parameters))
+        found[label] = {name: shares.get(name, 0.0) for name in parameters}
+    return found
+
+
+@_themed
+def parameter_importance(found: Mapping[str, Mapping[str, float]], *, theme: Theme) -> Figure:
+    """What `importances` found: a bar per parameter and evaluator, ordered by the first one."""
+    first = next(iter(found.values()))
+    names = sorted(first, key=lambda name: first[name])
+    figure, axes = _new("Parameter importance", height=1.4 + 0.5 * len(names))
     ax = axes[0, 0]
-    names = sorted(parameters, key=lambda name: found["fANOVA"].get(name, 0.0))
     for offset, color, (label, shares) in zip((0.2, -0.2), (theme.seed, theme.best), found.items(), strict=True):
         places = [place + offset for place in range(len(names))]
-        ax.barh(places, [shares.get(name, 0.0) for name in names], height=0.38, color=color, label=label)
+        ax.barh(places, [shares[name] for name in names], height=0.38, color=color, label=label)
     ax.set_yticks(range(len(names)), names)
     ax.set(xlabel="importance (shares of 1)")
     figure.legend(loc="outside lower center", ncols=2)
@@ -339,8 +346,8 @@ def rungs(experiment: Path) -> list[int]:
     return found
 
 
-def all_figures(experiment: Path, theme: Theme = LIGHT) -> tuple[dict[str, Figure], dict[str, str]]:
-    """The figures of an experiment by name, and by name the reason for those that can't be drawn.
+def all_figures(experiment: Path, *themes: Theme) -> tuple[list[dict[str, Figure]], dict[str, str]]:
+    """The figures of an experiment by name, once for each theme; and by name the reason for those that can't be drawn.
 
     Raises:
         MaskproError: it is not the folder of a search.
@@ -352,34 +359,36 @@ def all_figures(experiment: Path, theme: Theme = LIGHT) -> tuple[dict[str, Figur
     parameters = searched_parameters(experiment) if has_description else {}
     parameters = {name: value for name, value in parameters.items() if name in trials.columns}
     marks = rungs(experiment) if has_description else []
-    figures: dict[str, Figure] = {}
     missing: dict[str, str] = {}
     no_reports = "no trial has reported yet" if _judged(trials).empty else ""
     no_parameters = no_reports or ("" if parameters else "no parameter was searched")
-    drawn: tuple[tuple[str, str, Callable[[], Figure]], ...] = (
-        ("best_so_far", no_reports, lambda: best_so_far(trials, theme=theme)),
-        ("learning_curves", no_reports, lambda: learning_curves(trials, curves, rungs=marks, theme=theme)),
-        ("learning_curves_by_time", no_reports, lambda: learning_curves(trials, curves, by="seconds", theme=theme)),
-        ("recovery_against_cost", no_reports, lambda: recovery_against_cost(trials, theme=theme)),
-        ("parallel_coordinates", no_parameters, lambda: parallel_coordinates(trials, parameters, theme=theme)),
-        ("slices", no_parameters, lambda: slices(trials, parameters, theme=theme)),
-        ("parameter_importance", no_parameters, lambda: parameter_importance(trials, parameters, theme=theme)),
+    found = cache(lambda: importances(trials, parameters))  # takes longer than drawing it
+    drawn: tuple[tuple[str, str, Callable[[Theme], Figure]], ...] = (
+        ("best_so_far", no_reports, lambda theme: best_so_far(trials, theme=theme)),
+        ("learning_curves", no_reports, lambda theme: learning_curves(trials, curves, rungs=marks, theme=theme)),
+        ("learning_curves_by_time", no_reports, lambda theme: learning_curves(trials, curves, by="seconds", theme=theme)),
+        ("recovery_against_cost", no_reports, lambda theme: recovery_against_cost(trials, theme=theme)),
+        ("parallel_coordinates", no_parameters, lambda theme: parallel_coordinates(trials, parameters, theme=theme)),
+        ("slices", no_parameters, lambda theme: slices(trials, parameters, theme=theme)),
+        ("parameter_importance", no_parameters, lambda theme: parameter_importance(found(), theme=theme)),
         (
             "timestep_losses",
             "" if len(timesteps) else "no final evaluation with losses by timestep",
-            lambda: timestep_losses(timesteps, theme=theme),
+            lambda theme: timestep_losses(timesteps, theme=theme),
         ),
         (
             "layer_changes",
             "" if len(layers) else "no promoted mask with a layers.csv",
-            lambda: layer_changes(layers, theme=theme),
+            lambda theme: layer_changes(layers, theme=theme),
         ),
     )
+    figures: list[dict[str, Figure]] = [{} for _ in themes]
     for name, why_not, draw in drawn:
         try:
             if why_not:
                 raise MaskproError(why_not)
-            figures[name] = draw()
+            for place, theme in zip(figures, themes, strict=True):
+                place[name] = draw(theme)
         except MaskproError as error:
             missing[name] = str(error)
     return figures, missing
@@ -387,7 +396,7 @@ def all_figures(experiment: Path, theme: Theme = LIGHT) -> tuple[dict[str, Figur
 
 def main(experiment: Path) -> None:
     """Write the figures of an experiment into its folder `figures/`."""
-    figures, missing = all_figures(experiment)
+    (figures,), missing = all_figures(experiment, LIGHT)
     (experiment / "figures").mkdir(exist_ok=True)
     for name, figure in figures.items():
         path = experiment / "figures" / f"{name}.png"

@@ -305,8 +305,7 @@ def write_report(experiment: Path) -> Path:
         MaskproError: it is not the folder of a search.
     """
     report = gather(experiment)
-    light, missing = all_figures(experiment, LIGHT)
-    dark, _ = all_figures(experiment, DARK)
+    (light, dark), missing = all_figures(experiment, LIGHT, DARK)
     report.missing += [f"{name.replace('_', ' ')}: {reason}" for name, reason in missing.items()]
     figures = {name: (_png(light[name]), _png(dark[name])) for name in CAPTIONS if name in light}
     pictures = {name: experiment / "best" / f"samples_{name}.png" for name in _GRIDS}
