@@ -188,3 +188,25 @@ def test_mode_keeps_exactly_n_even_under_ties():
 def test_a_sum_over_too_many_masks_is_refused():
     with pytest.raises(MaskproError, match="pattern is 8:16, which has 12,870 masks a group; allowed here: at most 70"):
         inclusion_probabilities(torch.zeros(1, 16), 8)
+
+
+@pytest.mark.parametrize("block", [1, 7, 64])
+def test_nothing_depends_on_how_many_groups_are_worked_on_at_a_time(block, monkeypatch):
+    """Not even the random numbers: a mask is a function of the generator's state alone."""
+
+    def everything(block):
+        monkeypatch.setattr("maskpro.distribution._CACHED_GROUPS", block)
+        generator = torch.Generator().manual_seed(0)
+        logits = 3 * torch.randn(50, 4, generator=torch.Generator().manual_seed(1))
+        mask = sample(logits, 2, generator)
+        return (
+            mask,
+            generator.get_state(),
+            mode(logits.round(), 2),
+            score(logits, mask),
+            inclusion_probabilities(logits, 2),
+            inclusion_gradient(logits, 2, logits.flip(0)),
+        )
+
+    for found, expected in zip(everything(block), everything(50), strict=True):
+        assert torch.equal(found, expected)

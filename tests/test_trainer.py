@@ -382,3 +382,16 @@ def test_where_memory_runs_out_smaller_forward_passes_give_the_same_result(digit
     assert counters["micro_batch_size"] == 2
     with pytest.raises(torch.OutOfMemoryError):
         run(0)
+
+
+def test_what_trackers_show_of_a_mask_is_what_it_is(digits):
+    trainer = make_trainer(digits, lr=10.0, budget_samples=96)
+    start = trainer.statistics()
+    run_to_end(trainer)
+    end = trainer.statistics()
+    assert start["changed_share"] == 0.0
+    assert end["changed_share"] == trainer.changed_share() > 0
+    assert start["sparsity"] == end["sparsity"] == 0.5
+    assert {start[f"logits/q{share}"] for share in ("05", "50", "95")} <= {0.0, 1.5, 3.0}, "half 0, half 3"
+    assert end["logits/min"] <= end["logits/q05"] <= end["logits/q50"] <= end["logits/q95"] <= end["logits/max"]
+    assert 0 < end["entropy"] < math.log(6), "between decided and even over the six masks"

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import pickle
+import sys
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import pytest
 
 from maskpro.errors import MaskproError
 from maskpro.tuning.adapters import trial_folder
-from maskpro.tuning.experiment import check_writable, open_experiment, tabulate_trials
+from maskpro.tuning.experiment import _trackers, check_writable, open_experiment, tabulate_trials
 from maskpro.tuning.history import History
 from maskpro.tuning.search import SearchOptions, prepare_search
 
@@ -167,3 +168,12 @@ def test_what_comes_next_is_a_function_of_the_history(search):
 def test_what_tune_pickles_with_every_trial_holds_no_history():
     assert pickle.loads(pickle.dumps(trial_folder)) is trial_folder  # by its name: nothing else goes with it
     assert trial_folder(SimpleNamespace(config={"trial": 3, "folder": "trial_00003_part2"})) == "trial_00003_part2"
+
+
+def test_every_tracker_that_is_named_gets_a_callback(tmp_path, monkeypatch):
+    """Weights & Biases and MLflow by Ray's own callbacks; the tests do not install either."""
+    monkeypatch.setattr("ray.air.integrations.wandb.wandb", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace())
+    options = SimpleNamespace(swanlab=None, wandb="project", mlflow="sparse", experiment="first", folder=tmp_path)
+    names = [type(tracker).__name__ for tracker in _trackers(SimpleNamespace(options=options))]
+    assert names == ["WandbLoggerCallback", "MLflowLoggerCallback"]
