@@ -124,21 +124,26 @@ def initial_masked(
 
 
 def share_values(context: TrialContext, *, resources: dict[str, float]) -> SharedValues:
-    """Judge the dense network and the initial masks, in tasks that have a trial's resources, and open the tables.
+    """Judge the dense network and the initial masks; open the tables, whose parts are made by the trials that need them.
 
-    The first part of the teacher's table, which every trial needs for its first report, is made meanwhile; the others are
-    made by the trials that need them first.
+    Trials on GPUs are judged for on one, in a task with a trial's resources, while another makes the teacher's first part.
+    Without GPUs this process does it with a trial's threads: it has loaded what a new one would import for ten seconds.
 
     Raises:
         MaskproError: a held-out loss is not finite.
     """
-    stored = ray.put(context)
-    remote = {"num_cpus": resources["cpu"], "num_gpus": resources["gpu"]}
-    judged = ray.remote(**remote)(_held_out_losses).remote(stored)
     keeper = start_keeper() if context.table_samples and _fits(context) else None
-    if keeper is not None:
-        ray.remote(**remote)(_first_part).remote(stored, keeper)
-    dense_val_loss, initial_val_losses = ray.get(judged)
+    if resources["gpu"]:
+        stored = ray.put(context)
+        remote = {"num_cpus": resources["cpu"], "num_gpus": resources["gpu"]}
+        judged = ray.remote(**remote)(_held_out_losses).remote(stored)
+        if keeper is not None:
+            ray.remote(**remote)(_first_part).remote(stored, keeper)
+        dense_val_loss, initial_val_losses = ray.get(judged)
+    else:
+        threads = torch.get_num_threads()
+        dense_val_loss, initial_val_losses = _held_out_losses(context)
+        torch.set_num_threads(threads)
     for what, loss in {"dense network": dense_val_loss, **initial_val_losses}.items():
         if not math.isfinite(loss):
             name = what if isinstance(what, str) else f"{what.initial_mask} mask {what.pattern} ({what.layout})"
