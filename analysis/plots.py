@@ -107,11 +107,11 @@ def learning_curves(
     ends: dict[tuple[str, str], list[Any]] = {(kind, marker): [] for kind in kinds for marker in markers.values()}
     for trial in trials.itertuples():
         curve = parts.get(trial.trial_id)
-        if curve is None or curve["recovery"].isna().all():
+        points = None if curve is None else curve[[by, "recovery"]].dropna().to_numpy(float)
+        if points is None or not len(points):
             continue
         is_seed = pd.notna(trial.seed_point)
         kind = "best trial" if trial.trial_id == best else "seed point" if is_seed else "suggested"
-        points = curve[[by, "recovery"]].dropna().to_numpy(float)
         lines[kind].append(points)
         ends[kind, "o" if trial.status == "completed" else "x"].append(points[-1])
         if is_seed:  # the others are too many to name
