@@ -35,7 +35,7 @@ ESTIMATORS: tuple[EstimatorName, ...] = get_args(EstimatorName)
 
 _TRACKER_DECAY = 0.99
 
-# Masks of a group up to which straight-through sums over all of them. With the 70 of 4:8 a step takes eight times as long
+# Masks of a group up to which straight-through sums over all of them. With the 70 of 4:8 a step takes ten times as long
 # as with the estimate.
 _EXACT_CANDIDATES = 16
 
