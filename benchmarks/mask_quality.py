@@ -191,10 +191,10 @@ def _learn(trainer: MaskTrainer, job: Job) -> tuple[dict[str, Any], Tensor, Tens
     return {"seconds": seconds, "evaluations": job.evaluations}, early, trainer.best_mask
 
 
-def _jobs(patterns: tuple[str, ...], seeds: int, evaluations: int, methods: tuple[str, ...]) -> list[Job]:
+def _jobs(patterns: tuple[str, ...], seeds: range, evaluations: int, methods: tuple[str, ...]) -> list[Job]:
     """The jobs of the first round: everything at equal samples; without `methods` all of them."""
     jobs = [Job(method="dense", pattern=patterns[0], seed=0), Job(method="magnitude", pattern=patterns[0], seed=0)]
-    for seed in range(seeds):
+    for seed in seeds:
         for method in ("random", "wanda", "sparsegpt"):
             jobs.append(Job(method=method, pattern=patterns[0], seed=seed))
         for method, settings in LEARNED.items():
@@ -205,7 +205,7 @@ def _jobs(patterns: tuple[str, ...], seeds: int, evaluations: int, methods: tupl
             jobs.append(job)
     for pattern in patterns[1:]:
         jobs.append(Job(method="magnitude", pattern=pattern, seed=0))
-        for seed in range(seeds):
+        for seed in seeds:
             jobs.append(Job(method="sparsegpt", pattern=pattern, seed=seed))
             for method in ("MaskLLM-style", OURS):
                 settings = LEARNED[method]
@@ -259,6 +259,7 @@ def _summary(rows: pd.DataFrame) -> list[dict[str, str]]:
 
 def main(
     seeds: Annotated[int, typer.Option(help="Of calibration samples and masks.")] = 3,
+    first_seed: Annotated[int, typer.Option(help="The settings here were found on 0 to 2.")] = 0,
     evaluations: Annotated[int, typer.Option(help="Sample evaluations of each learned mask.")] = EVALUATIONS,
     patterns: Annotated[str, typer.Option(help="The first one is compared in full.")] = "2:4 1:4 4:8",
     methods: Annotated[str, typer.Option(help="These alone, with commas between them; default: all.")] = "",
@@ -282,7 +283,8 @@ def main(
     for name in named:
         if name not in known:
             raise MaskproError(f"methods holds {name!r}; allowed: {', '.join(known)}")
-    jobs = [replace(job, frechet=frechet and job.pattern == chosen[0]) for job in _jobs(chosen, seeds, evaluations, named)]
+    planned = _jobs(chosen, range(first_seed, first_seed + seeds), evaluations, named)
+    jobs = [replace(job, frechet=frechet and job.pattern == chosen[0]) for job in planned]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         # The longest first, so that the processes end together; the table in the order of the jobs.
         longest_first = sorted(range(len(jobs)), key=lambda place: -_length(jobs[place]))
