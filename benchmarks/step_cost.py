@@ -5,9 +5,10 @@ python -m benchmarks.step_cost --networks embedded --batch-sizes "16 32" --threa
 python -m benchmarks.step_cost --device cuda --precision bfloat16
 
 Every round of a row runs each variant once, one after the other, in one process: a ratio is the median of the rounds'
-ratios, so that what slows the machine down slows down both. "original" is a transcription of the original's way: every
-layer multiplies its weight by its mask in each forward pass, masks come from `torch.multinomial`, and each layer is updated
-by itself in separate operations. Its baseline losses and our teacher's outputs are computed before.
+ratios, so that what slows the machine down slows down both. On a GPU the bare network's passes are replayed as CUDA graphs,
+as ours are, and once more with each kernel launched from Python ("launched"). "original" is a transcription of the
+original's way: every layer multiplies its weight by its mask in each forward pass, masks come from `torch.multinomial`, and
+each layer is updated by itself in separate operations. Its baseline losses and our teacher's outputs are computed before.
 """
 
 from __future__ import annotations
@@ -30,16 +31,21 @@ from torch.nn import functional
 from benchmarks.report import hardware_line, print_table
 from maskpro.cli import run_command
 from maskpro.errors import MaskproError
+from maskpro.graphs import GraphedPass
 from maskpro.initial_masks import magnitude_mask
 from maskpro.masked_model import MaskedModel, maskable_layers
 from maskpro.objectives import HeldOutSamples, SampleValues, baseline_losses, teacher_outputs
-from maskpro.objectives.diffusion import DiffusionObjective
+from maskpro.objectives.diffusion import DiffusionObjective, NoisyBatch
 from maskpro.pattern import NMPattern
 from maskpro.precision import Precision, autocast, parse_precision
 from maskpro.trainer import MaskTrainer, TrainerConfig
 from maskpro.workloads import open_workload
 
 PATTERN = NMPattern(2, 4)
+_GPU_REPEATS = 20
+
+# Takes that many steps.
+Variant = Callable[[int], object]
 
 # google/ddpm-cifar10-32, 35.7 million parameters (Ho et al. 2020, appendix B).
 CIFAR10_UNET: dict[str, Any] = {
@@ -135,28 +141,30 @@ def objective_device(network: nn.Module) -> torch.device:
     return next(network.parameters()).device
 
 
-def _peak_mib(run: Callable[[], None], device: torch.device) -> float:
+def _peak_mib(run: Variant, device: torch.device) -> float:
     """The largest memory during a run: allocated on the GPU, or the process's resident set (Linux)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        run()
+        run(1)
         return torch.cuda.max_memory_allocated(device) / 2**20
     reset = Path("/proc/self/clear_refs")
     if not reset.exists():
-        run()
+        run(1)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     reset.write_text("5")
-    run()
+    run(1)
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(peak.split()[1]) / 1024
 
 
-def _seconds(run: Callable[[], None], device: torch.device) -> float:
+def _seconds(run: Variant, device: torch.device) -> float:
+    """Of one run; on a GPU, which is only waited for in the end, the mean of several."""
+    repeats = _GPU_REPEATS if device.type == "cuda" else 1
     started = time.perf_counter()
-    run()
+    run(repeats)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - started
+    return (time.perf_counter() - started) / repeats
 
 
 def _trainer(
@@ -181,13 +189,21 @@ def _trainer(
     return trainer
 
 
+def _repeated(run: Callable[[], object]) -> Variant:
+    def several(count: int) -> None:
+        for _ in range(count):
+            run()
+
+    return several
+
+
 def _variants(
     dense: nn.Module,
     objective: DiffusionObjective,
     teacher: SampleValues,
     batch_size: int,
     precision: Precision,
-) -> dict[str, Callable[[], None]]:
+) -> dict[str, Variant]:
     device = objective_device(dense)
     ours = {
         name: _trainer(dense, objective, teacher, batch_size, estimator=name, precision=precision)
@@ -197,21 +213,36 @@ def _variants(
     batch = objective.batch(torch.arange(batch_size))
     target = teacher(torch.arange(batch_size))
 
-    def forward() -> None:
+    def forward(batch: NoisyBatch) -> Tensor:
         with torch.no_grad(), autocast(device, precision):
-            objective.predict(bare.model, batch)
+            return objective.predict(bare.model, batch)
 
-    def forward_backward() -> None:
-        bare.weight_gradient().zero_()
+    def forward_backward(batch: NoisyBatch, target: Tensor) -> Tensor:
         with autocast(device, precision):
             prediction = objective.predict(bare.model, batch)
-        objective.teacher_losses(prediction, target).mean().backward()
+        loss = objective.teacher_losses(prediction, target).mean()
+        loss.backward()
+        return loss.detach()
 
-    variants: dict[str, Callable[[], None]] = {
-        "forward": forward,
-        "forward+backward": forward_backward,
-        **{name: lambda trainer=trainer: trainer.train(batch_size) for name, trainer in ours.items()},  # type: ignore[misc]
+    def eager_forward_backward() -> None:
+        bare.weight_gradient().zero_()
+        forward_backward(batch, target)
+
+    bare_passes: dict[str, Callable[[], object]] = {
+        "forward": lambda: forward(batch),
+        "forward+backward": eager_forward_backward,
     }
+    if device.type == "cuda":
+        bare_passes = {f"{name}, launched": run for name, run in bare_passes.items()}
+        graphs = GraphedPass(), GraphedPass([bare.weight_gradient()])
+
+        def graphed_forward_backward() -> None:
+            bare.weight_gradient().zero_()
+            graphs[1](forward_backward, batch, target)
+
+        bare_passes |= {"forward": lambda: graphs[0](forward, batch), "forward+backward": graphed_forward_backward}
+    variants = {name: _repeated(run) for name, run in bare_passes.items()}
+    variants |= {name: lambda count, trainer=trainer: trainer.train(count * batch_size) for name, trainer in ours.items()}
     rival = OriginalWay(copy.deepcopy(dense), objective, lr=50.0, logits=10.0)
     baseline = torch.zeros((), device=device)
     steps = iter(range(10**9))
@@ -221,7 +252,7 @@ def _variants(
         with autocast(device, precision):
             rival.step(torch.arange(first, first + batch_size) % 256, baseline)
 
-    variants["original"] = step
+    variants["original"] = _repeated(step)
     return variants
 
 
@@ -233,7 +264,7 @@ def measure(network: str, batch_size: int, *, device: torch.device, rounds: int,
     variants = _variants(dense, objective, teacher_outputs(dense, objective), batch_size, precision)
     peaks = {}
     for name, run in variants.items():
-        run()
+        run(1)
         peaks[name] = _peak_mib(run, device)
     times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import cache
 from itertools import combinations
 from math import comb
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from maskpro.errors import MaskproError
 from maskpro.pattern import NMPattern
 
 # exp(-80) keeps the sum of the other exponentials and its reciprocal inside float32.
-_LARGEST_LEAD = 80.0
+LARGEST_LEAD = 80.0
 # Of a group, up to which sums over all of its masks are computed: 4:8 has 70, 8:16 has 12,870.
 MOST_CANDIDATES = 70
 # Of which a few columns fit into the cache of one CPU core.
@@ -53,6 +54,9 @@ def sample(logits: Tensor, n: int, generator: torch.Generator) -> Tensor:
 
     Gumbel top-n: the n largest of logits + Gumbel noise are a draw without replacement (Kool et al. 2019, section 2).
     """
+    if kernels := _kernels_for(logits):
+        # -log of a standard exponential value is one of Gumbel's; a GPU draws it as fast as a uniform one.
+        return kernels.sample(logits, n, torch.empty_like(logits).exponential_(generator=generator))  # type: ignore[no-any-return]
     return _in_blocks(lambda block: _mode(_columns(perturb(block, generator)), n), logits)
 
 
@@ -91,11 +95,14 @@ def log_prob(logits: Tensor, mask: Tensor) -> Tensor:
     return kept.sum(dim=1) + log_h.logsumexp(dim=1)
 
 
-def score(logits: Tensor, mask: Tensor) -> Tensor:
-    """d log p(mask) / d logits, `[G, M]`."""
+def score(logits: Tensor, mask: Tensor, n: int | None = None) -> Tensor:
+    """d log p(mask) / d logits, `[G, M]`; `n` positions are kept in every row (default: counted, which waits for a GPU)."""
     logits = _wide(logits)
-    n = int(mask[0].sum())
+    if n is None:
+        n = int(mask[0].sum())
     if n == 2:
+        if kernels := _kernels_for(logits):
+            return kernels.score_of_pairs(logits, mask)  # type: ignore[no-any-return]
         return _in_blocks(lambda *blocks: _score_of_pairs(*map(_columns, blocks)), logits, mask)
     terms = n * comb(n, n // 2)
     parts: list[Tensor] = []
@@ -127,6 +134,8 @@ def inclusion_gradient(logits: Tensor, n: int, values: Tensor) -> Tensor:
     """
     logits = _wide(logits)
     if n == 2:
+        if kernels := _kernels_for(logits):
+            return kernels.inclusion_gradient_of_pairs(logits, values)  # type: ignore[no-any-return]
         return _in_blocks(lambda *blocks: _inclusion_gradient_of_pairs(*map(_columns, blocks)), logits, values)
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_(True)
@@ -195,6 +204,21 @@ def _wide(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
+def _kernels_for(logits: Tensor) -> ModuleType | None:
+    """`maskpro.kernels` where they can be used: float32 groups of four, on a GPU, with Triton at hand."""
+    fits = logits.is_cuda and logits.dtype == torch.float32 and logits.shape[1] == 4 and logits.is_contiguous()
+    return _kernels() if fits else None
+
+
+@cache
+def _kernels() -> ModuleType | None:
+    try:
+        from maskpro import kernels
+    except ImportError:
+        return None
+    return kernels
+
+
 @cache
 def _subsets(n: int, size: int) -> tuple[Tensor, Tensor]:
     """Subsets of that size of n things, bool `[C, n]`, and the places of each one's subsets of one less, `[C, size]`."""
@@ -214,7 +238,7 @@ def _lead_over_threshold(logits: Tensor, n: int, noisy: Tensor) -> tuple[Tensor,
     # For a kept position the others' n-th largest is the first dropped one, for a dropped position the last kept one.
     threshold = torch.where(kept, ordered[:, n : n + 1], ordered[:, n - 1 : n])
     # A float's exp of 80 is finite, and exp(-exp(80)) and exp(-80) are as good as zero.
-    lead = (logits - threshold).clamp(-_LARGEST_LEAD, _LARGEST_LEAD)
+    lead = (logits - threshold).clamp(-LARGEST_LEAD, LARGEST_LEAD)
     return lead, kept, (places[:, n - 1 : n], places[:, n : n + 1])
 
 
@@ -255,7 +279,7 @@ def _others(columns: Tensor) -> Tensor:
 
 def _softmax_and_rest(columns: Tensor) -> tuple[Tensor, Tensor]:
     """p = softmax(logits) and 1 - p, of and as columns `[M, B]`."""
-    exponentials = (columns - columns.amax(dim=0)).clamp_(min=-_LARGEST_LEAD).exp_()
+    exponentials = (columns - columns.amax(dim=0)).clamp_(min=-LARGEST_LEAD).exp_()
     total = exponentials.sum(dim=0)
     return exponentials / total, _others(exponentials).div_(total)
 

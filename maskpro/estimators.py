@@ -106,9 +106,12 @@ def magnitude_prior(base: Tensor, strength: float, bound: float) -> Tensor:
     return (strength * ratio.log()).clamp(-bound, bound)
 
 
-def policy_gradient(logits: Tensor, mask: Tensor, advantage: Tensor) -> Tensor:
-    """advantage * d log p(mask | logits) / d logits, `[G, M]`, from one sampled mask `[G, M]` and a scalar advantage."""
-    return score(logits, mask).mul_(advantage)
+def policy_gradient(logits: Tensor, mask: Tensor, advantage: Tensor, n: int | None = None) -> Tensor:
+    """advantage * d log p(mask | logits) / d logits, `[G, M]`, from one sampled mask `[G, M]` and a scalar advantage.
+
+    `n` as in `distribution.score`.
+    """
+    return score(logits, mask, n).mul_(advantage)
 
 
 def leave_one_out(losses: Tensor) -> Tensor:

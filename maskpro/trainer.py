@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from maskpro.estimators import (
     magnitude_prior,
     policy_gradient,
 )
+from maskpro.graphs import GraphedPass
 from maskpro.masked_model import MaskedModel
 from maskpro.objectives import HeldOutSamples, Objective, SampleValues, baseline_losses
 from maskpro.precision import Precision, autocast, parse_precision
@@ -45,6 +46,14 @@ _SCHEDULES: dict[LearningRateDecay, Callable[[float], float]] = {
 
 # Of which `statistics` takes quantiles and entropy.
 _GROUPS_LOOKED_AT = 4_096
+
+
+class _Batch(NamedTuple):
+    """Samples of an objective and the dense network's outputs on them, if these are the target."""
+
+    size: int
+    samples: Any
+    teacher: Tensor | None
 
 
 class NonFiniteLossError(MaskproError):
@@ -157,6 +166,7 @@ class MaskTrainer:
         teacher: the dense network's output per sample; needed for the target "teacher".
         baseline: the initial mask's loss per sample, against the same target; needed for policy_gradient.
         initial_val_loss: held-out loss of the initial mask, if it is known already.
+        graphs: on a GPU, record the passes of whole batches as CUDA graphs and replay them.
     """
 
     def __init__(
@@ -169,6 +179,7 @@ class MaskTrainer:
         teacher: SampleValues | None = None,
         baseline: SampleValues | None = None,
         initial_val_loss: float | None = None,
+        graphs: bool = True,
     ):
         if config.target == "teacher" and teacher is None:
             raise MaskproError("target is teacher; allowed: only with the dense network's outputs (teacher)")
@@ -196,6 +207,8 @@ class MaskTrainer:
         self.num_samples_seen = 0
         self.num_steps = 0
         self.micro_batch_size = config.batch_size
+        self._uses_graphs = graphs and masked.base.is_cuda
+        self._graphed: GraphedPass | None = None
         if initial_val_loss is None:
             initial_val_loss = self._held_out_losses(self._initial_mask).mean().item()
         self.initial_val_loss = initial_val_loss
@@ -319,6 +332,7 @@ class MaskTrainer:
             self._generator.set_state(generator_state)
             self._tracker = tracker
             self.micro_batch_size = max(1, self.micro_batch_size // 2)
+            self._graphed = None
             if self.logits.is_cuda:
                 torch.cuda.empty_cache()
 
@@ -339,11 +353,10 @@ class MaskTrainer:
         weight_gradient = self.masked.weight_gradient().zero_()
         draw = self._parametrisation.draw(self.logits, self._progress, self._generator)
         self.masked.set_mask(draw.mask)
-        total = torch.zeros((), device=self.logits.device)
-        for losses in self._losses(self._batches(indices)):
-            loss = losses.sum() / len(indices)
-            loss.backward()
-            total += loss.detach()
+        total = torch.zeros((), device=self.logits.device, dtype=self.logits.dtype)
+        count = torch.full((), len(indices), dtype=total.dtype, device=total.device)
+        for batch in self._batches(indices):
+            total += self._run(self._loss_and_backward, batch, count)
         values = weight_gradient.mul_(self.masked.learned_base)
         gradient = self._parametrisation.gradient(self.logits, self._progress, draw, values)
         if self.config.optimizer == "sgd":
@@ -357,13 +370,14 @@ class MaskTrainer:
         for _ in range(self.config.masks_per_step):
             masks.append(self._parametrisation.draw(self.logits, self._progress, self._generator).mask)
             self.masked.set_mask(masks[-1])
-            means.append(torch.cat(list(self._losses(batches))).mean())
+            means.append(torch.cat([self._run(self._losses, batch) for batch in batches]).mean())
         losses = torch.stack(means)
         advantages = self._advantages(losses, indices)
-        gradient = policy_gradient(self.logits, masks[0], advantages[0])
+        n = self.masked.pattern.n
+        gradient = policy_gradient(self.logits, masks[0], advantages[0], n)
         for mask, advantage in zip(masks[1:], advantages[1:], strict=True):
-            gradient += policy_gradient(self.logits, mask, advantage)
-        return gradient.div_(len(masks)), losses.mean()
+            gradient += policy_gradient(self.logits, mask, advantage, n)
+        return gradient.div_(len(masks)) if len(masks) > 1 else gradient, losses.mean()
 
     def _advantages(self, losses: Tensor, indices: Tensor) -> Tensor:
         """What each mask's loss on the same samples, `[K]`, is better or worse than was to be expected, `[K]`."""
@@ -391,26 +405,38 @@ class MaskTrainer:
         teacher = self._teacher if self.config.target == "teacher" else None
         self._baseline = baseline_losses(copy.deepcopy(self.masked.model), self._objective, teacher)
 
-    def _batches(self, indices: Tensor) -> Iterator[tuple[Any, Tensor | None]]:
+    def _batches(self, indices: Tensor) -> Iterator[_Batch]:
         """The samples in batches that fit into memory, with the dense network's outputs where they are the target."""
         for part in indices.split(self.micro_batch_size):
             teacher = None
             if self.config.target == "teacher":
                 assert self._teacher is not None
                 teacher = self._teacher(part)
-            yield self._objective.batch(part), teacher
+            yield _Batch(len(part), self._objective.batch(part), teacher)
 
-    def _losses(self, batches: Iterable[tuple[Any, Tensor | None]]) -> Iterator[Tensor]:
-        """Losses of the masked network on the samples, one batch after the other, against the configured target."""
-        objective = self._objective
-        for batch, teacher in batches:
-            with autocast(self.logits.device, self.config.precision):
-                prediction = objective.predict(self.masked.model, batch)
-            prediction = prediction.to(self.logits.dtype)
-            if teacher is None:
-                yield objective.losses(prediction, batch)
-            else:
-                yield objective.teacher_losses(prediction, teacher)
+    def _losses(self, batch: Any, teacher: Tensor | None) -> Tensor:
+        """Losses of the masked network on a batch, `[B]`, against the configured target."""
+        with autocast(self.logits.device, self.config.precision):
+            prediction = self._objective.predict(self.masked.model, batch)
+        prediction = prediction.to(self.logits.dtype)
+        if teacher is None:
+            return self._objective.losses(prediction, batch)
+        return self._objective.teacher_losses(prediction, teacher)
+
+    def _loss_and_backward(self, samples: Any, teacher: Tensor | None, count: Tensor) -> Tensor:
+        """A batch's share of the mean loss of `count` samples, whose gradient is added to the weights'."""
+        loss = self._losses(samples, teacher).sum() / count
+        loss.backward()
+        return loss.detach()
+
+    def _run(self, function: Callable[..., Tensor], batch: _Batch, *more: Tensor) -> Tensor:
+        """The function of a batch and more, on a GPU as a CUDA graph where the batch is a whole one."""
+        if self._uses_graphs and batch.size == self.micro_batch_size:
+            if self._graphed is None:
+                gradient = [] if function == self._losses else [self.masked.weight_gradient()]
+                self._graphed = GraphedPass(gradient)
+            return self._graphed(function, batch.samples, batch.teacher, *more)
+        return function(batch.samples, batch.teacher, *more)
 
     def _held_out_losses(self, mask: Tensor) -> Tensor:
         self.masked.set_mask(mask)

@@ -100,6 +100,7 @@ def make_trainer(
     targets: tuple[str, ...] = ("all",),
     pattern: str = "2:4",
     device: torch.device = CPU,
+    graphs: bool = True,
     **settings: object,
 ) -> MaskTrainer:
     """A trainer on a workload's magnitude mask with small held-out data."""
@@ -116,6 +117,7 @@ def make_trainer(
         validation=HeldOutSamples(held_out, 32),
         teacher=teacher,
         baseline=baseline_losses(copy.deepcopy(masked.model), objective, teacher if config.target == "teacher" else None),
+        graphs=graphs,
     )
 
 

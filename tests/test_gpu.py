@@ -4,7 +4,9 @@ import pytest
 import torch
 from conftest import make_trainer
 
+from maskpro import distribution
 from maskpro.evaluation.sampling import SamplingPlan
+from maskpro.graphs import GraphedPass
 from maskpro.pattern import count_violations
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -59,3 +61,50 @@ def test_images_on_a_gpu_are_those_of_a_cpu(digits, sampler):
     found = plan.images(digits.model.to(GPU), range(8)).int()
     digits.model.to("cpu")
     assert (found - expected).abs().float().mean() < 1, "of 255 grey levels"
+
+
+def test_the_kernels_are_what_a_gpu_runs(monkeypatch):
+    """The distribution of what is drawn, and that torch's own way gives the same score and gradient."""
+    assert distribution._kernels() is not None
+    generator = torch.Generator(GPU).manual_seed(0)
+    logits = torch.tensor([[1.0, 0.0, -1.0, 2.0]], device=GPU).repeat(200_000, 1)
+    mask = distribution.sample(logits, 2, generator)
+    expected = distribution.inclusion_probabilities(logits[:1], 2)[0]
+    torch.testing.assert_close(mask.float().mean(dim=0), expected, rtol=0, atol=0.005)
+    values = torch.randn(logits.shape, device=GPU, generator=generator)
+    found = distribution.score(logits, mask, 2), distribution.inclusion_gradient(logits, 2, values)
+    monkeypatch.setattr(distribution, "_kernels", lambda: None)
+    by_torch = distribution.score(logits, mask, 2), distribution.inclusion_gradient(logits, 2, values)
+    torch.testing.assert_close(found, by_torch, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("settings", [{}, {"gradient_accumulation_steps": 2, "batch_size": 24}])
+@pytest.mark.parametrize("estimator", ["straight_through", "gumbel_softmax", "policy_gradient"])
+def test_graphs_change_no_more_than_float_rounding(trainer_on, estimator, settings):
+    trainers = [trainer_on("cuda", estimator=estimator, graphs=graphs, **settings) for graphs in (False, True)]
+    plain, graphed = (trainer.train(96) for trainer in trainers)
+    torch.testing.assert_close(graphed, plain, rtol=1e-3, atol=0)
+    assert trainers[1]._graphed is not None
+    assert trainers[1]._graphed._graph is not None
+
+
+def test_a_pass_that_waits_for_the_gpu_is_called_as_it_is():
+    passing = GraphedPass()
+    ones = torch.ones(3, device=GPU)
+    with pytest.warns(UserWarning, match="could not be recorded"):
+        assert passing(lambda x: x * x.sum().item(), ones).sum() == 9
+    assert passing(lambda x: x * x.sum().item(), 2 * ones).sum() == 36
+
+
+def test_a_recorded_pass_takes_new_arguments_and_leaves_no_trace_in_what_it_adds_to():
+    total = torch.zeros((), device=GPU)
+
+    def add(x):
+        total.add_(x.sum())
+        return 2 * x
+
+    passing = GraphedPass([total])
+    for value in (1.0, 2.0):
+        assert passing(add, torch.full((3,), value, device=GPU)).tolist() == [2 * value] * 3
+    assert passing(add, torch.ones(2, device=GPU)).tolist() == [2, 2], "of another shape"
+    assert total.item() == 3 + 6 + 2

@@ -356,7 +356,7 @@ def test_where_memory_runs_out_smaller_forward_passes_give_the_same_result(digit
     def predict(self, model, batch):
         if len(batch.images) > memory.get(id(model), math.inf):
             raise torch.OutOfMemoryError
-        return original(self, model, replace(batch, images=batch.images.double()))
+        return original(self, model, batch._replace(images=batch.images.double()))
 
     monkeypatch.setattr(DiffusionObjective, "predict", predict)
 

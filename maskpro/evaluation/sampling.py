@@ -16,7 +16,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_ddpm_parallel import DDPMParallelScheduler
 from torch import Tensor, nn
 
-from maskpro.data import philox, to_uint8
+from maskpro.data import move, philox, to_uint8
 from maskpro.errors import MaskproError
 from maskpro.files import atomic_path
 from maskpro.precision import Precision, autocast, parse_precision
@@ -144,11 +144,12 @@ class SamplingPlan:
             assert following is not None
             drawn = following.result()
             following = ahead.submit(_draw, streams, self.shape)
-            return drawn.to(device)
+            return move(drawn, device)
 
-        for timestep in sampling.timesteps:
+        # The network's on its device at once, the scheduler's on the CPU: moving each would wait for the step before it.
+        for timestep, placed in zip(sampling.timesteps, sampling.timesteps.to(device), strict=True):
             with autocast(device, self.precision):
-                prediction = network(sample, timestep, return_dict=False)[0]
+                prediction = network(sample, placed, return_dict=False)[0]
             sample = step(sampling, prediction.to(sample.dtype), timestep, sample, noise)
         return to_uint8(sample).cpu()
 

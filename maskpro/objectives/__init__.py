@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from maskpro.data import move
+
 # Samples computed together wherever a value per sample is kept: fixed, so that the value never depends on the caller.
 _BLOCK = 64
 # Samples of a part of a table that processes share.
@@ -15,7 +17,7 @@ PART = 16 * _BLOCK
 
 
 class Objective(Protocol):
-    """What mask learning needs of a task; a batch is whatever the objective makes of sample indices.
+    """What mask learning needs of a task; a batch, a tensor or a named tuple of tensors, is made of sample indices.
 
     Every sample is a pure function of its index, whatever batch it is in.
     """
@@ -87,8 +89,12 @@ class SampleValues:
 
     def __call__(self, indices: Tensor) -> Tensor:
         """Values `[B, ...]` of the samples of `indices` `[B]`."""
-        values = torch.stack([self._block(index // _BLOCK)[index % _BLOCK] for index in indices.tolist()])
-        return values if self._device is None else values.to(self._device)
+        # By runs of neighbours rather than one by one: on a GPU each is a kernel to launch.
+        starts_a_run = (indices.diff() != 1) | (indices[1:] % _BLOCK == 0)
+        runs = indices.tensor_split(starts_a_run.nonzero().flatten() + 1)
+        rows = ((int(run[0]), len(run)) for run in runs if len(run))
+        values = torch.cat([self._block(first // _BLOCK).narrow(0, first % _BLOCK, count) for first, count in rows])
+        return values if self._device is None else move(values, self._device)
 
     def _block(self, number: int) -> Tensor:
         if number not in self._blocks:

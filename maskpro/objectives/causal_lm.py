@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from maskpro.data import philox
+from maskpro.data import move, philox
 from maskpro.errors import MaskproError
 
 
@@ -36,7 +36,7 @@ class CausalLMObjective:
     def batch(self, indices: Tensor) -> Tensor:
         """Windows `[B, T]` of the samples of `indices` (`[B]`, int64), on the objective's device."""
         starts = [int(philox(self._seed, index).integers(len(self._windows))) for index in indices.tolist()]
-        return self._windows[starts].to(self._device)
+        return move(self._windows[starts], self._device)
 
     def predict(self, model: nn.Module, batch: Tensor) -> Tensor:
         """Logits `[B, T - 1, V]` of the tokens that follow each token but the last."""

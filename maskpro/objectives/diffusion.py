@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
-from maskpro.data import CalibrationSamples
+from maskpro.data import CalibrationSamples, move
 from maskpro.errors import MaskproError
 
 
-@dataclass(frozen=True, kw_only=True)
-class NoisyBatch:
+class NoisyBatch(NamedTuple):
     """Network inputs: noisy images `[B, C, H, W]`, timesteps `[B]`, and the noise in them."""
 
     images: Tensor
@@ -51,9 +50,9 @@ class DiffusionObjective:
         # Mixed on the CPU, so that the input's bits do not depend on the device type.
         images = self._scheduler.add_noise(batch.images, batch.noise, batch.timesteps)
         return NoisyBatch(
-            images=images.to(self._device),
-            timesteps=batch.timesteps.to(self._device),
-            noise=batch.noise.to(self._device),
+            images=move(images, self._device),
+            timesteps=move(batch.timesteps, self._device),
+            noise=move(batch.noise, self._device),
         )
 
     def predict(self, model: nn.Module, batch: NoisyBatch) -> Tensor:

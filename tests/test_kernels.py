@@ -1,0 +1,68 @@
+"""The Triton kernels are what torch computes: on a GPU where there is one, else in Triton's interpreter."""
+
+import importlib
+
+import pytest
+import torch
+
+from maskpro import distribution
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# One block of groups and a part of the next.
+GROUPS = 300
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    pytest.importorskip("triton", reason="Triton comes with torch on Linux alone")
+    if DEVICE == "cpu":
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    module = importlib.import_module("maskpro.kernels")
+    yield importlib.reload(module)
+    monkeypatch.undo()
+    importlib.reload(module)
+
+
+@pytest.fixture(params=[0.1, 3.0, 50.0, 200.0])
+def logits(request, generator):
+    return (torch.randn(GROUPS, 4, generator=generator) * request.param).to(DEVICE)
+
+
+@pytest.fixture
+def exponential(generator):
+    return torch.empty(GROUPS, 4).exponential_(generator=generator).to(DEVICE)
+
+
+@pytest.fixture
+def by_torch(monkeypatch):
+    """The same functions of torch alone."""
+    monkeypatch.setattr(distribution, "_kernels", lambda: None)
+    return distribution
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_draw_is_the_largest_of_the_noisy_logits(kernels, by_torch, logits, exponential, n):
+    mask = kernels.sample(logits, n, exponential)
+    assert torch.equal(mask, by_torch.mode(logits - exponential.log(), n))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_of_equal_noisy_logits_the_first_are_kept(kernels, n):
+    mask = kernels.sample(torch.zeros(GROUPS, 4, device=DEVICE), n, torch.ones(GROUPS, 4, device=DEVICE))
+    assert torch.equal(mask.cpu(), (torch.arange(4) < n).expand(GROUPS, 4))
+
+
+def test_score(kernels, by_torch, logits, exponential):
+    mask = kernels.sample(logits, 2, exponential)
+    torch.testing.assert_close(kernels.score_of_pairs(logits, mask), by_torch.score(logits, mask), rtol=1e-5, atol=1e-6)
+
+
+def test_inclusion_gradient(kernels, by_torch, logits, generator):
+    values = torch.randn(GROUPS, 4, generator=generator).to(DEVICE)
+    found = kernels.inclusion_gradient_of_pairs(logits, values)
+    torch.testing.assert_close(found, by_torch.inclusion_gradient(logits, 2, values), rtol=1e-5, atol=2e-6)
+
+
+def test_no_group_at_all(kernels):
+    empty = torch.empty(0, 4, device=DEVICE)
+    assert kernels.sample(empty, 2, empty).shape == (0, 4)
