@@ -1,18 +1,23 @@
 #!/usr/bin/env bash
-# All that needs a CUDA GPU: its tests, the cost of a step, and the sampler beside diffusers' pipelines, as one dated table.
+# All that needs a CUDA GPU: its tests, the operations on masks, the cost of a step, and the sampler beside diffusers'
+# pipelines, as one dated table.
 #
 #   bash benchmarks/gpu_check.sh [FOLDER]      # default: benchmarks/gpu; PYTHON names another interpreter than python
 #
+# BATCHES, COMPILED (batch sizes with compiled networks), IMAGES, PIPELINES (batch sizes of diffusers') and ROUNDS change
+# what is measured.
 # Needs torch, torchvision, diffusers, torch-fidelity, scikit-learn, safetensors, typer, pandas and pytest; neither Ray nor
-# Optuna. --quick first makes it a trial of the script itself: one batch size and few images.
+# Optuna. Takes about ten minutes on an H100. --quick first makes it a trial of the script itself: one batch size and few
+# images.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 python=${PYTHON:-python}
-batches="16 32 64 128" images=1024 rounds=9
+batches=${BATCHES:-16 32 64 128} compiled=${COMPILED:-32 128}
+images=${IMAGES:-512} pipelines=${PIPELINES:-256 512} rounds=${ROUNDS:-3}
 if [ "${1:-}" = --quick ]; then
     shift
-    batches="16" images=64 rounds=2
+    batches="16" compiled="16" images=64 pipelines="64" rounds=1
 fi
 folder=${1:-benchmarks/gpu}
 mkdir -p "$folder"
@@ -25,12 +30,15 @@ report=$folder/$(date +%Y-%m-%d)-$device.md
     echo
     "$python" -c 'import torch; print("torch", torch.__version__, "CUDA", torch.version.cuda)'
     echo
-    "$python" -m pytest -q -p no:cacheprovider tests/test_gpu.py 2>&1 | tail -n 20 || true
-    for precision in float32 bfloat16; do
-        "$python" -m benchmarks.step_cost --device cuda --precision "$precision" --batch-sizes "$batches" --rounds "$rounds"
-    done
-    "$python" -m benchmarks.sampling_speed --network cifar10 --device cuda --samplers "ddim:100" --images "$images" \
-        --batch-sizes "64 256 1024" --rounds 3
+    # Other versions of torch than the tested ones warn of other things.
+    "$python" -m pytest -q -W default -p no:cacheprovider tests/test_gpu.py tests/test_kernels.py 2>&1 | tail -n 20 || true
+    "$python" -W ignore -m benchmarks.mask_operations
+    step_cost=("$python" -W ignore -m benchmarks.step_cost --networks cifar10 --device cuda --rounds "$rounds")
+    "${step_cost[@]}" --batch-sizes "$batches" --precision bfloat16
+    "${step_cost[@]}" --batch-sizes "$compiled" --precision bfloat16 --compile
+    "${step_cost[@]}" --batch-sizes "$batches" --precision float32
+    "$python" -W ignore -m benchmarks.sampling_speed --network cifar10 --device cuda --samplers "ddim:100" \
+        --images "$images" --batch-sizes "$pipelines" --rounds "$rounds"
 } | tee "$report.part"
 mv "$report.part" "$report"
 echo "written: $report"

@@ -69,7 +69,7 @@ def main(
     rows = []
     for name, reference, kernel, other, traffic in (
         ("sample", _sample, lambda a, b: kernels.sample(a, 2, b), exponential, 9),
-        ("score", _score, kernels.score_of_pairs, mask, 9),
+        ("score", _score, lambda a, b: kernels.score_of_pairs(a, b), mask, 9),
         ("inclusion gradient", _inclusion_gradient, kernels.inclusion_gradient_of_pairs, values, 12),
     ):
         compiled = torch.compile(reference)

@@ -42,7 +42,7 @@ from maskpro.trainer import MaskTrainer, TrainerConfig
 from maskpro.workloads import open_workload
 
 PATTERN = NMPattern(2, 4)
-_GPU_REPEATS = 20
+_GPU_REPEATS = 10
 
 # Takes that many steps.
 Variant = Callable[[int], object]
@@ -203,23 +203,25 @@ def _variants(
     teacher: SampleValues,
     batch_size: int,
     precision: Precision,
+    compiled: bool,
 ) -> dict[str, Variant]:
     device = objective_device(dense)
     ours = {
-        name: _trainer(dense, objective, teacher, batch_size, estimator=name, precision=precision)
+        name: _trainer(dense, objective, teacher, batch_size, estimator=name, precision=precision, compile=compiled)
         for name in ("policy_gradient", "straight_through")
     }
     bare = _trainer(dense, objective, teacher, batch_size, estimator="straight_through", precision=precision).masked
     batch = objective.batch(torch.arange(batch_size))
     target = teacher(torch.arange(batch_size))
+    network: Any = torch.compile(bare.model) if compiled else bare.model
 
     def forward(batch: NoisyBatch) -> Tensor:
         with torch.no_grad(), autocast(device, precision):
-            return objective.predict(bare.model, batch)
+            return objective.predict(network, batch)
 
     def forward_backward(batch: NoisyBatch, target: Tensor) -> Tensor:
         with autocast(device, precision):
-            prediction = objective.predict(bare.model, batch)
+            prediction = objective.predict(network, batch)
         loss = objective.teacher_losses(prediction, target).mean()
         loss.backward()
         return loss.detach()
@@ -256,12 +258,14 @@ def _variants(
     return variants
 
 
-def measure(network: str, batch_size: int, *, device: torch.device, rounds: int, precision: Precision) -> dict[str, str]:
+def measure(
+    network: str, batch_size: int, *, device: torch.device, rounds: int, precision: Precision, compiled: bool
+) -> dict[str, str]:
     """The row of a network and a batch size."""
     dense, scheduler, images = open_network(network)
     dense = dense.to(device)
     objective = DiffusionObjective(scheduler, images, seed=0, device=device)
-    variants = _variants(dense, objective, teacher_outputs(dense, objective), batch_size, precision)
+    variants = _variants(dense, objective, teacher_outputs(dense, objective), batch_size, precision, compiled)
     peaks = {}
     for name, run in variants.items():
         run(1)
@@ -291,19 +295,22 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="Of which the medians are taken.")] = 9,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     precision: Annotated[str, typer.Option(help="float32, or bfloat16 (autocast).")] = "float32",
+    compile: Annotated[bool, typer.Option("--compile", help="The bare network's passes and ours.")] = False,
     threads: Annotated[int | None, typer.Option(help="Of the CPU; default: as torch chooses.")] = None,
 ) -> None:
     """Print the table of step costs."""
     if threads is not None:
         torch.set_num_threads(threads)
-    place = torch.device(device)
+    place, chosen = torch.device(device), parse_precision(precision)
     rows = [
-        measure(network, int(batch_size), device=place, rounds=rounds, precision=parse_precision(precision))
+        measure(
+            network, int(batch_size), device=place, rounds=rounds, precision=parse_precision(precision), compiled=compile
+        )
         for network in networks.split()
         for batch_size in batch_sizes.split()
     ]
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else f"{torch.get_num_threads()} threads"
-    print_table(f"{precision}, {name}; {hardware_line()}", rows)
+    print_table(f"{precision}{', compiled' if compile else ''}, {name}; {hardware_line()}", rows)
 
 
 if __name__ == "__main__":

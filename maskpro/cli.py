@@ -234,6 +234,7 @@ def train(
     ] = False,
     raw_step: Annotated[bool, typer.Option(help="The paper's own update (policy_gradient).")] = False,
     precision: Annotated[str, typer.Option(help="Of the network's passes in training: float32 or bfloat16.")] = "float32",
+    compile: Annotated[bool, typer.Option("--compile", help="Let torch compile these passes first (on a GPU).")] = False,
     swanlab: Annotated[
         str | None, typer.Option("--swanlab", "--project-name", help="SwanLab project to log to as well (extra swanlab).")
     ] = None,
@@ -264,6 +265,7 @@ def train(
         "masks_per_step": masks_per_step,
         "refresh_reference": refresh_reference,
         "precision": precision,
+        "compile": compile,
     }
     method = parse_initial_mask(initial_mask)
     step_samples = batch_size * gradient_accumulation_steps * masks_per_step

@@ -95,15 +95,24 @@ def log_prob(logits: Tensor, mask: Tensor) -> Tensor:
     return kept.sum(dim=1) + log_h.logsumexp(dim=1)
 
 
-def score(logits: Tensor, mask: Tensor, n: int | None = None) -> Tensor:
-    """d log p(mask) / d logits, `[G, M]`; `n` positions are kept in every row (default: counted, which waits for a GPU)."""
+def score(logits: Tensor, mask: Tensor, n: int | None = None, factor: Tensor | None = None) -> Tensor:
+    """d log p(mask) / d logits, `[G, M]`, times a factor (a scalar; default 1).
+
+    `n` positions are kept in every row (default: counted, for which a GPU has to be waited for).
+    """
     logits = _wide(logits)
     if n is None:
         n = int(mask[0].sum())
+    if n == 2 and (kernels := _kernels_for(logits)):
+        return kernels.score_of_pairs(logits, mask, factor)  # type: ignore[no-any-return]
     if n == 2:
-        if kernels := _kernels_for(logits):
-            return kernels.score_of_pairs(logits, mask)  # type: ignore[no-any-return]
-        return _in_blocks(lambda *blocks: _score_of_pairs(*map(_columns, blocks)), logits, mask)
+        result = _in_blocks(lambda *blocks: _score_of_pairs(*map(_columns, blocks)), logits, mask)
+    else:
+        result = _score(logits, mask, n)
+    return result if factor is None else result.mul_(factor)
+
+
+def _score(logits: Tensor, mask: Tensor, n: int) -> Tensor:
     terms = n * comb(n, n // 2)
     parts: list[Tensor] = []
     for rows, masks in zip(*(values.split(max(1, _LARGEST_BLOCK // terms)) for values in (logits, mask)), strict=True):

@@ -111,7 +111,7 @@ def policy_gradient(logits: Tensor, mask: Tensor, advantage: Tensor, n: int | No
 
     `n` as in `distribution.score`.
     """
-    return score(logits, mask, n).mul_(advantage)
+    return score(logits, mask, n, advantage)
 
 
 def leave_one_out(losses: Tensor) -> Tensor:

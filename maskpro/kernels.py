@@ -27,10 +27,11 @@ def sample(logits: Tensor, n: int, exponential: Tensor) -> Tensor:
     return mask
 
 
-def score_of_pairs(logits: Tensor, mask: Tensor) -> Tensor:
-    """d log p(mask) / d logits for n = 2, `[G, 4]`, of bool masks `[G, 4]`."""
+def score_of_pairs(logits: Tensor, mask: Tensor, factor: Tensor | None = None) -> Tensor:
+    """d log p(mask) / d logits for n = 2, `[G, 4]`, of bool masks `[G, 4]`, times a factor (float32, a scalar)."""
     result = torch.empty_like(logits)
-    _launch(_score_of_pairs, len(logits), logits, mask.view(torch.int32), result)
+    factor = torch.ones((), device=logits.device) if factor is None else factor.float()
+    _launch(_score_of_pairs, len(logits), logits, mask.view(torch.int32), factor, result)
     return result
 
 
@@ -124,7 +125,7 @@ def _sample(logits, exponential, mask, n, groups, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _score_of_pairs(logits, mask, result, groups, BLOCK: tl.constexpr):
+def _score_of_pairs(logits, mask, factor, result, groups, BLOCK: tl.constexpr):
     group, inside = _groups(groups, BLOCK)
     a, b, c, d = _load(logits, group, inside, BLOCK)
     p_a, p_b, p_c, p_d, rest_a, rest_b, rest_c, rest_d = _softmax_and_rest(a, b, c, d)
@@ -141,14 +142,15 @@ def _score_of_pairs(logits, mask, result, groups, BLOCK: tl.constexpr):
         kept_c / rest_c / h / rest_c,
         kept_d / rest_d / h / rest_d,
     )
+    factor = tl.load(factor)
     _store(
         result,
         group,
         inside,
-        kept_a - p_a - weight_a * p_a,
-        kept_b - p_b - weight_b * p_b,
-        kept_c - p_c - weight_c * p_c,
-        kept_d - p_d - weight_d * p_d,
+        (kept_a - p_a - weight_a * p_a) * factor,
+        (kept_b - p_b - weight_b * p_b) * factor,
+        (kept_c - p_c - weight_c * p_c) * factor,
+        (kept_d - p_d - weight_d * p_d) * factor,
         BLOCK,
     )
 

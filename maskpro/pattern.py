@@ -18,6 +18,7 @@ from itertools import combinations
 from math import comb
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,6 +66,19 @@ class NMPattern:
         for row, kept in enumerate(combinations(range(self.m), self.n)):
             masks[row, list(kept)] = True
         return masks
+
+
+class PackedMask:
+    """A mask that is kept in mind, not worked with: a bit a weight, on the CPU."""
+
+    def __init__(self, mask: Tensor):
+        self._shape, self._device = mask.shape, mask.device
+        self._bits = np.packbits(mask.cpu().numpy())
+
+    def unpack(self) -> Tensor:
+        """The mask, bool, on the device that it came from."""
+        bits = np.unpackbits(self._bits, count=self._shape.numel()).view(np.bool_)
+        return torch.from_numpy(bits).view(self._shape).to(self._device)
 
 
 def parse_layout(text: str) -> Layout:

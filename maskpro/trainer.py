@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from maskpro.ahead import Ahead
 from maskpro.errors import MaskproError
 from maskpro.estimators import (
     ESTIMATORS,
@@ -24,7 +25,8 @@ from maskpro.estimators import (
 from maskpro.graphs import GraphedPass
 from maskpro.masked_model import MaskedModel
 from maskpro.objectives import HeldOutSamples, Objective, SampleValues, baseline_losses
-from maskpro.precision import Precision, autocast, parse_precision
+from maskpro.pattern import PackedMask
+from maskpro.precision import Precision, autocast, parse_precision, reproducible
 
 Target = Literal["teacher", "noise"]
 LearningRateDecay = Literal["linear", "cosine", "constant"]
@@ -44,8 +46,18 @@ _SCHEDULES: dict[LearningRateDecay, Callable[[float], float]] = {
 }
 
 
+# Steps whose samples are made ready on the CPU while a GPU is at work.
+_STEPS_AHEAD = 4
+
 # Of which `statistics` takes quantiles and entropy.
 _GROUPS_LOOKED_AT = 4_096
+
+
+class _Span(NamedTuple):
+    """First sample and number of samples of a step, each counted once for all masks."""
+
+    first: int
+    length: int
 
 
 class _Batch(NamedTuple):
@@ -87,6 +99,8 @@ class TrainerConfig:
         raw_step: policy_gradient exactly as in the spec.
         precision: of the network's passes in training; bfloat16 is torch's autocast. Logits, losses and everything that is
             validated stay in float32.
+        compile: let torch compile the network's passes in training (a minute or so, then about twice as fast on a GPU);
+            changes results by float rounding.
         seed: of the sampled masks.
     """
 
@@ -105,6 +119,7 @@ class TrainerConfig:
     refresh_reference: bool = False
     raw_step: bool = False
     precision: Precision = "float32"
+    compile: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -129,6 +144,8 @@ class TrainerConfig:
             raise MaskproError(f"seed is {self.seed}; allowed: 0 to {2**32 - 1}")
         if self.batch_size > self.dataset_size:
             raise MaskproError(f"batch_size is {self.batch_size}; allowed: at most dataset_size, {self.dataset_size}")
+        if not isinstance(self.compile, bool):
+            raise MaskproError(f"compile is {self.compile!r}; allowed: True or False")
         for name, allowed in (
             ("estimator", ESTIMATORS),
             ("target", get_args(Target)),
@@ -191,11 +208,11 @@ class MaskTrainer:
         self._validation = validation
         self._teacher = teacher
         self._parametrisation = PARAMETRISATIONS[config.estimator](masked.pattern)
-        self._initial_mask = masked.mask.clone()[: len(masked.learned_base)]
+        initial_mask = masked.mask[: len(masked.learned_base)].clone()
         prior = None
         if config.magnitude_prior:
             prior = magnitude_prior(masked.learned_base, config.magnitude_prior, _LARGEST_PRIOR * config.logits)
-        self.logits = self._parametrisation.start(self._initial_mask, config.logits, prior).to(masked.base.dtype)
+        self.logits = self._parametrisation.start(initial_mask, config.logits, prior).to(masked.base.dtype)
         if config.optimizer == "adam" or (config.optimizer == "auto" and config.estimator != "policy_gradient"):
             self._optimizer: torch.optim.Optimizer = torch.optim.Adam([self.logits], lr=1.0, betas=(0.9, 0.99), fused=True)
         else:
@@ -203,16 +220,17 @@ class MaskTrainer:
         self._generator = torch.Generator(masked.base.device).manual_seed(config.seed)
         self._tracker = Tracker.start(masked.base.device)
         self._baseline = baseline
-        self._reference = self._initial_mask
+        self._initial_mask = self._best_mask = self._reference = PackedMask(initial_mask)
         self.num_samples_seen = 0
         self.num_steps = 0
         self.micro_batch_size = config.batch_size
         self._uses_graphs = graphs and masked.base.is_cuda
         self._graphed: GraphedPass | None = None
+        self._network: Any = torch.compile(masked.model) if config.compile else masked.model
+        self._ahead: Ahead[_Span, list[Any]] = Ahead(_STEPS_AHEAD)
         if initial_val_loss is None:
-            initial_val_loss = self._held_out_losses(self._initial_mask).mean().item()
+            initial_val_loss = self._held_out_losses(initial_mask).mean().item()
         self.initial_val_loss = initial_val_loss
-        self.best_mask = self._initial_mask.clone()
         self.best_val_loss = self.initial_val_loss
         self.lowest_val_loss: float | None = None
         self._lowest_losses = torch.empty(0, dtype=torch.float64)
@@ -257,7 +275,7 @@ class MaskTrainer:
         if is_lowest:
             self.lowest_val_loss, self._lowest_losses = loss, losses
         if as_good and loss < self.initial_val_loss:
-            self.best_val_loss, self.best_mask = loss, mask
+            self.best_val_loss, self._best_mask = loss, PackedMask(mask)
         return loss
 
     @property
@@ -272,7 +290,12 @@ class MaskTrainer:
     @property
     def initial_mask(self) -> Tensor:
         """The mask that the run began with, bool `[G, M]`."""
-        return self._initial_mask
+        return self._initial_mask.unpack()
+
+    @property
+    def best_mask(self) -> Tensor:
+        """The mask that `validate` has kept, bool `[G, M]`."""
+        return self._best_mask.unpack()
 
     def entropies(self) -> Tensor:
         """Entropy of each group's mask distribution in nats, `[G]`."""
@@ -281,8 +304,9 @@ class MaskTrainer:
 
     def changed_share(self) -> float:
         """Share of the initially kept positions that the mode of the logits no longer keeps."""
-        dropped = self._initial_mask & ~self.mode()
-        return (dropped.sum() / self._initial_mask.sum()).item()
+        initial = self.initial_mask
+        dropped = initial & ~self.mode()
+        return (dropped.sum() / initial.sum()).item()
 
     def statistics(self) -> dict[str, float]:
         """What trackers show beside the losses: `changed_share`, `sparsity`, `entropy` and the logits' distribution.
@@ -303,18 +327,21 @@ class MaskTrainer:
 
     def _step(self, end: int) -> Tensor:
         """One update of the logits; returns the mean training loss (a scalar on the device)."""
-        config = self.config
-        masks = config.masks_per_step
-        first, count = self.num_samples_seen // masks, min(config.step_samples, end - self.num_samples_seen) // masks
-        indices = torch.arange(first, first + count) % config.dataset_size
-        self.logits.grad, loss = self._estimate_in_memory(indices)
+        span, *following = self._spans(end)
+        self.logits.grad, loss = self._estimate_in_memory(span, following)
         self._optimizer.param_groups[0]["lr"] = self._step_size()
         self._optimizer.step()
-        self.num_samples_seen += count * masks
+        self.num_samples_seen += span.length * self.config.masks_per_step
         self.num_steps += 1
         return loss
 
-    def _estimate_in_memory(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def _spans(self, end: int) -> list[_Span]:
+        """Those of this step and the next ones until `end`."""
+        masks, size, seen = self.config.masks_per_step, self.config.step_samples, self.num_samples_seen
+        starts = range(seen, end, size)[: 1 + _STEPS_AHEAD]
+        return [_Span(start // masks, min(size, end - start) // masks) for start in starts]
+
+    def _estimate_in_memory(self, span: _Span, following: list[_Span]) -> tuple[Tensor, Tensor]:
         """The gradient of the logits and the mean loss; where memory runs out, by smaller and smaller forward passes.
 
         The losses are averaged over all samples of the step in any case, so the result differs by float rounding alone.
@@ -324,17 +351,30 @@ class MaskTrainer:
         tracker = self._tracker
         while True:
             try:
-                return estimate(indices)
+                samples = self._ahead.take(span, self._samples)
+                # Not before the graph is recorded: what other threads ask of the GPU meanwhile would spoil it.
+                if self._graphed is not None:
+                    self._ahead.foresee(following, self._samples)
+                with reproducible():
+                    return estimate(self._indices(span), samples)
             except torch.OutOfMemoryError:
                 if self.micro_batch_size == 1:
                     raise
             # Beyond the except clause, whose exception keeps the failed pass's tensors alive.
             self._generator.set_state(generator_state)
             self._tracker = tracker
-            self.micro_batch_size = max(1, self.micro_batch_size // 2)
+            self._ahead.drop()
             self._graphed = None
+            self.micro_batch_size = max(1, self.micro_batch_size // 2)
             if self.logits.is_cuda:
                 torch.cuda.empty_cache()
+
+    def _indices(self, span: _Span) -> Tensor:
+        return torch.arange(span.first, span.first + span.length) % self.config.dataset_size
+
+    def _samples(self, span: _Span) -> list[Any]:
+        """The samples of a step in batches that fit into memory."""
+        return [self._objective.batch(part) for part in self._indices(span).split(self.micro_batch_size)]
 
     def _step_size(self) -> float:
         if self.config.raw_step:
@@ -349,13 +389,13 @@ class MaskTrainer:
     def _progress(self) -> float:
         return self.num_samples_seen / self.config.budget_samples
 
-    def _backward(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def _backward(self, indices: Tensor, samples: list[Any]) -> tuple[Tensor, Tensor]:
         weight_gradient = self.masked.weight_gradient().zero_()
         draw = self._parametrisation.draw(self.logits, self._progress, self._generator)
         self.masked.set_mask(draw.mask)
         total = torch.zeros((), device=self.logits.device, dtype=self.logits.dtype)
         count = torch.full((), len(indices), dtype=total.dtype, device=total.device)
-        for batch in self._batches(indices):
+        for batch in self._batches(indices, samples):
             total += self._run(self._loss_and_backward, batch, count)
         values = weight_gradient.mul_(self.masked.learned_base)
         gradient = self._parametrisation.gradient(self.logits, self._progress, draw, values)
@@ -364,9 +404,9 @@ class MaskTrainer:
         return gradient, total
 
     @torch.no_grad()
-    def _policy_gradient(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def _policy_gradient(self, indices: Tensor, samples: list[Any]) -> tuple[Tensor, Tensor]:
         masks, means = [], []
-        batches = list(self._batches(indices))
+        batches = list(self._batches(indices, samples))
         for _ in range(self.config.masks_per_step):
             masks.append(self._parametrisation.draw(self.logits, self._progress, self._generator).mask)
             self.masked.set_mask(masks[-1])
@@ -399,25 +439,28 @@ class MaskTrainer:
 
     def _refresh(self, reference: Tensor) -> None:
         """Compare with another mask (bool `[G, M]`) from now on."""
-        self._reference = reference
+        self._reference = PackedMask(reference)
         self._tracker = Tracker.start(self.logits.device)
         self.masked.set_mask(reference)
         teacher = self._teacher if self.config.target == "teacher" else None
         self._baseline = baseline_losses(copy.deepcopy(self.masked.model), self._objective, teacher)
 
-    def _batches(self, indices: Tensor) -> Iterator[_Batch]:
-        """The samples in batches that fit into memory, with the dense network's outputs where they are the target."""
-        for part in indices.split(self.micro_batch_size):
+    def _batches(self, indices: Tensor, samples: list[Any]) -> Iterator[_Batch]:
+        """The samples with the dense network's outputs where they are the target."""
+        for part, batch in zip(indices.split(self.micro_batch_size), samples, strict=True):
             teacher = None
             if self.config.target == "teacher":
                 assert self._teacher is not None
                 teacher = self._teacher(part)
-            yield _Batch(len(part), self._objective.batch(part), teacher)
+            yield _Batch(len(part), batch, teacher)
 
     def _losses(self, batch: Any, teacher: Tensor | None) -> Tensor:
         """Losses of the masked network on a batch, `[B]`, against the configured target."""
+        # Compiling once more for every other size would take longer than what is left of the step.
+        rows = len(batch if isinstance(batch, Tensor) else batch[0])
+        network = self._network if rows == self.micro_batch_size else self.masked.model
         with autocast(self.logits.device, self.config.precision):
-            prediction = self._objective.predict(self.masked.model, batch)
+            prediction = self._objective.predict(network, batch)
         prediction = prediction.to(self.logits.dtype)
         if teacher is None:
             return self._objective.losses(prediction, batch)
@@ -449,9 +492,9 @@ class MaskTrainer:
         """(tensors on the CPU, counters): all that a run needs to go on bit for bit on the same type of device."""
         tensors = {
             "logits": self.logits,
-            "initial_mask": self._initial_mask,
+            "initial_mask": self.initial_mask,
             "best_mask": self.best_mask,
-            "reference": self._reference,
+            "reference": self._reference.unpack(),
             "lowest_losses": self._lowest_losses,
             "generator": self._generator.get_state(),
             **{f"tracker.{name}": value for name, value in self._tracker._asdict().items()},
@@ -477,12 +520,12 @@ class MaskTrainer:
             raise MaskproError(f"checkpoint is from another type of device; allowed: {self.logits.device.type}")
         device = self.logits.device
         self.logits.copy_(tensors["logits"])
-        self._initial_mask = tensors["initial_mask"].to(device)
-        self.best_mask = tensors["best_mask"].to(device)
+        self._initial_mask = PackedMask(tensors["initial_mask"].to(device))
+        self._best_mask = PackedMask(tensors["best_mask"].to(device))
         self._lowest_losses = tensors["lowest_losses"]
         self._generator.set_state(tensors["generator"])
         reference = tensors["reference"].to(device)
-        if not torch.equal(reference, self._reference):
+        if not torch.equal(reference, self._reference.unpack()):
             self._refresh(reference)
         self._tracker = Tracker(*(tensors[f"tracker.{name}"].to(device) for name in Tracker._fields))
         names = [name for name in tensors if name.startswith("optimizer.")]

@@ -54,7 +54,10 @@ def test_of_equal_noisy_logits_the_first_are_kept(kernels, n):
 
 def test_score(kernels, by_torch, logits, exponential):
     mask = kernels.sample(logits, 2, exponential)
-    torch.testing.assert_close(kernels.score_of_pairs(logits, mask), by_torch.score(logits, mask), rtol=1e-5, atol=1e-6)
+    expected = by_torch.score(logits, mask)
+    torch.testing.assert_close(kernels.score_of_pairs(logits, mask), expected, rtol=1e-5, atol=1e-6)
+    factor = torch.tensor(-0.5, device=DEVICE)
+    torch.testing.assert_close(kernels.score_of_pairs(logits, mask, factor), -0.5 * expected, rtol=1e-5, atol=1e-6)
 
 
 def test_inclusion_gradient(kernels, by_torch, logits, generator):

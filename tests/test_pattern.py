@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from maskpro.errors import MaskproError
-from maskpro.pattern import NMPattern, count_violations, group_order, group_width, parse_layout, weight_view
+from maskpro.pattern import NMPattern, PackedMask, count_violations, group_order, group_width, parse_layout, weight_view
 
 
 @pytest.mark.parametrize("text", ["5:4", "0:4", "4:4", "2:17", "2", "2:4:8", "a:b", "-1:4", ""])
@@ -59,3 +59,9 @@ def test_a_channel_view_is_channels_last_in_memory():
 def test_violations_are_counted_per_group():
     mask = torch.tensor([[True, True, False, False, True, True, True, False]])
     assert count_violations(mask, NMPattern(2, 4), "channel") == 1
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 4), (5, 7)])
+def test_a_packed_mask_is_the_mask_again(shape, generator):
+    mask = torch.rand(shape, generator=generator) < 0.5
+    assert torch.equal(PackedMask(mask).unpack(), mask)
