@@ -303,9 +303,7 @@ def main(
         torch.set_num_threads(threads)
     place, chosen = torch.device(device), parse_precision(precision)
     rows = [
-        measure(
-            network, int(batch_size), device=place, rounds=rounds, precision=parse_precision(precision), compiled=compile
-        )
+        measure(network, int(batch_size), device=place, rounds=rounds, precision=chosen, compiled=compile)
         for network in networks.split()
         for batch_size in batch_sizes.split()
     ]

@@ -88,6 +88,13 @@ def test_graphs_change_no_more_than_float_rounding(trainer_on, estimator, settin
     assert trainers[1]._graphed._graph is not None
 
 
+@pytest.mark.filterwarnings("default")
+def test_compiled_passes_change_no_more_than_float_rounding(trainer_on):
+    """A last smaller step is not compiled once more."""
+    plain, compiled = (trainer_on("cuda", compile=compile).train(36) for compile in (False, True))
+    torch.testing.assert_close(compiled, plain, rtol=1e-3, atol=0)
+
+
 def test_a_pass_that_waits_for_the_gpu_is_called_as_it_is():
     passing = GraphedPass()
     ones = torch.ones(3, device=GPU)
