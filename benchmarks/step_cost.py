@@ -42,7 +42,7 @@ from maskpro.trainer import MaskTrainer, TrainerConfig
 from maskpro.workloads import open_workload
 
 PATTERN = NMPattern(2, 4)
-_GPU_REPEATS = 10
+_GPU_REPEATS = 20
 
 # Takes that many steps.
 Variant = Callable[[int], object]

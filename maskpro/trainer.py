@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from maskpro.ahead import Ahead
 from maskpro.errors import MaskproError
 from maskpro.estimators import (
     ESTIMATORS,
@@ -46,18 +45,8 @@ _SCHEDULES: dict[LearningRateDecay, Callable[[float], float]] = {
 }
 
 
-# Steps whose samples are made ready on the CPU while a GPU is at work.
-_STEPS_AHEAD = 4
-
 # Of which `statistics` takes quantiles and entropy.
 _GROUPS_LOOKED_AT = 4_096
-
-
-class _Span(NamedTuple):
-    """First sample and number of samples of a step, each counted once for all masks."""
-
-    first: int
-    length: int
 
 
 class _Batch(NamedTuple):
@@ -227,7 +216,6 @@ class MaskTrainer:
         self._uses_graphs = graphs and masked.base.is_cuda
         self._graphed: GraphedPass | None = None
         self._network: Any = torch.compile(masked.model) if config.compile else masked.model
-        self._ahead: Ahead[_Span, list[Any]] = Ahead(_STEPS_AHEAD)
         if initial_val_loss is None:
             initial_val_loss = self._held_out_losses(initial_mask).mean().item()
         self.initial_val_loss = initial_val_loss
@@ -327,21 +315,18 @@ class MaskTrainer:
 
     def _step(self, end: int) -> Tensor:
         """One update of the logits; returns the mean training loss (a scalar on the device)."""
-        span, *following = self._spans(end)
-        self.logits.grad, loss = self._estimate_in_memory(span, following)
+        config = self.config
+        masks = config.masks_per_step
+        first, count = self.num_samples_seen // masks, min(config.step_samples, end - self.num_samples_seen) // masks
+        indices = torch.arange(first, first + count) % config.dataset_size
+        self.logits.grad, loss = self._estimate_in_memory(indices)
         self._optimizer.param_groups[0]["lr"] = self._step_size()
         self._optimizer.step()
-        self.num_samples_seen += span.length * self.config.masks_per_step
+        self.num_samples_seen += count * masks
         self.num_steps += 1
         return loss
 
-    def _spans(self, end: int) -> list[_Span]:
-        """Those of this step and the next ones until `end`."""
-        masks, size, seen = self.config.masks_per_step, self.config.step_samples, self.num_samples_seen
-        starts = range(seen, end, size)[: 1 + _STEPS_AHEAD]
-        return [_Span(start // masks, min(size, end - start) // masks) for start in starts]
-
-    def _estimate_in_memory(self, span: _Span, following: list[_Span]) -> tuple[Tensor, Tensor]:
+    def _estimate_in_memory(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient of the logits and the mean loss; where memory runs out, by smaller and smaller forward passes.
 
         The losses are averaged over all samples of the step in any case, so the result differs by float rounding alone.
@@ -351,30 +336,18 @@ class MaskTrainer:
         tracker = self._tracker
         while True:
             try:
-                samples = self._ahead.take(span, self._samples)
-                # Not before the graph is recorded: what other threads ask of the GPU meanwhile would spoil it.
-                if self._graphed is not None:
-                    self._ahead.foresee(following, self._samples)
                 with reproducible():
-                    return estimate(self._indices(span), samples)
+                    return estimate(indices)
             except torch.OutOfMemoryError:
                 if self.micro_batch_size == 1:
                     raise
             # Beyond the except clause, whose exception keeps the failed pass's tensors alive.
             self._generator.set_state(generator_state)
             self._tracker = tracker
-            self._ahead.drop()
-            self._graphed = None
             self.micro_batch_size = max(1, self.micro_batch_size // 2)
+            self._graphed = None
             if self.logits.is_cuda:
                 torch.cuda.empty_cache()
-
-    def _indices(self, span: _Span) -> Tensor:
-        return torch.arange(span.first, span.first + span.length) % self.config.dataset_size
-
-    def _samples(self, span: _Span) -> list[Any]:
-        """The samples of a step in batches that fit into memory."""
-        return [self._objective.batch(part) for part in self._indices(span).split(self.micro_batch_size)]
 
     def _step_size(self) -> float:
         if self.config.raw_step:
@@ -389,13 +362,13 @@ class MaskTrainer:
     def _progress(self) -> float:
         return self.num_samples_seen / self.config.budget_samples
 
-    def _backward(self, indices: Tensor, samples: list[Any]) -> tuple[Tensor, Tensor]:
+    def _backward(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         weight_gradient = self.masked.weight_gradient().zero_()
         draw = self._parametrisation.draw(self.logits, self._progress, self._generator)
         self.masked.set_mask(draw.mask)
         total = torch.zeros((), device=self.logits.device, dtype=self.logits.dtype)
         count = torch.full((), len(indices), dtype=total.dtype, device=total.device)
-        for batch in self._batches(indices, samples):
+        for batch in self._batches(indices):
             total += self._run(self._loss_and_backward, batch, count)
         values = weight_gradient.mul_(self.masked.learned_base)
         gradient = self._parametrisation.gradient(self.logits, self._progress, draw, values)
@@ -404,9 +377,9 @@ class MaskTrainer:
         return gradient, total
 
     @torch.no_grad()
-    def _policy_gradient(self, indices: Tensor, samples: list[Any]) -> tuple[Tensor, Tensor]:
+    def _policy_gradient(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         masks, means = [], []
-        batches = list(self._batches(indices, samples))
+        batches = list(self._batches(indices))
         for _ in range(self.config.masks_per_step):
             masks.append(self._parametrisation.draw(self.logits, self._progress, self._generator).mask)
             self.masked.set_mask(masks[-1])
@@ -445,14 +418,14 @@ class MaskTrainer:
         teacher = self._teacher if self.config.target == "teacher" else None
         self._baseline = baseline_losses(copy.deepcopy(self.masked.model), self._objective, teacher)
 
-    def _batches(self, indices: Tensor, samples: list[Any]) -> Iterator[_Batch]:
-        """The samples with the dense network's outputs where they are the target."""
-        for part, batch in zip(indices.split(self.micro_batch_size), samples, strict=True):
+    def _batches(self, indices: Tensor) -> Iterator[_Batch]:
+        """The samples in batches that fit into memory, with the dense network's outputs where they are the target."""
+        for part in indices.split(self.micro_batch_size):
             teacher = None
             if self.config.target == "teacher":
                 assert self._teacher is not None
                 teacher = self._teacher(part)
-            yield _Batch(len(part), batch, teacher)
+            yield _Batch(len(part), self._objective.batch(part), teacher)
 
     def _losses(self, batch: Any, teacher: Tensor | None) -> Tensor:
         """Losses of the masked network on a batch, `[B]`, against the configured target."""

@@ -89,8 +89,9 @@ def test_graphs_change_no_more_than_float_rounding(trainer_on, estimator, settin
 
 
 @pytest.mark.filterwarnings("default")
-def test_compiled_passes_change_no_more_than_float_rounding(trainer_on):
-    """A last smaller step is not compiled once more."""
+def test_compiled_passes_change_no_more_than_float_rounding(trainer_on, monkeypatch):
+    """Of float32: TensorFloat32's is as large as what a mask changes. A last smaller step is not compiled once more."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     plain, compiled = (trainer_on("cuda", compile=compile).train(36) for compile in (False, True))
     torch.testing.assert_close(compiled, plain, rtol=1e-3, atol=0)
 
