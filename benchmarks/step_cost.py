@@ -222,7 +222,7 @@ def _variants(
     def forward_backward(batch: NoisyBatch, target: Tensor) -> Tensor:
         with autocast(device, precision):
             prediction = objective.predict(network, batch)
-        loss = objective.teacher_losses(prediction, target).mean()
+        loss = objective.teacher_losses(prediction, target, batch).mean()
         loss.backward()
         return loss.detach()
 

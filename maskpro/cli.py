@@ -224,6 +224,9 @@ def train(
         str, typer.Option(help="straight_through, gumbel_softmax or policy_gradient (forward passes only).")
     ] = "straight_through",
     target: Annotated[str, typer.Option(help="teacher (the dense network's output) or noise.")] = "teacher",
+    timesteps: Annotated[
+        str, typer.Option(help="uniform, or more often where the initial mask adds more to the loss (importance).")
+    ] = "uniform",
     lr_decay: Annotated[str, typer.Option(help="linear, cosine or constant.")] = "linear",
     optimizer: Annotated[
         str, typer.Option(help="adam or sgd; auto: sgd for policy_gradient, adam for the others.")
@@ -260,6 +263,7 @@ def train(
     settings: dict[str, Any] = {
         "estimator": estimator,
         "target": target,
+        "timesteps": timesteps,
         "lr_decay": lr_decay,
         "optimizer": optimizer,
         "masks_per_step": masks_per_step,

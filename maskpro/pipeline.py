@@ -266,6 +266,9 @@ def train(
         generator = torch.Generator().manual_seed(config.seed)
         masked.set_mask(one_shot_mask(masked, initial, objective=objective, generator=generator))
     validation = workload.held_out_samples("validation", device)
+    if config.timesteps == "importance":
+        shares = workload.timestep_shares(masked.model, device)
+        objective = workload.training_objective(seed=config.seed, device=device, shares=shares)
     teacher = teacher_outputs(dense, objective)
     trainer = MaskTrainer(
         config,

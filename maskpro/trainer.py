@@ -28,6 +28,7 @@ from maskpro.pattern import PackedMask
 from maskpro.precision import Precision, autocast, parse_precision, reproducible
 
 Target = Literal["teacher", "noise"]
+Timesteps = Literal["uniform", "importance"]
 LearningRateDecay = Literal["linear", "cosine", "constant"]
 OptimizerName = Literal["auto", "adam", "sgd"]
 
@@ -79,6 +80,8 @@ class TrainerConfig:
         estimator: straight_through, gumbel_softmax or policy_gradient.
         target: what the network is compared with in training: the dense network's output (teacher), or the data, which for
             diffusion is the noise (noise).
+        timesteps: how those of the samples are drawn (by the objective that the trainer is given): uniform, or
+            more often where the initial mask adds more to the loss, each sample weighted (importance; `timestep_shares`).
         lr_decay: linear or by half a cosine to zero over the budget, or constant.
         optimizer: adam or sgd; auto is sgd for policy_gradient and adam for the others.
         masks_per_step: of policy_gradient; from 2 on, each mask's loss is compared with the mean of the others on the same
@@ -102,6 +105,7 @@ class TrainerConfig:
     gradient_accumulation_steps: int = 1
     estimator: EstimatorName = "straight_through"
     target: Target = "teacher"
+    timesteps: Timesteps = "uniform"
     lr_decay: LearningRateDecay = "linear"
     optimizer: OptimizerName = "auto"
     masks_per_step: int = 1
@@ -138,6 +142,7 @@ class TrainerConfig:
         for name, allowed in (
             ("estimator", ESTIMATORS),
             ("target", get_args(Target)),
+            ("timesteps", get_args(Timesteps)),
             ("lr_decay", get_args(LearningRateDecay)),
             ("optimizer", get_args(OptimizerName)),
         ):
@@ -437,7 +442,7 @@ class MaskTrainer:
         prediction = prediction.to(self.logits.dtype)
         if teacher is None:
             return self._objective.losses(prediction, batch)
-        return self._objective.teacher_losses(prediction, teacher)
+        return self._objective.teacher_losses(prediction, teacher, batch)
 
     def _loss_and_backward(self, samples: Any, teacher: Tensor | None, count: Tensor) -> Tensor:
         """A batch's share of the mean loss of `count` samples, whose gradient is added to the weights'."""

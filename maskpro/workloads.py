@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ from maskpro.embedded import DIGITS_MODEL
 from maskpro.errors import MaskproError
 from maskpro.files import read_json
 from maskpro.objectives import HeldOutSamples
-from maskpro.objectives.diffusion import DiffusionObjective
+from maskpro.objectives.diffusion import DiffusionObjective, timestep_shares
 
 # Seeds of the fixed held-out sets, far from those that users choose for calibration samples and masks.
 VALIDATION_SEED = 2**32 + 1
@@ -88,9 +88,15 @@ class Workload:
     data_source: str
     ema: str
 
-    def training_objective(self, *, seed: int, device: torch.device) -> DiffusionObjective:
-        """The calibration samples of a seed, drawn from the training images, with their loss."""
-        return DiffusionObjective(self.scheduler, self.images.train, seed=seed, device=device)
+    def training_objective(
+        self, *, seed: int, device: torch.device, shares: Sequence[float] | None = None
+    ) -> DiffusionObjective:
+        """The calibration samples of a seed, drawn from the training images, with their loss; `shares` of the timesteps."""
+        return DiffusionObjective(self.scheduler, self.images.train, seed=seed, device=device, shares=shares)
+
+    def timestep_shares(self, initial: nn.Module, device: torch.device) -> tuple[float, ...]:
+        """How often each part of the noise schedule is to be sampled in training that begins with the network `initial`."""
+        return timestep_shares(self.model, initial, self.scheduler, self.images.train, device=device)
 
     def held_out_samples(self, split: HeldOut, device: torch.device) -> HeldOutSamples:
         """A fixed held-out set: validation drives a search, test is for the final evaluation only.

@@ -44,6 +44,29 @@ def test_noise_is_standard_normal_and_timesteps_uniform(samples):
     assert abs(batch.timesteps.float().mean().item() - 499.5) < 4 * 289 / 2000**0.5
 
 
+def test_importance_samples_of_timesteps_have_their_shares_and_weights_that_keep_means():
+    shares = (0.5, 0.3, 0.15, 0.05)
+    samples = CalibrationSamples(digits_images().train, num_train_timesteps=1000, seed=3, shares=shares)
+    batch = samples.batch(torch.arange(4000))
+    parts = batch.timesteps // 250
+    for part, share in enumerate(shares):
+        inside = parts == part
+        assert inside.float().mean().item() == pytest.approx(share, abs=4 * (share * (1 - share) / 4000) ** 0.5)
+        assert (batch.weights[inside] == torch.tensor(1 / (4 * share))).all()
+        within = batch.timesteps[inside].float() - 250 * part
+        assert within.mean().item() == pytest.approx(124.5, abs=4 * 72.2 / inside.sum().item() ** 0.5), "uniform inside"
+    assert batch.timesteps.min() >= 0
+    assert batch.timesteps.max() < 1000
+    values = batch.timesteps.double().square()
+    expected = torch.arange(1000).double().square()
+    error = (values * batch.weights).std() / 4000**0.5
+    assert (values * batch.weights).mean() == pytest.approx(expected.mean().item(), abs=4 * error.item())
+
+
+def test_uniform_samples_weigh_one(samples):
+    assert samples.batch(torch.arange(9)).weights.tolist() == [1.0] * 9
+
+
 def test_held_out_timesteps_fall_in_one_stratum_each():
     held_out = CalibrationSamples(digits_images().test, num_train_timesteps=1000, seed=3, strata=100)
     strata = held_out.batch(torch.arange(100)).timesteps // 10

@@ -11,7 +11,7 @@ from maskpro.errors import MaskproError
 from maskpro.estimators import ESTIMATORS, Tracker
 from maskpro.initial_masks import magnitude_masked_model
 from maskpro.objectives import HeldOutSamples, baseline_losses
-from maskpro.objectives.diffusion import DiffusionObjective, NoisyBatch
+from maskpro.objectives.diffusion import DiffusionObjective
 from maskpro.pattern import NMPattern
 from maskpro.trainer import MaskTrainer, NonFiniteLossError, TrainerConfig
 
@@ -194,7 +194,7 @@ class Float64Objective(DiffusionObjective):
 
     def batch(self, indices):
         batch = super().batch(indices)
-        return NoisyBatch(images=batch.images.double(), timesteps=batch.timesteps, noise=batch.noise.double())
+        return batch._replace(images=batch.images.double(), noise=batch.noise.double())
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ class Objective(Protocol):
     def losses(self, prediction: Tensor, batch: Any) -> Tensor:
         """Loss per sample, `[B]`, against the data."""
 
-    def teacher_losses(self, prediction: Tensor, teacher: Tensor) -> Tensor:
+    def teacher_losses(self, prediction: Tensor, teacher: Tensor, batch: Any) -> Tensor:
         """Loss per sample, `[B]`, against the dense network's output `[B, ...]`."""
 
 
@@ -137,6 +137,6 @@ def baseline_losses(
         prediction = objective.predict(initial, batch)
         if teacher is None:
             return objective.losses(prediction, batch)
-        return objective.teacher_losses(prediction, teacher(indices))
+        return objective.teacher_losses(prediction, teacher(indices), batch)
 
     return SampleValues(compute, shelf, device)

@@ -47,7 +47,7 @@ class CausalLMObjective:
         """Mean next-token cross-entropy per window, `[B]`, in nats."""
         return functional.cross_entropy(prediction.transpose(1, 2), batch[:, 1:], reduction="none").mean(dim=1)
 
-    def teacher_losses(self, prediction: Tensor, teacher: Tensor) -> Tensor:
+    def teacher_losses(self, prediction: Tensor, teacher: Tensor, batch: Tensor) -> Tensor:
         """Mean KL divergence from the dense network's next-token distribution per window, `[B]`, in nats."""
         log_p, log_q = (logits.log_softmax(dim=-1) for logits in (teacher, prediction))
         return (log_p.exp() * (log_p - log_q)).sum(dim=-1).mean(dim=1)

@@ -263,6 +263,7 @@ def _context(options: SearchOptions, space: SearchSpace, workload: Workload, max
             for initial_mask in space.choices("initial_mask", space.initial_mask)
         ),
         table_samples=min(max(space.choices("dataset_size", TrainerConfig().dataset_size)), max_samples),
+        timesteps=space.choices("timesteps", TrainerConfig().timesteps),
         storage=f"{options.storage_path}/{options.experiment}" if options.storage_path else f"{options.folder}/trials",
         cpus=options.cpus_per_trial,
     )

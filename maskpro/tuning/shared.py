@@ -18,11 +18,13 @@ from maskpro.errors import MaskproError
 from maskpro.initial_masks import InitialMaskMethod, one_shot_mask
 from maskpro.masked_model import MaskedModel
 from maskpro.objectives import teacher_outputs
+from maskpro.objectives.diffusion import DiffusionObjective
 from maskpro.pattern import NMPattern, parse_layout
+from maskpro.trainer import Timesteps
 from maskpro.tuning.tables import start_keeper
 from maskpro.workloads import Workload
 
-# Name of the table of the dense network's outputs; those of initial masks' losses are (format, target).
+# Table of the dense network's outputs, (this, timesteps); those of initial masks' losses are (format, target, timesteps).
 TEACHER = "teacher"
 # Of a node's object store that a table may take; a larger one is computed by each trial's process for itself.
 _STORE_SHARE = 0.3
@@ -43,6 +45,7 @@ class TrialContext:
     Attributes:
         formats: all that the search space allows.
         table_samples: calibration samples that a trial can see.
+        timesteps: how the search space allows their timesteps to be drawn.
         storage: folder of the trials' checkpoints, a path or a URI.
         gpu_share: of one GPU, that a trial may fill.
     """
@@ -57,6 +60,7 @@ class TrialContext:
     seed: int
     formats: tuple[MaskFormat, ...]
     table_samples: int = 0
+    timesteps: tuple[Timesteps, ...] = ("uniform",)
     storage: str = ""
     cpus: float = 1.0
     gpu_share: float = 1.0
@@ -69,12 +73,14 @@ class SharedValues:
     Attributes:
         dense_val_loss: held-out loss of the dense network.
         initial_val_losses: held-out loss of each initial mask.
+        timestep_shares: of trials with importance samples of the timesteps; of the first initial mask.
         keeper: of the dense network's outputs and the initial masks' losses on calibration samples; None where they would
             not fit, and every process makes its own.
     """
 
     dense_val_loss: float
     initial_val_losses: dict[MaskFormat, float]
+    timestep_shares: tuple[float, ...] | None = None
     keeper: Any = None
 
 
@@ -126,7 +132,7 @@ def initial_masked(
 def share_values(context: TrialContext, *, resources: dict[str, float]) -> SharedValues:
     """Judge the dense network and the initial masks; open the tables, whose parts are made by the trials that need them.
 
-    Trials on GPUs are judged for on one, in a task with a trial's resources, while another makes the teacher's first part.
+    Trials on GPUs are judged for on one, in a task with a trial's resources; another then makes the teacher's first part.
     Without GPUs this process does it with a trial's threads: it has loaded what a new one would import for ten seconds.
 
     Raises:
@@ -136,13 +142,12 @@ def share_values(context: TrialContext, *, resources: dict[str, float]) -> Share
     if resources["gpu"]:
         stored = ray.put(context)
         remote = {"num_cpus": resources["cpu"], "num_gpus": resources["gpu"]}
-        judged = ray.remote(**remote)(_held_out_losses).remote(stored)
+        dense_val_loss, initial_val_losses, shares = ray.get(ray.remote(**remote)(_judged).remote(stored))
         if keeper is not None:
-            ray.remote(**remote)(_first_part).remote(stored, keeper)
-        dense_val_loss, initial_val_losses = ray.get(judged)
+            ray.remote(**remote)(_first_part).remote(stored, keeper, context.timesteps[0], shares)
     else:
         threads = torch.get_num_threads()
-        dense_val_loss, initial_val_losses = _held_out_losses(context)
+        dense_val_loss, initial_val_losses, shares = _judged(context)
         torch.set_num_threads(threads)
     for what, loss in {"dense network": dense_val_loss, **initial_val_losses}.items():
         if not math.isfinite(loss):
@@ -151,7 +156,9 @@ def share_values(context: TrialContext, *, resources: dict[str, float]) -> Share
                 f"held-out loss of the {name} of {context.workload.model_source} is {loss}; "
                 "allowed: a finite one (check --model)"
             )
-    return SharedValues(dense_val_loss=dense_val_loss, initial_val_losses=initial_val_losses, keeper=keeper)
+    return SharedValues(
+        dense_val_loss=dense_val_loss, initial_val_losses=initial_val_losses, timestep_shares=shares, keeper=keeper
+    )
 
 
 def mask_format(context: TrialContext, settings: Mapping[str, Any]) -> MaskFormat:
@@ -169,19 +176,34 @@ def _bytes_per_sample(context: TrialContext) -> int:
     return 4 * math.prod(context.workload.images.train.shape[1:])
 
 
-def _held_out_losses(context: TrialContext) -> tuple[float, dict[MaskFormat, float]]:
+def _judged(context: TrialContext) -> tuple[float, dict[MaskFormat, float], tuple[float, ...] | None]:
+    """Held-out losses of the dense network and each initial mask, and the timesteps' shares where trials may want them."""
     device = prepare_process(context)
     dense = context.workload.model.to(device)
     validation = context.workload.held_out_samples("validation", device)
-    initial = {form: validation.mean_loss(initial_masked(context, dense, form).model) for form in context.formats}
-    return validation.mean_loss(dense), initial
+    losses, shares = {}, None
+    for form in context.formats:
+        initial = initial_masked(context, dense, form).model
+        losses[form] = validation.mean_loss(initial)
+        if "importance" in context.timesteps and shares is None:
+            shares = context.workload.timestep_shares(initial, device)
+    return validation.mean_loss(dense), losses, shares
 
 
-def _first_part(context: TrialContext, keeper: Any) -> None:
+def training_objective(
+    context: TrialContext, timesteps: Timesteps, shares: tuple[float, ...] | None, *, seed: int, device: torch.device
+) -> DiffusionObjective:
+    """The calibration samples of trials whose timesteps are drawn so."""
+    shares = shares if timesteps == "importance" else None
+    return context.workload.training_objective(seed=seed, device=device, shares=shares)
+
+
+def _first_part(context: TrialContext, keeper: Any, timesteps: Timesteps, shares: tuple[float, ...] | None) -> None:
     device = prepare_process(context)
     dense = context.workload.model.to(device)
-    objective = context.workload.training_objective(seed=context.seed, device=device)
-    teacher_outputs(dense, objective, shelf=RayShelf(keeper, TEACHER), device=device)(torch.zeros(1, dtype=torch.int64))
+    objective = training_objective(context, timesteps, shares, seed=context.seed, device=device)
+    shelf = RayShelf(keeper, (TEACHER, timesteps))
+    teacher_outputs(dense, objective, shelf=shelf, device=device)(torch.zeros(1, dtype=torch.int64))
 
 
 def prepare_process(context: TrialContext) -> torch.device:

@@ -27,6 +27,7 @@ from maskpro.tuning.shared import (
     initial_masked,
     mask_format,
     prepare_process,
+    training_objective,
 )
 
 TENSORS_FILE = "state.safetensors"
@@ -70,14 +71,15 @@ class MaskTrainable(Trainable):
         for name in MaskFormat._fields:
             settings.pop(name, None)
         trainer_config = TrainerConfig(**settings, budget_samples=context.max_samples, seed=seed)
-        objective = context.workload.training_objective(seed=seed, device=self._device)
+        timesteps, shares = trainer_config.timesteps, self._shared.timestep_shares
+        objective = training_objective(context, timesteps, shares, seed=seed, device=self._device)
         self._initial_val_loss = self._shared.initial_val_losses[form]
         self._trainer = MaskTrainer(
             trainer_config,
             masked=initial_masked(context, self._dense, form, targets),
             objective=objective,
             validation=self._validation,
-            teacher=self._teacher(objective, seed),
+            teacher=self._teacher(trainer_config, objective),
             baseline=self._baseline(trainer_config, objective, form),
             initial_val_loss=self._initial_val_loss,
         )
@@ -89,14 +91,15 @@ class MaskTrainable(Trainable):
         assert self._trainer is not None
         return self._trainer
 
-    def _teacher(self, objective: Objective, seed: int) -> SampleValues:
+    def _teacher(self, config: TrainerConfig, objective: Objective) -> SampleValues:
         """The dense network's outputs: from the shared table for the search's own seed; kept from trial to trial."""
-        if self._values_seed != seed:
-            self._values, self._values_seed = {}, seed
-        if "teacher" not in self._values:
-            shelf = self._shelf(TEACHER, seed)
-            self._values["teacher"] = teacher_outputs(self._dense, objective, shelf=shelf, device=self._device)
-        return self._values["teacher"]
+        if self._values_seed != config.seed:
+            self._values, self._values_seed = {}, config.seed
+        key = (TEACHER, config.timesteps)
+        if key not in self._values:
+            shelf = self._shelf(key, config.seed)
+            self._values[key] = teacher_outputs(self._dense, objective, shelf=shelf, device=self._device)
+        return self._values[key]
 
     def _shelf(self, name: Hashable, seed: int) -> Shelf | None:
         """A shared table, which is of the search's own seed."""
@@ -107,12 +110,12 @@ class MaskTrainable(Trainable):
         """The initial mask's losses, kept from trial to trial; only the policy gradient needs them."""
         if config.estimator != "policy_gradient":
             return None
-        key = (form, config.target)
+        key = (form, config.target, config.timesteps)
         if key not in self._values:
             self._values[key] = baseline_losses(
                 initial_masked(self._context, self._dense, form).model,
                 objective,
-                self._values["teacher"] if config.target == "teacher" else None,
+                self._values[TEACHER, config.timesteps] if config.target == "teacher" else None,
                 shelf=self._shelf(key, config.seed),
                 device=self._device,
             )

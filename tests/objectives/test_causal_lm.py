@@ -42,8 +42,8 @@ def test_the_loss_is_the_models_own(llama, objective):
         prediction = objective.predict(llama, batch)
         expected = llama(batch, labels=batch).loss
     assert torch.allclose(objective.losses(prediction, batch).mean(), expected, rtol=1e-5)
-    assert objective.teacher_losses(prediction, prediction).abs().max() < 1e-6
-    assert (objective.teacher_losses(prediction, prediction.roll(1, dims=0)) > 0).all()
+    assert objective.teacher_losses(prediction, prediction, batch).abs().max() < 1e-6
+    assert (objective.teacher_losses(prediction, prediction.roll(1, dims=0), batch) > 0).all()
 
 
 def test_a_window_depends_on_its_index_alone(objective):

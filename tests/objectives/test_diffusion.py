@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from conftest import CPU
@@ -6,8 +8,10 @@ from torch.nn import functional
 
 from maskpro.data import CalibrationSamples
 from maskpro.errors import MaskproError
+from maskpro.initial_masks import magnitude_masked_model
 from maskpro.objectives import HeldOutSamples
 from maskpro.objectives.diffusion import DiffusionObjective
+from maskpro.pattern import NMPattern
 
 
 def test_the_loss_is_the_noise_mse_of_ddpm(digits):
@@ -22,7 +26,33 @@ def test_the_loss_is_the_noise_mse_of_ddpm(digits):
     losses = objective.losses(prediction, batch)
     assert losses.shape == (6,)
     assert torch.allclose(losses.mean(), functional.mse_loss(prediction, raw.noise))
-    assert objective.teacher_losses(prediction, prediction).tolist() == [0.0] * 6
+    assert objective.teacher_losses(prediction, prediction, batch).tolist() == [0.0] * 6
+
+
+def test_timesteps_are_sampled_more_often_where_the_initial_mask_adds_more_to_the_loss(digits):
+    masked = magnitude_masked_model(
+        copy.deepcopy(digits.model), pattern=NMPattern(2, 4), layout="channel", targets=("all",)
+    )
+    shares = digits.timestep_shares(masked.model, CPU)
+    assert sum(shares) == pytest.approx(1)
+    assert min(shares) >= 0.3 / len(shares)
+    assert shares[0] > 5 * shares[8] > 5 * 0.3 / len(shares)
+    assert digits.timestep_shares(digits.model, CPU) == (1 / len(shares),) * len(shares), "where it adds nothing"
+
+
+def test_losses_of_importance_samples_have_the_mean_of_uniform_ones(digits):
+    shares = (0.5, 0.2, 0.2, 0.1)
+    means, errors = [], []
+    for given in (None, shares):
+        objective = digits.training_objective(seed=0, device=CPU, shares=given)
+        batch = objective.batch(torch.arange(1024))
+        with torch.no_grad():
+            prediction = objective.predict(digits.model, batch)
+        losses = objective.losses(prediction, batch)
+        means.append(losses.mean().item())
+        errors.append(losses.std().item() / 32)
+    assert means[1] == pytest.approx(means[0], abs=4 * sum(errors))
+    assert errors[1] < errors[0]
 
 
 def test_the_embedded_network_predicts_noise_well(digits):

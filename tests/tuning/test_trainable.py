@@ -19,7 +19,7 @@ from maskpro.tuning.shared import (
     RayShelf,
     SharedValues,
     TrialContext,
-    _held_out_losses,
+    _judged,
     initial_masked,
     prepare_process,
 )
@@ -31,8 +31,10 @@ FIRST = {**OWN, "lr": 2.0, "batch_size": 16, "dataset_size": 64}
 SECOND = {**OWN, "lr": 1.0, "batch_size": 24, "dataset_size": 80, "estimator": "policy_gradient", "target": "teacher"}
 THIRD = {**FIRST, "pattern": "1:4", "layout": "flattened", "targets": "up_blocks mid_block", "target": "noise"}
 NOISE = {**SECOND, "target": "noise"}
+UNIFORM_TEACHER = ("teacher", "uniform")
 OTHER_SEED = {**FIRST, "seed": 1}
 WANDA = {**SECOND, "initial_mask": "wanda"}
+IMPORTANCE = {**SECOND, "timesteps": "importance"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,14 +58,15 @@ def context(digits, tmp_path_factory):
         seed=0,
         formats=FORMATS,
         table_samples=80,
+        timesteps=("uniform", "importance"),
         storage=str(tmp_path_factory.mktemp("storage")),
     )
 
 
 @pytest.fixture(scope="module")
 def shared(context):
-    dense, initial = _held_out_losses(context)
-    return SharedValues(dense_val_loss=dense, initial_val_losses=initial)
+    dense, initial, shares = _judged(context)
+    return SharedValues(dense_val_loss=dense, initial_val_losses=initial, timestep_shares=shares)
 
 
 class Keeper(dict):
@@ -104,7 +107,7 @@ def test_a_trial_reports_at_fixed_numbers_of_samples_and_ends_at_its_budget(star
 
 def test_trials_on_a_reused_actor_equal_trials_on_fresh_ones(start):
     """Also around one with another seed, whose calibration samples are others."""
-    configs = (FIRST, SECOND, THIRD, OTHER_SEED, FIRST, NOISE)
+    configs = (FIRST, SECOND, THIRD, OTHER_SEED, FIRST, NOISE, IMPORTANCE)
     reused = start(dict(configs[0]))
     found = [results(reused)]
     for config in configs[1:]:
@@ -117,9 +120,17 @@ def test_trials_on_a_reused_actor_equal_trials_on_fresh_ones(start):
 @pytest.mark.parametrize(
     ("config", "parts"),
     [
-        (FIRST, {("teacher", 0)}),
-        (SECOND, {(name, part) for name in ("teacher", (FORMATS[0], "teacher")) for part in range(2)}),
-        (NOISE, {((FORMATS[0], "noise"), part) for part in range(2)}),
+        (FIRST, {(UNIFORM_TEACHER, 0)}),
+        (SECOND, {(name, part) for name in (UNIFORM_TEACHER, (FORMATS[0], "teacher", "uniform")) for part in range(2)}),
+        (NOISE, {((FORMATS[0], "noise", "uniform"), part) for part in range(2)}),
+        (
+            IMPORTANCE,
+            {
+                (name, part)
+                for name in (("teacher", "importance"), (FORMATS[0], "teacher", "importance"))
+                for part in range(2)
+            },
+        ),
     ],
 )
 def test_shared_tables_change_nothing(context, shared, config, parts, monkeypatch):
@@ -140,6 +151,19 @@ def test_shared_tables_change_nothing(context, shared, config, parts, monkeypatc
     made = dict(keeper)
     assert results(started(keeper)) == first == results(started(None))
     assert all(keeper[key] is made[key] for key in keeper)
+
+
+def test_timesteps_are_drawn_as_a_trials_config_says(start, shared):
+    """And with the search's own shares, whatever network a process has."""
+    uniform, importance = (start(dict(config))._running_trainer()._objective for config in (SECOND, IMPORTANCE))
+    indices = torch.arange(512)
+    early = [
+        (objective.batch(indices).timesteps < 1000 / len(shared.timestep_shares)).float().mean()
+        for objective in (uniform, importance)
+    ]
+    assert early[0] == pytest.approx(1 / len(shared.timestep_shares), abs=0.03)
+    assert early[1] == pytest.approx(shared.timestep_shares[0], abs=0.07)
+    assert shared.timestep_shares[0] > 0.2
 
 
 def test_a_part_whose_process_is_lost_is_made_again(monkeypatch):
