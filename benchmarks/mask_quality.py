@@ -5,9 +5,10 @@ python -m benchmarks.mask_quality --quick     # a minute: one seed and little of
 python -m benchmarks.mask_quality --workload cifar10 --model FOLDER --data FOLDER --device cuda --processes 1
 
 A sample evaluation is one forward pass of one sample; a backward pass counts as two more. The teacher's outputs and the
-initial mask's losses cost one for each sample that they are computed for, once. Seconds are those of learning, teacher
-included, one thread a process, without validation. Held-out loss and recovery are those of test samples that chose nothing;
-of each run the mask with the lowest validation loss is taken.
+initial mask's losses cost one for each sample that they are computed for, once, and so do the samples that tell how often
+each part of the noise schedule is sampled. Seconds are those of learning, all this included, one thread a process, without
+validation. Held-out loss and recovery are those of test samples that chose nothing; of each run the mask is taken that
+training keeps by its validation losses.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from maskpro.evaluation.comparison import evaluate_models, recovery
 from maskpro.initial_masks import ONE_SHOT_SAMPLES, magnitude_mask, one_shot_mask
 from maskpro.masked_model import MaskedModel
 from maskpro.objectives import baseline_losses, teacher_outputs
+from maskpro.objectives.diffusion import PILOT_EVALUATIONS
 from maskpro.pattern import NMPattern
 from maskpro.trainer import MaskTrainer, TrainerConfig
 from maskpro.workloads import Workload, open_workload
@@ -79,6 +81,7 @@ LEARNED: dict[str, dict[str, Any]] = {
     "maskpro (ours)": {
         "estimator": "straight_through",
         "target": "teacher",
+        "timesteps": "importance",
         "visits": 2,
         "lr": 2.0,
         "logits": 5.0,
@@ -137,8 +140,12 @@ def run_job(job: Job, open_: partial[Workload], device: str) -> dict[str, Any]:
         row |= {"seconds": 0.0, "evaluations": 0}
     else:
         masked.set_mask(magnitude)
-        learned, early, mask = _learn(_trainer(job, settings, workload, dense, masked), job)
-        row |= learned
+        started = time.monotonic()
+        wanted = settings.get("timesteps") == "importance"
+        shares = workload.timestep_shares(masked.model, place) if wanted else None
+        spent = time.monotonic() - started
+        learned, early, mask = _learn(_trainer(job, settings, shares, workload, dense, masked), job)
+        row |= {**learned, "seconds": spent + learned["seconds"]}
         masks["early"] = early
     losses = {}
     for name, groups in {**masks, "found": mask}.items():
@@ -156,14 +163,22 @@ def run_job(job: Job, open_: partial[Workload], device: str) -> dict[str, Any]:
     return row
 
 
-def _trainer(job: Job, settings: dict[str, Any], workload: Workload, dense: nn.Module, masked: MaskedModel) -> MaskTrainer:
+def _trainer(
+    job: Job,
+    settings: dict[str, Any],
+    shares: tuple[float, ...] | None,
+    workload: Workload,
+    dense: nn.Module,
+    masked: MaskedModel,
+) -> MaskTrainer:
     device, masks = masked.base.device, settings.get("masks_per_step", 1)
     forward_only = settings["estimator"] == "policy_gradient"
     # Of a sample: passes of each of its visits, and one for its teacher's output or baseline loss.
     visits = settings.pop("visits", 1)
-    distinct = job.evaluations // (visits * (masks if forward_only else 3) + 1)
+    left = job.evaluations - (PILOT_EVALUATIONS if shares else 0)
+    distinct = max(settings["batch_size"], left // (visits * (masks if forward_only else 3) + 1))
     config = TrainerConfig(**settings, dataset_size=distinct, budget_samples=distinct * visits * masks, seed=job.seed)
-    objective = workload.training_objective(seed=job.seed, device=device)
+    objective = workload.training_objective(seed=job.seed, device=device, shares=shares)
     teacher = teacher_outputs(dense, objective) if config.target == "teacher" else None
     return MaskTrainer(
         config,
