@@ -17,6 +17,7 @@ reduction_factor = 3  # the best third of those that have reached 1/27, 1/9 and 
 param_space = {
     "estimator": "straight_through",
     "target": "teacher",
+    "timesteps": "importance",
     "lr_decay": "cosine",
     "lr": tune.loguniform(0.4, 4.0),
     "logits": tune.uniform(2.0, 10.0),
