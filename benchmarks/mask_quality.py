@@ -41,7 +41,7 @@ from maskpro.trainer import MaskTrainer, TrainerConfig
 from maskpro.workloads import Workload, open_workload
 
 # Sample evaluations of a learned mask, and of the early look at it, which is all that patterns after the first get.
-EVALUATIONS = 150_000
+EVALUATIONS = 100_000
 EARLY_EVALUATIONS = 15_000
 # Of the policy gradients, as a share of that: 2,000 forward passes of 32 samples.
 _FORWARD_ONLY_SHARE = 64_000 / EVALUATIONS
