@@ -17,7 +17,7 @@ _PARTS = 32
 _PILOT_SAMPLES = 512
 _PILOT_BATCH = 64
 _PILOT_SEED = 2**32 + 5
-_UNIFORM_SHARE = 0.15
+_UNIFORM_SHARE = 0.3
 
 # Evaluations of a network that `timestep_shares` takes.
 PILOT_EVALUATIONS = 2 * _PILOT_SAMPLES
