@@ -17,11 +17,12 @@ max_samples = 60_480  # forward passes only: a sample costs less than with a bac
 param_space = {
     "estimator": "policy_gradient",
     "target": "teacher",
+    "timesteps": "importance",
     "lr": tune.loguniform(0.4, 40.0),
     "logits": tune.uniform(2.0, 10.0),
-    "batch_size": tune.choice([8, 16, 32, 64, 128]),
+    "batch_size": tune.choice([2, 4, 8, 16, 32, 64, 128]),
     "dataset_size": tune.lograndint(2_000, 50_001),
-    "masks_per_step": tune.choice([1, 4, 16]),
+    "masks_per_step": tune.choice([1, 4, 16, 32]),
     "targets": tune.choice(["all", "conv_shortcut"]),  # the shortcut convolutions are where most of the loss is
 }
 
@@ -36,10 +37,10 @@ seed_points = [
     {
         "name": "best known",
         "dataset_size": 50_000,
-        "batch_size": 8,
+        "batch_size": 2,
         "lr": 24.0,
         "logits": 4.0,
-        "masks_per_step": 16,
+        "masks_per_step": 32,
         "targets": "conv_shortcut",
     },
 ]
