@@ -47,11 +47,13 @@ class _RealCurves:
         )
         self.search = prepare_search(options)
         cpu, workload = torch.device("cpu"), self.search.workload
-        self._objective = workload.training_objective(seed=seed, device=cpu)
+        masked = initial_masked(self.search.context, workload.model, self.search.context.formats[0])
+        (timesteps,) = self.search.context.timesteps
+        shares = workload.timestep_shares(masked.model, cpu) if timesteps == "importance" else None
+        self._objective = workload.training_objective(seed=seed, device=cpu, shares=shares)
         self._validation = workload.held_out_samples("validation", cpu)
         self._teacher = teacher_outputs(workload.model, self._objective)
         self.dense = self._validation.mean_loss(workload.model)
-        masked = initial_masked(self.search.context, workload.model, self.search.context.formats[0])
         self.initial = self._validation.mean_loss(masked.model)
         self._trainers: dict[str, MaskTrainer] = {}
         self._losses: dict[str, dict[int, float]] = {}

@@ -10,6 +10,7 @@ exponentials, so nothing cancels.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import cache
 from itertools import combinations
@@ -223,7 +224,11 @@ def _kernels_for(logits: Tensor) -> ModuleType | None:
 def _kernels() -> ModuleType | None:
     try:
         from maskpro import kernels
-    except ImportError:
+
+        probe = torch.ones(1, 4, device="cuda")
+        kernels.sample(probe, 2, probe)
+    except Exception as error:  # no Triton, no C compiler for it, or a card that it does not know
+        warnings.warn(f"without Triton's kernels the work on masks takes ten times as long ({error})", stacklevel=2)
         return None
     return kernels
 

@@ -69,3 +69,9 @@ def test_inclusion_gradient(kernels, by_torch, logits, generator):
 def test_no_group_at_all(kernels):
     empty = torch.empty(0, 4, device=DEVICE)
     assert kernels.sample(empty, 2, empty).shape == (0, 4)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="a GPU runs the kernels")
+def test_where_the_kernels_do_not_run_torch_does_the_work_and_says_so():
+    with pytest.warns(UserWarning, match="without Triton's kernels"):
+        assert distribution._kernels.__wrapped__() is None

@@ -209,6 +209,20 @@ def test_train_logs_each_validation_and_takes_the_originals_spelling_of_options(
     assert last["logits/max"] == summary["logits"]["max"]
 
 
+def test_train_draws_timesteps_as_it_is_told(tmp_path):
+    """Without a step's effect, the first loss is the initial mask's on the samples drawn; importance weighs them."""
+    losses = {}
+    for timesteps in ("uniform", "importance"):
+        folder = tmp_path / timesteps
+        options = ("--timesteps", timesteps, "--dataset-size", 64, "--batch-size", 64, "--max-step", 1, "--logits", 80)
+        run("train", "--output-dir", folder, "--no-statistics", *options)
+        assert json.loads((folder / "training_summary.json").read_text())["config"]["timesteps"] == timesteps
+        losses[timesteps] = np.load(folder / "loss_training.npy")
+    assert losses["uniform"] != losses["importance"]
+    with pytest.raises(MaskproError, match="timesteps is 'often'; allowed: uniform, importance"):
+        run("train", "--output-dir", tmp_path / "often", "--timesteps", "often")
+
+
 def test_max_step_bounds_the_steps_of_any_batch_size(tmp_path):
     """The samples to a report are no whole number of steps of 64; no smaller step may be added."""
     run("train", "--output-dir", tmp_path / "run", "--dataset-size", 64, "--batch-size", 64, "--max-step", 50)

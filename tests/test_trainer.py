@@ -237,6 +237,14 @@ def test_of_masks_that_held_out_samples_cannot_tell_apart_the_latest_is_kept(dig
     assert trainer.lowest_val_loss == lowest.mean().item() < trainer.best_val_loss == steps["as good"].mean().item()
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo", "ignore:.*lru_cache")
+def test_compiled_passes_change_no_more_than_float_rounding(digits):
+    """The last step's smaller batch goes through the network as it is."""
+    settings = {"estimator": "policy_gradient", "budget_samples": 512}
+    plain, compiled = (make_trainer(digits, compile=compile, **settings).train(20) for compile in (False, True))
+    torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=0)
+
+
 def test_raw_step_is_exactly_the_specs_update(digits):
     """A direct transcription of the spec in float64: tracker, residual to the initial mask, formula and gradient of 2:4."""
     lr, magnitude = 50.0, 2.0

@@ -167,9 +167,10 @@ def mask_format(context: TrialContext, settings: Mapping[str, Any]) -> MaskForma
 
 
 def _fits(context: TrialContext) -> bool:
-    """Whether the teacher's table leaves most of the smallest node's object store to others."""
+    """Whether the teacher's tables leave most of the smallest node's object store to others."""
     smallest = min(node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"])
-    return bool(context.table_samples * _bytes_per_sample(context) <= _STORE_SHARE * smallest)
+    tables = len(context.timesteps)
+    return bool(tables * context.table_samples * _bytes_per_sample(context) <= _STORE_SHARE * smallest)
 
 
 def _bytes_per_sample(context: TrialContext) -> int:

@@ -178,7 +178,7 @@ def test_a_part_whose_process_is_lost_is_made_again(monkeypatch):
 
 @pytest.mark.parametrize(("share", "fits"), [(1, False), (4, True)])
 def test_a_table_that_would_fill_the_object_store_is_not_shared(context, monkeypatch, share, fits):
-    table = 80 * 64 * 4
+    table = 2 * 80 * 64 * 4  # one for each way in which trials may draw timesteps
     nodes = [{"Alive": True, "Resources": {"object_store_memory": size}} for size in (share * table, 100 * table)]
     monkeypatch.setattr("ray.nodes", lambda: [*nodes, {"Alive": False, "Resources": {}}])
     assert shared_module._fits(context) == fits
