@@ -31,7 +31,7 @@ report=$folder/$(date +%Y-%m-%d)-$device.md
     "$python" -c 'import torch; print("torch", torch.__version__, "CUDA", torch.version.cuda)'
     echo
     # Other versions of torch than the tested ones warn of other things.
-    "$python" -m pytest -q -W default -p no:cacheprovider tests/test_gpu.py tests/test_kernels.py 2>&1 | tail -n 20 || true
+    "$python" -m pytest -q --tb=line --show-capture=no -W default -p no:cacheprovider tests/test_gpu.py tests/test_kernels.py 2>&1 | tail -n 20 || true
     "$python" -W ignore -m benchmarks.mask_operations
     step_cost=("$python" -W ignore -m benchmarks.step_cost --networks cifar10 --device cuda --rounds "$rounds")
     "${step_cost[@]}" --batch-sizes "$batches" --precision bfloat16

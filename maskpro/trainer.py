@@ -91,7 +91,7 @@ class TrainerConfig:
         raw_step: policy_gradient exactly as in the spec.
         precision: of the network's passes in training; bfloat16 is torch's autocast. Logits, losses and everything that is
             validated stay in float32.
-        compile: let torch compile the network's passes in training (a minute or so, then about twice as fast on a GPU);
+        compile: let torch compile the network's passes in training (a minute or so, then 1.5 to 2 times as fast on a GPU);
             changes results by float rounding.
         seed: of the sampled masks.
     """
