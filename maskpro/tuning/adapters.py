@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from maskpro.tuning.state import TrialSource
 
 # Beside a trial's own settings in its Tune config: number, seed, what it goes on from ("": nothing), and its folder.
 NUMBER, SEED, CHECKPOINT, FOLDER = "trial", "seed", "checkpoint", "folder"
+
+# A trial whose process dies (no memory, a lost node) is started again elsewhere, so many times in each of its parts.
+MAX_FAILURES = 3
 
 # Older checkpoints of a trial are removed; one more than the newest stays, for a kill between two writes.
 _CHECKPOINTS_KEPT = 2
@@ -104,6 +108,7 @@ class HistoryCallback(Callback):
     def __init__(self, source: TrialSource, checkpoints: Mapping[int, Checkpoint]):
         self._source = source
         self._checkpoints = {number: [checkpoint] for number, checkpoint in checkpoints.items()}
+        self._lost_starts: Counter[int] = Counter()
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune's snapshots are never restored."""
@@ -129,7 +134,17 @@ class HistoryCallback(Callback):
             old.filesystem.delete_dir(old.path)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial has died for good."""
+        """Tune has given a trial up.
+
+        It does so at once, whatever failures are allowed, where an actor dies while it is handed from one trial to the next
+        (`_actor_failed` and the reset's own error handler both take the trial for failed). The trial is not to blame, and
+        goes on in a part of its own: Tune would wait for ever for the reset of this one.
+        """
+        number = trial.config[NUMBER]
+        if trial.num_failures <= MAX_FAILURES and self._lost_starts[number] < MAX_FAILURES:
+            self._lost_starts[number] += 1
+            self._source.put_back(number)
+            return
         lines = str(trial.get_error()).strip().splitlines()
-        self._source.history.error(trial.config[NUMBER], lines[-1] if lines else "")
-        self._source.finish(trial.config[NUMBER])
+        self._source.history.error(number, lines[-1] if lines else "")
+        self._source.finish(number)

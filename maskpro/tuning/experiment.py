@@ -17,7 +17,7 @@ from ray.tune import Callback, Checkpoint, CheckpointConfig, FailureConfig, RunC
 
 from maskpro.errors import MaskproError
 from maskpro.files import atomic_path, write_json, write_text
-from maskpro.tuning.adapters import HistoryCallback, SourceScheduler, SourceSearcher, trial_folder
+from maskpro.tuning.adapters import MAX_FAILURES, HistoryCallback, SourceScheduler, SourceSearcher, trial_folder
 from maskpro.tuning.early_stopping import SuccessiveHalving, make_pruner
 from maskpro.tuning.history import EXPERIMENT_FILE, HISTORY_FILE, History, TrialRecord, drop_torn_line
 from maskpro.tuning.interruption import Interruption, interruptible, parse_duration
@@ -33,10 +33,6 @@ from maskpro.tuning.trial_table import tabulate_trials
 
 TRIALS_FILE = "trials.csv"
 SPACE_FILE = "space.py"
-
-# A trial whose process dies (no memory, a lost node) is started again elsewhere. Tune counts every call to it that fails,
-# and one lost node can fail two at the same instant (a step and a save): this is twice the two losses that are meant.
-_MAX_FAILURES = 4
 
 
 @dataclass(kw_only=True)
@@ -223,7 +219,7 @@ def run_trials(
             storage_path=storage_path,
             verbose=0,
             checkpoint_config=CheckpointConfig(checkpoint_frequency=1, checkpoint_at_end=True),
-            failure_config=FailureConfig(max_failures=_MAX_FAILURES),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
             callbacks=callbacks,
         ),
     ).fit()

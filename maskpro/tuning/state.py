@@ -41,6 +41,9 @@ class TrialSource(Protocol):
     def report(self, number: int, metrics: Mapping[str, Any]) -> bool:
         """Take in a trial's report; whether the trial ends early on it. The same report twice gets the same answer."""
 
+    def put_back(self, number: int) -> None:
+        """A trial has lost its process before it went on, and is to start again from where it was."""
+
     def finish(self, number: int) -> None:
         """A trial has stopped or ended, in whatever way."""
 
@@ -143,6 +146,11 @@ class SearchState:
             stops |= self._halving.stops(record, samples, value)
         return stops
 
+    def put_back(self, number: int) -> None:
+        """See TrialSource."""
+        self._live.discard(number)
+        self._interrupted.append(self.history.trials[number])
+
     def finish(self, number: int) -> None:
         """See TrialSource."""
         self._live.discard(number)
@@ -190,6 +198,11 @@ class PlannedTrials:
         else:
             self.history.report(number, plain_metrics(metrics), stopped=False)
         return False
+
+    def put_back(self, number: int) -> None:
+        """See TrialSource."""
+        self._live.discard(number)
+        self._waiting.append(self.history.trials[number])
 
     def finish(self, number: int) -> None:
         """See TrialSource."""

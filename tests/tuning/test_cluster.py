@@ -1,6 +1,7 @@
 """Trials on a local cluster of several nodes, one of which is lost."""
 
 import gc
+import os
 import sys
 import time
 from pathlib import Path
@@ -19,6 +20,18 @@ from maskpro.tuning.history import HISTORY_FILE, History
 from maskpro.tuning.resources import TrialResources
 from maskpro.tuning.searcher import SearchStudy
 from maskpro.tuning.state import Plan, SearchState
+
+# Ray leaves sockets and processes of its own to the garbage collector.
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore::{warning}")
+    for warning in (
+        "ResourceWarning",
+        "pytest.PytestUnraisableExceptionWarning",
+        "DeprecationWarning",
+        "FutureWarning",
+        "UserWarning",
+    )
+]
 
 # The workers do not have the tests on their path.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -52,6 +65,17 @@ class SlowTrial(Trainable):
         self.samples = int((Path(checkpoint_dir) / "samples").read_text())
 
 
+class DiesWhenHandedOn(SlowTrial):
+    """Its process dies, once in a search, while it is handed from one trial to the next."""
+
+    def reset_config(self, new_config):
+        died = Path(new_config["storage"]).parent / "died"
+        if not died.exists():
+            died.touch()
+            os._exit(1)
+        return super().reset_config(new_config)
+
+
 class LoseNode(Callback):
     """Takes a node away, once, when some reports have come; notes every report."""
 
@@ -76,8 +100,21 @@ def search_state(history):
     return SearchState(history, study, planned=planned, seed=0, halving=halving)
 
 
+def run(source, folder, *callbacks, trainable=SlowTrial):
+    run_trials(
+        source,
+        trainable=trainable,
+        fixed={"storage": str(folder / "trials")},
+        resources=RESOURCES,
+        max_concurrent=None,
+        storage_path=str(folder),
+        name="trials",
+        callbacks=[HistoryCallback(source, {}), *callbacks],
+    )
+
+
 @pytest.fixture
-def cluster(monkeypatch):
+def cluster():
     node = {"object_store_memory": 80_000_000, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **node})
     nodes = [cluster.add_node(num_cpus=1, object_store_memory=80_000_000) for _ in range(2)]
@@ -88,28 +125,13 @@ def cluster(monkeypatch):
     gc.collect()
 
 
-# Ray leaves sockets and processes of its own to the garbage collector.
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_a_lost_node_costs_its_trial_one_interval_and_a_second_session_goes_on(cluster, tmp_path):
     cluster, nodes = cluster
     history = History(tmp_path / HISTORY_FILE)
     history.session(6, time="now")
     loss = LoseNode(cluster, nodes[0], after=8)
 
-    def run(source, *callbacks):
-        run_trials(
-            source,
-            trainable=SlowTrial,
-            fixed={"storage": str(tmp_path / "trials")},
-            resources=RESOURCES,
-            max_concurrent=None,
-            storage_path=str(tmp_path),
-            name="trials",
-            callbacks=[HistoryCallback(source, {}), *callbacks],
-        )
-
-    run(search_state(history), loss)
+    run(search_state(history), tmp_path, loss)
     assert len(history.searched) == 6
     assert {record.status for record in history.searched} <= {"completed", "stopped"}
     assert any(record.status == "completed" for record in history.searched)
@@ -122,7 +144,18 @@ def test_a_lost_node_costs_its_trial_one_interval_and_a_second_session_goes_on(c
     reopened = History(tmp_path / HISTORY_FILE)
     assert reopened.trials == history.trials
     reopened.session(8, time="now")
-    run(search_state(reopened))
+    run(search_state(reopened), tmp_path)
     assert len(reopened.searched) == 8
     for number, record in history.trials.items():
         assert record.reports.items() <= reopened.trials[number].reports.items()
+
+
+def test_a_process_lost_while_it_is_handed_on_costs_no_trial(cluster, tmp_path):
+    """Tune gives such a trial up at the first loss."""
+    history = History(tmp_path / HISTORY_FILE)
+    history.session(4, time="now")
+    run(search_state(history), tmp_path, trainable=DiesWhenHandedOn)
+    assert (tmp_path / "died").exists()
+    assert [record.status for record in history.searched if record.failure] == []
+    assert len(history.searched) == 4
+    assert not history.unfinished

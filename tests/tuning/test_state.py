@@ -269,6 +269,19 @@ def test_a_trial_that_fails_where_it_had_reported_before_has_ended(tmp_path):
     assert search.open(tmp_path).history.trials == state.history.trials
 
 
+def test_a_trial_that_is_put_back_is_the_next_to_go_on(tmp_path):
+    state = replace(SEARCH, num_trials=2).open(tmp_path)
+    plans = [Plan(params=SEED_POINTS[0], source="confirmation of trial 1", seed=1)]
+    for source in (state, PlannedTrials(state.history, plans)):
+        number = source.next_trial().number
+        source.report(number, SEARCH.metrics(0.5, 100))
+        state.history.checkpoint(number, "somewhere", 100)
+        source.put_back(number)
+        assert not source.is_over
+        record = source.next_trial()
+        assert (record.number, record.parts, record.checkpoint) == (number, 2, "somewhere")
+
+
 CONFIRMATIONS = [
     Plan(params=SEED_POINTS[number - 1], source=f"confirmation of trial {number}", seed=seed)
     for number, seed in ((1, 1), (1, 2), (2, 1))
