@@ -14,6 +14,9 @@ layout = "channel"
 num_trials = 12
 max_samples = 60_480  # forward passes only: a sample costs less than with a backward pass
 
+# The shortcut convolutions are where most of the loss is, and of them those of the last up block.
+_LAST_SHORTCUTS = "up_blocks.1.resnets.0.conv_shortcut up_blocks.1.resnets.1.conv_shortcut"
+
 param_space = {
     "estimator": "policy_gradient",
     "target": "teacher",
@@ -23,10 +26,11 @@ param_space = {
     "batch_size": tune.choice([2, 4, 8, 16, 32, 64, 128]),
     "dataset_size": tune.lograndint(2_000, 50_001),
     "masks_per_step": tune.choice([1, 4, 16, 32]),
-    "targets": tune.choice(["all", "conv_shortcut"]),  # the shortcut convolutions are where most of the loss is
+    "targets": tune.choice(["all", "conv_shortcut", _LAST_SHORTCUTS]),
+    "lr_decay": tune.choice(["linear", "constant"]),
 }
 
-_EVERYTHING = {"masks_per_step": 1, "targets": "all"}
+_EVERYTHING = {"masks_per_step": 1, "targets": "all", "lr_decay": "linear"}
 
 seed_points = [
     {"name": "conservative", "dataset_size": 5_000, "batch_size": 16, "lr": 0.5, "logits": 3.0, **_EVERYTHING},
@@ -41,6 +45,7 @@ seed_points = [
         "lr": 24.0,
         "logits": 4.0,
         "masks_per_step": 32,
-        "targets": "conv_shortcut",
+        "targets": _LAST_SHORTCUTS,
+        "lr_decay": "constant",
     },
 ]
