@@ -51,7 +51,7 @@ _ONE_SHOT = ("random", "magnitude", "wanda", "sparsegpt")
 
 LEARNED: dict[str, dict[str, Any]] = {
     # The original's defaults.
-    "MaskPro, as published": {
+    "MaskPro (as published)": {
         "estimator": "policy_gradient",
         "target": "noise",
         "raw_step": True,
@@ -61,7 +61,7 @@ LEARNED: dict[str, dict[str, Any]] = {
     },
     # The last up block's shortcut convolutions alone, 0.8 % of the groups, which hold 0.7 of the recovery: one number a
     # step tells too little of all layers.
-    "MaskPro, tuned": {
+    "MaskPro (tuned)": {
         "estimator": "policy_gradient",
         "target": "teacher",
         "timesteps": "importance",
