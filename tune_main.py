@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import datetime
 import json
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from maskpro.cli import run_command
+from maskpro.installation import check_installation
 
 _Option = typer.Option
 
@@ -70,14 +73,25 @@ def main(
         for name, value in locals().items()
         if value is not None and value is not False and name not in ("resume", "extend", "replay", "dry_run")
     } | ({} if frechet is None else {"frechet": frechet})
-    from maskpro.tuning.command import parse_command
-    from maskpro.tuning.main_job import run_main_job
+    with ExitStack() as stack:
+        # A new search needs Ray in any case (one that goes on may be complete), and to start it takes about as long as to
+        # import torch and diffusers.
+        wait_for_ray = None
+        if not (dry_run or resume or replay or "torch" in sys.modules):
+            from maskpro.tuning.resources import ray_starting
 
-    search = parse_command(given, resume=resume, extend=extend, replay=replay, now=datetime.datetime.now())
-    if dry_run:
-        print(json.dumps(search.describe(), indent=2))
-        return
-    status = run_main_job(search, resume=resume is not None, extend=extend or 0)
+            wait_for_ray = stack.enter_context(ray_starting(address))
+        check_installation()
+        from maskpro.tuning.command import parse_command
+        from maskpro.tuning.main_job import run_main_job
+
+        search = parse_command(given, resume=resume, extend=extend, replay=replay, now=datetime.datetime.now())
+        if dry_run:
+            print(json.dumps(search.describe(), indent=2))
+            return
+        if wait_for_ray:
+            wait_for_ray()
+        status = run_main_job(search, resume=resume is not None, extend=extend or 0)
     if status == 0:
         from analysis.report import write_report
 
@@ -86,4 +100,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, check=False)

@@ -52,12 +52,17 @@ Masks = Annotated[Path | None, typer.Option(help="Mask file; default: the magnit
 Seed = Annotated[int, typer.Option(help="Of calibration samples and sampled masks.")]
 
 
-def run_command(command: Callable[..., Any]) -> None:
-    """Run a typer command; a user's mistake ends in one sentence and exit status 2."""
+def run_command(command: Callable[..., Any], *, check: bool = True) -> None:
+    """Run a typer command; a user's mistake ends in one sentence and exit status 2.
+
+    Args:
+        check: the installation first, which takes seconds; else the command has to.
+    """
 
     @wraps(command)
     def checked(**options: Any) -> Any:
-        check_installation()
+        if check:
+            check_installation()
         return command(**options)
 
     single = typer.Typer(**_SETTINGS)

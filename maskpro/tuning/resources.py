@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import ray
@@ -27,6 +31,32 @@ class TrialResources(NamedTuple):
         return {"cpu": self.cpus, "gpu": self.gpus}
 
 
+@contextmanager
+def ray_starting(address: str | None) -> Iterator[Callable[[], None]]:
+    """Ray, started here or joined beside what is done within, which waits for it by calling what it gets.
+
+    That raises MaskproError where Ray can't be had. At the end Ray is shut down.
+    """
+    connected: Future[str | None] = Future()
+    over = threading.Event()
+
+    def connect() -> None:
+        try:
+            connected.set_result(_connect(address))
+        except BaseException as error:
+            connected.set_exception(error)
+        # Linux ends the processes of a local Ray with the thread that started them.
+        over.wait()
+
+    threading.Thread(target=connect, name="ray-start", daemon=True).start()
+    try:
+        yield lambda: _announce(connected.result())
+    finally:
+        connected.exception()
+        ray.shutdown()
+        over.set()
+
+
 def start_ray(address: str | None, *, cpus: float, gpus: float | None) -> TrialResources:
     """Start Ray here, or connect to `address`, unless that was done before: what a trial gets.
 
@@ -36,7 +66,7 @@ def start_ray(address: str | None, *, cpus: float, gpus: float | None) -> TrialR
         MaskproError: the address can't be reached, or no node has what a trial asks for.
     """
     if not ray.is_initialized():
-        _connect(address)
+        _announce(_connect(address))
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if gpus is None:
         gpus = _DEFAULT_GPU_SHARE if any(node.get("GPU", 0) for node in nodes) else 0.0
@@ -48,7 +78,13 @@ def start_ray(address: str | None, *, cpus: float, gpus: float | None) -> TrialR
     return TrialResources(cpus=cpus, gpus=gpus, slots=slots)
 
 
-def _connect(address: str | None) -> None:
+def _announce(dashboard: str | None) -> None:
+    if dashboard:
+        print(f"Ray dashboard: http://{dashboard}", flush=True)
+
+
+def _connect(address: str | None) -> str | None:
+    """Start or join Ray; host and port of its dashboard where it has one."""
     _check_address(address)
     try:
         started = ray.init(
@@ -63,9 +99,7 @@ def _connect(address: str | None) -> None:
             f"address is {address!r}; Ray could not be reached or started ({' '.join(str(error).split())[:200]}); "
             "allowed: none (a local Ray), auto, or host:port (with RAY_AUTH_MODE=token where the cluster asks for tokens)"
         ) from error
-    url = getattr(started, "dashboard_url", None)
-    if url:
-        print(f"Ray dashboard: http://{url}", flush=True)
+    return getattr(started, "dashboard_url", None)
 
 
 def _slots(node: dict[str, float], cpus: float, gpus: float) -> int:
