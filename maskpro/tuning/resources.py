@@ -51,9 +51,13 @@ def ray_starting(address: str | None) -> Iterator[Callable[[], None]]:
     threading.Thread(target=connect, name="ray-start", daemon=True).start()
     try:
         yield lambda: _announce(connected.result())
-    finally:
         connected.exception()
-        ray.shutdown()
+    except Exception:
+        connected.exception()  # Ray's processes can be ended in good order only once they are all there
+        raise
+    finally:  # at once after Ctrl-C: what has been started of Ray then ends with this process
+        if connected.done():
+            ray.shutdown()
         over.set()
 
 

@@ -40,3 +40,14 @@ def test_ray_is_shut_down_after_its_start_and_its_thread_outlives_it(monkeypatch
     thread.join(10)
     assert not thread.is_alive()
     assert capsys.readouterr().out == "Ray dashboard: http://127.0.0.1:8265\n"
+
+
+def test_ctrl_c_does_not_wait_for_ray(monkeypatch):
+    never = threading.Event()
+    monkeypatch.setattr(resources, "_connect", lambda address: never.wait(60))
+    monkeypatch.setattr(resources.ray, "shutdown", lambda: pytest.fail("Ray is not up"))
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), resources.ray_starting(None):
+        raise KeyboardInterrupt
+    assert time.monotonic() - started < 30
+    never.set()
