@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from conftest import CPU, is_strictly_two_of_four, seeded_unet
@@ -69,7 +71,7 @@ def test_hessians_give_the_energy_of_a_layers_outputs(layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("method", INITIAL_MASK_METHODS)
 def test_every_method_gives_strict_masks_and_leaves_the_model_as_it_was(digits, method, layout, pattern, generator):
-    masked = MaskedModel(digits.model.__class__.from_config(digits.model.config), pattern=pattern, layout=layout)
+    masked = MaskedModel(copy.deepcopy(digits.model), pattern=pattern, layout=layout)
     before = masked.base.clone()
     objective = digits.training_objective(seed=0, device=CPU)
     mask = one_shot_mask(masked, method, objective=objective, generator=generator)
