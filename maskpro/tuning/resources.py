@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -51,11 +52,11 @@ def ray_starting(address: str | None) -> Iterator[Callable[[], None]]:
     threading.Thread(target=connect, name="ray-start", daemon=True).start()
     try:
         yield lambda: _announce(connected.result())
-        connected.exception()
-    except Exception:
-        connected.exception()  # Ray's processes can be ended in good order only once they are all there
-        raise
-    finally:  # at once after Ctrl-C: what has been started of Ray then ends with this process
+    finally:
+        # Ray can be ended in good order only once it is all there. Nobody waits for that after Ctrl-C: what there is of it
+        # ends with this process.
+        if sys.exc_info()[0] is not KeyboardInterrupt:
+            connected.exception()
         if connected.done():
             ray.shutdown()
         over.set()
