@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, wraps
 from pathlib import Path
@@ -63,6 +63,8 @@ DARK = Theme(
 )
 
 _RECOVERY = "recovery on validation (0 = initial mask, 1 = dense)"
+# Characters of the longest name of a choice that is drawn in full.
+_LABEL_LENGTH = 14
 
 
 def _themed(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -154,6 +156,16 @@ def best_so_far(trials: pd.DataFrame, *, theme: Theme) -> Figure:
     return figure
 
 
+def _short(label: str) -> str:
+    """A label that its neighbours leave room for: `targets` may name whole layers."""
+    return label if len(label) <= _LABEL_LENGTH else f"{label[:6]}\N{HORIZONTAL ELLIPSIS}{label[7 - _LABEL_LENGTH :]}"
+
+
+def _turned(labels: Sequence[str], room: int) -> dict[str, Any]:
+    """How an axis's labels are set that take more than `room` characters together."""
+    return {"rotation": 25, "ha": "right"} if sum(map(len, labels)) > room else {}
+
+
 def _positions(values: pd.Series, distribution: Mapping[str, Any]) -> tuple[pd.Series, list[float], list[str]]:
     """Places of a parameter's values from 0 to 1 in its range, and ticks with their names."""
     attributes = distribution["attributes"]
@@ -161,7 +173,7 @@ def _positions(values: pd.Series, distribution: Mapping[str, Any]) -> tuple[pd.S
         choices = list(attributes["choices"])
         scale = max(1, len(choices) - 1)
         places = values.map(lambda value: choices.index(value) / scale if value in choices else np.nan)
-        return places, [place / scale for place in range(len(choices))], [str(choice) for choice in choices]
+        return places, [place / scale for place in range(len(choices))], [_short(str(choice)) for choice in choices]
     low, high = float(attributes["low"]), float(attributes["high"])
     numbers = pd.to_numeric(values, errors="coerce")
     if attributes.get("log"):
@@ -197,7 +209,8 @@ def parallel_coordinates(trials: pd.DataFrame, parameters: Mapping[str, Any], *,
             ax.annotate(
                 name, (place, tick), xytext=(-3, 0), textcoords="offset points", ha="right", va="center", fontsize=7
             )
-    ax.set_xticks(range(len(columns) + 1), [*parameters, "recovery"])
+    axis_names = [*parameters, "recovery"]
+    ax.set_xticks(range(len(axis_names)), axis_names, **_turned(axis_names, 60))
     ax.set_yticks([])
     ax.set(xlim=(-0.4, len(columns) + 0.1), ylim=(-0.05, 1.05))
     ax.set_ylabel("place in the searched range")
@@ -222,7 +235,7 @@ def slices(trials: pd.DataFrame, parameters: Mapping[str, Any], *, theme: Theme)
             ("o", theme.best, "ran to its budget", judged["status"] == "completed"),
         ):
             ax.plot(places[chosen], judged.loc[chosen, "recovery"], marker, color=color, label=label, markersize=4)
-        ax.set_xticks(ticks, labels)
+        ax.set_xticks(ticks, labels, **_turned(labels, 16))
         ax.set(xlabel=name, xlim=(-0.05, 1.05))
     for ax in list(axes.flat)[len(names) :]:
         ax.set_axis_off()

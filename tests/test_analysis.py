@@ -3,9 +3,11 @@ import math
 
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from analysis.compare import compare, differences, samples_to_reach
 from analysis.compare import main as write_comparison
+from analysis.plots import LIGHT, parallel_coordinates, slices
 from analysis.plots import main as write_figures
 from analysis.trials import load_curves, load_evaluation, load_trials
 from benchmarks.made_up_experiment import make_experiment
@@ -90,3 +92,13 @@ def test_the_cost_of_a_recovery_is_what_all_trials_spent_until_one_reached_it():
     assert samples_to_reach(curves, 0.4) == 300
     assert samples_to_reach(curves, 0.5) == 400
     assert math.isnan(samples_to_reach(curves, 0.9))
+
+
+@pytest.mark.parametrize("draw", [slices, parallel_coordinates])
+def test_names_of_whole_layers_are_drawn_short(draw):
+    layer = "up_blocks.1.resnets.0.conv_shortcut"
+    trials = pd.DataFrame({"targets": ["all", layer], "recovery": [0.1, 0.5], "status": "completed"})
+    parameters = {"targets": {"attributes": {"choices": ["all", layer, "conv_shortcut"]}}}
+    texts = {text.get_text() for text in draw(trials, parameters, theme=LIGHT).findobj(Text)}
+    assert {"all", "conv_shortcut", "up_blo…hortcut"} <= texts
+    assert layer not in texts
