@@ -256,6 +256,7 @@ def train(
 ) -> None:
     """Learn one mask, outside a search."""
     from maskpro import pipeline
+    from maskpro.evaluation.fidelity import format_share
     from maskpro.initial_masks import parse_initial_mask
     from maskpro.pattern import NMPattern, parse_layout
     from maskpro.trackers import swanlab_log
@@ -306,7 +307,9 @@ def train(
             statistics=statistics,
             log=log,
         )
-    print(f"held-out recovery {summary['recovery']:.3f} after {summary['num_samples_seen']:,} samples: {output_dir}")
+    print(
+        f"held-out fidelity {format_share(summary['fidelity'])} after {summary['num_samples_seen']:,} samples: {output_dir}"
+    )
 
 
 @app.command()

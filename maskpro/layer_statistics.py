@@ -41,10 +41,10 @@ def layer_statistics(
     Returns:
         changed: kept positions of the initial mask that the learned one drops, and `changed_share` of all it keeps.
         entropy: mean over the layer's groups; 0 = decided.
-        contribution: how much the held-out loss rises if this layer alone goes back to its initial mask.
+        contribution: how much the held-out error rises if this layer alone goes back to its initial mask.
     """
     masked.set_mask(learned)
-    loss = held_out.mean_loss(masked.model)
+    error = held_out.judge(masked.model).means().error
     rows = []
     size = masked.pattern.m
     for layer in masked.layers:
@@ -57,7 +57,7 @@ def layer_statistics(
             reverted = learned.clone()
             reverted[groups] = initial[groups]
             masked.set_mask(reverted)
-            contribution = held_out.mean_loss(masked.model) - loss
+            contribution = held_out.judge(masked.model).means().error - error
         rows.append(
             {
                 "layer": layer.name,

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import compare_models, loss_improvement, masked_copy, recovery, sparsity
+from maskpro.evaluation.fidelity import fidelity, format_share
 from maskpro.evaluation.sampling import Sampler
 from maskpro.files import atomic_folder, refuse_existing, write_json
 from maskpro.initial_masks import InitialMaskMethod, extract_masks, magnitude_masked_model, one_shot_mask
 from maskpro.layer_statistics import layer_statistics
 from maskpro.mask_file import MaskFile, inspect_mask_file, load_mask_file, save_mask_file
 from maskpro.masked_model import MaskedModel, layer_problems, maskable_layers, model_hash
-from maskpro.objectives import baseline_losses, teacher_outputs
+from maskpro.objectives import HeldOutMeans, baseline_losses, teacher_outputs
 from maskpro.pattern import Layout, NMPattern
 from maskpro.precision import Precision
 from maskpro.trackers import Log, no_log
@@ -291,7 +292,7 @@ def train(
             )
             pd.DataFrame(rows).to_csv(folder / "layers.csv", index=False)
         masked.set_mask(trainer.best_mask)
-        dense_loss = validation.mean_loss(dense)
+        dense_loss = validation.judge(dense).means().loss
         summary = {
             "model": workload.model_source,
             "config": asdict(config),
@@ -303,10 +304,13 @@ def train(
             "num_samples_seen": trainer.num_samples_seen,
             "seconds": seconds,
             "dense_val_loss": dense_loss,
-            "initial_val_loss": trainer.initial_val_loss,
-            "val_loss": trainer.best_val_loss,
-            "recovery": recovery(trainer.initial_val_loss, trainer.best_val_loss, dense_loss),
-            "loss_improvement": loss_improvement(trainer.initial_val_loss, trainer.best_val_loss),
+            "fidelity": fidelity(trainer.initial.error, trainer.best.error),
+            "initial_val_error": trainer.initial.error,
+            "val_error": trainer.best.error,
+            "initial_val_loss": trainer.initial.loss,
+            "val_loss": trainer.best.loss,
+            "recovery": recovery(trainer.initial.loss, trainer.best.loss, dense_loss),
+            "loss_improvement": loss_improvement(trainer.initial.loss, trainer.best.loss),
             "changed_share": trainer.changed_share(),
             "sparsity": sparsity(masked.model),
             "logits": logit_statistics(trainer.logits),
@@ -317,11 +321,11 @@ def train(
             layout=layout,
             base_hash=model_hash(dense),
             masks=masked.layer_masks(),
-            provenance={name: summary[name] for name in ("model", "config", "targets", "val_loss", "recovery")},
+            provenance={name: summary[name] for name in ("model", "config", "targets", "fidelity", "val_loss", "recovery")},
         )
         save_mask_file(folder / MASKS_FILE, content)
         np.save(folder / "loss_training.npy", losses.numpy())
-        np.save(folder / "loss_improvements.npy", trainer.initial_val_loss - np.array([loss for _, loss in curve]))
+        np.save(folder / "loss_improvements.npy", trainer.initial.loss - np.array([means.loss for _, means in curve]))
         if save_logits:
             (folder / "logits").mkdir()
             save_file(trainer.state_dict()[0], folder / "logits" / "logits.safetensors")
@@ -393,21 +397,27 @@ def parameter_statistics(model: nn.Module) -> dict[str, int]:
     return {"total": sum(parameter.numel() for parameter in parameters), "nonzero": nonzero}
 
 
-def _run(trainer: MaskTrainer, report_samples: int, say: Say, log: Log) -> tuple[Tensor, list[tuple[int, float]], float]:
-    """Train to the budget; losses of the steps, (samples seen, held-out loss) of the validations, and seconds."""
+def _run(
+    trainer: MaskTrainer, report_samples: int, say: Say, log: Log
+) -> tuple[Tensor, list[tuple[int, HeldOutMeans]], float]:
+    """Train to the budget; losses of the steps, (samples seen, held-out figures) of the validations, and seconds."""
     started = time.monotonic()
     # Whole steps only, so that the number of steps is the one asked for.
     step_samples = trainer.config.step_samples
     report_samples = math.ceil(report_samples / step_samples) * step_samples
     losses: list[Tensor] = []
-    curve: list[tuple[int, float]] = []
+    curve: list[tuple[int, HeldOutMeans]] = []
     while not trainer.finished:
         losses.append(trainer.train(report_samples))
-        curve.append((trainer.num_samples_seen, trainer.validate()))
+        now = trainer.validate()
+        curve.append((trainer.num_samples_seen, now))
+        reached = fidelity(trainer.initial.error, now.error)
         values = {
+            **({} if reached is None else {"fidelity": reached}),
             "train_loss": losses[-1].mean().item(),
-            "val_loss": curve[-1][1],
-            "loss_improvement": loss_improvement(trainer.initial_val_loss, curve[-1][1]),
+            "val_loss": now.loss,
+            "val_error": now.error,
+            "loss_improvement": loss_improvement(trainer.initial.loss, now.loss),
             "seconds": time.monotonic() - started,
             **trainer.statistics(),
         }
@@ -415,13 +425,13 @@ def _run(trainer: MaskTrainer, report_samples: int, say: Say, log: Log) -> tuple
         seen, budget = trainer.num_samples_seen, trainer.config.budget_samples
         left = (time.monotonic() - started) / seen * (budget - seen)
         say(
-            f"{seen:,} of {budget:,} samples: training loss {values['train_loss']:.5f}, held-out loss "
-            f"{values['val_loss']:.5f} (initial {trainer.initial_val_loss:.5f}); about {left:.0f} s left"
+            f"{seen:,} of {budget:,} samples: training loss {values['train_loss']:.5f}, held-out fidelity "
+            f"{format_share(reached)}, loss {now.loss:.5f} (initial {trainer.initial.loss:.5f}); about {left:.0f} s left"
         )
     return torch.cat(losses), curve, time.monotonic() - started
 
 
-def _plot_curves(path: Path, losses: Tensor, curve: list[tuple[int, float]], summary: dict[str, Any]) -> None:
+def _plot_curves(path: Path, losses: Tensor, curve: list[tuple[int, HeldOutMeans]], summary: dict[str, Any]) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -429,9 +439,17 @@ def _plot_curves(path: Path, losses: Tensor, curve: list[tuple[int, float]], sum
     seen = np.linspace(0, summary["num_samples_seen"], len(losses) + 1)[1:]
     left.plot(seen, losses.numpy(), color="#0072B2", linewidth=0.8)
     left.set(title="Training loss of each step", xlabel="samples seen", ylabel=f"MSE to the {summary['config']['target']}")
-    right.plot(*zip(*curve, strict=True), color="#0072B2", marker="o", markersize=3, label="learned mask")
-    right.axhline(summary["initial_val_loss"], color="#D55E00", linestyle="--", label="initial mask")
-    right.axhline(summary["dense_val_loss"], color="#009E73", linestyle=":", label="dense network")
-    right.set(title="Held-out loss", xlabel="samples seen", ylabel="noise MSE")
+    right.plot(
+        [seen for seen, _ in curve],
+        [means.error for _, means in curve],
+        color="#0072B2",
+        marker="o",
+        markersize=3,
+        label="learned mask",
+    )
+    right.axhline(summary["initial_val_error"], color="#D55E00", linestyle="--", label="initial mask")
+    right.set(
+        title="Held-out error", xlabel="samples seen", ylabel="squared difference from the dense output", ylim=(0, None)
+    )
     right.legend()
     figure.savefig(path, dpi=120)

@@ -23,7 +23,7 @@ from maskpro.estimators import (
 )
 from maskpro.graphs import GraphedPass
 from maskpro.masked_model import MaskedModel
-from maskpro.objectives import HeldOutSamples, Objective, SampleValues, baseline_losses
+from maskpro.objectives import HeldOutMeans, HeldOutSamples, HeldOutValues, Objective, SampleValues, baseline_losses
 from maskpro.pattern import PackedMask
 from maskpro.precision import Precision, autocast, parse_precision, reproducible
 
@@ -46,6 +46,8 @@ _SCHEDULES: dict[LearningRateDecay, Callable[[float], float]] = {
 }
 
 
+# What a trainer knows of masks, as HeldOutMeans.
+_MEANS = ("initial", "best", "lowest")
 # Of which `statistics` takes quantiles and entropy.
 _GROUPS_LOOKED_AT = 4_096
 
@@ -176,7 +178,7 @@ class MaskTrainer:
         masked: the network; its current mask is the initial mask.
         teacher: the dense network's output per sample; needed for the target "teacher".
         baseline: the initial mask's loss per sample, against the same target; needed for policy_gradient.
-        initial_val_loss: held-out loss of the initial mask, if it is known already.
+        initial: held-out loss and error of the initial mask, if they are known already.
         graphs: on a GPU, record the passes of whole batches as CUDA graphs and replay them.
     """
 
@@ -189,7 +191,7 @@ class MaskTrainer:
         validation: HeldOutSamples,
         teacher: SampleValues | None = None,
         baseline: SampleValues | None = None,
-        initial_val_loss: float | None = None,
+        initial: HeldOutMeans | None = None,
         graphs: bool = True,
     ):
         if config.target == "teacher" and teacher is None:
@@ -221,12 +223,10 @@ class MaskTrainer:
         self._uses_graphs = graphs and masked.base.is_cuda
         self._graphed: GraphedPass | None = None
         self._network: Any = torch.compile(masked.model) if config.compile else masked.model
-        if initial_val_loss is None:
-            initial_val_loss = self._held_out_losses(initial_mask).mean().item()
-        self.initial_val_loss = initial_val_loss
-        self.best_val_loss = self.initial_val_loss
-        self.lowest_val_loss: float | None = None
-        self._lowest_losses = torch.empty(0, dtype=torch.float64)
+        self.initial = self._judge(initial_mask).means() if initial is None else initial
+        self.best = self.initial
+        self.lowest: HeldOutMeans | None = None
+        self._lowest_errors = torch.empty(0, dtype=torch.float64)
 
     def train(self, num_samples: int) -> Tensor:
         """Consume exactly `num_samples` samples (the last step may be smaller); mean training loss of each step, float64.
@@ -250,26 +250,27 @@ class MaskTrainer:
                 raise NonFiniteLossError(f"{what} is not finite after {self.num_samples_seen} samples")
         return history
 
-    def validate(self) -> float:
-        """Held-out loss of the mode of the logits; keeps that mask as `best_mask` unless it is worse than an earlier one.
+    def validate(self) -> HeldOutMeans:
+        """Held-out loss and error of the mode of the logits; keeps that mask as `best_mask` unless an earlier one is better.
 
-        Worse is what the samples can tell: by more than the standard error of the paired difference to the mask with the
-        lowest loss so far. Of masks that they can't tell apart the latest has learned most; the luckiest would be the
-        lowest of many noisy values. `best_mask` starts as the initial mask, so that a run never ends worse than it began;
-        `lowest_val_loss` is of the validated masks alone, so that runs that made things worse can be told from runs that
-        did nothing.
+        Masks are compared by their error, the squared difference from the dense network's output: it tells them apart
+        where the loss, which the noise that is to be predicted dominates, can't. Better is what the samples can tell: by
+        more than the standard error of the paired difference to the mask with the lowest error so far. Of masks that they
+        can't tell apart the latest has learned most; the luckiest would be the lowest of many noisy values. `best_mask`
+        starts as the initial mask, so that a run never ends worse than it began; `lowest` is of the validated masks alone,
+        so that runs that made things worse can be told from runs that did nothing.
         """
         mask = self.mode()
-        losses = self._held_out_losses(mask)
-        loss = losses.mean().item()
-        is_lowest = self.lowest_val_loss is None or loss < self.lowest_val_loss
-        difference = losses - (losses if is_lowest else self._lowest_losses)
+        values = self._judge(mask)
+        means = values.means()
+        is_lowest = self.lowest is None or means.error < self.lowest.error
+        difference = values.errors - (values.errors if is_lowest else self._lowest_errors)
         as_good = is_lowest or difference.mean() <= difference.std(correction=0) / math.sqrt(len(difference))
         if is_lowest:
-            self.lowest_val_loss, self._lowest_losses = loss, losses
-        if as_good and loss < self.initial_val_loss:
-            self.best_val_loss, self._best_mask = loss, PackedMask(mask)
-        return loss
+            self.lowest, self._lowest_errors = means, values.errors
+        if as_good and means.error < self.initial.error:
+            self.best, self._best_mask = means, PackedMask(mask)
+        return means
 
     @property
     def finished(self) -> bool:
@@ -459,12 +460,12 @@ class MaskTrainer:
             return self._graphed(function, batch.samples, batch.teacher, *more)
         return function(batch.samples, batch.teacher, *more)
 
-    def _held_out_losses(self, mask: Tensor) -> Tensor:
+    def _judge(self, mask: Tensor) -> HeldOutValues:
         self.masked.set_mask(mask)
-        losses = self._validation.losses(self.masked.model)
-        if not losses.isfinite().all():
+        values = self._validation.judge(self.masked.model)
+        if not values.are_finite():
             raise NonFiniteLossError(f"held-out loss is not finite after {self.num_samples_seen} samples")
-        return losses
+        return values
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors on the CPU, counters): all that a run needs to go on bit for bit on the same type of device."""
@@ -473,7 +474,7 @@ class MaskTrainer:
             "initial_mask": self.initial_mask,
             "best_mask": self.best_mask,
             "reference": self._reference.unpack(),
-            "lowest_losses": self._lowest_losses,
+            "lowest_errors": self._lowest_errors,
             "generator": self._generator.get_state(),
             **{f"tracker.{name}": value for name, value in self._tracker._asdict().items()},
             **{f"optimizer.{name}": value for name, value in self._optimizer_state().items()},
@@ -482,9 +483,7 @@ class MaskTrainer:
             "num_samples_seen": self.num_samples_seen,
             "num_steps": self.num_steps,
             "micro_batch_size": self.micro_batch_size,
-            "best_val_loss": self.best_val_loss,
-            "lowest_val_loss": self.lowest_val_loss,
-            "initial_val_loss": self.initial_val_loss,
+            **{name: getattr(self, name) for name in _MEANS},
         }
         return {name: value.detach().cpu().clone() for name, value in tensors.items()}, counters
 
@@ -500,7 +499,7 @@ class MaskTrainer:
         self.logits.copy_(tensors["logits"])
         self._initial_mask = PackedMask(tensors["initial_mask"].to(device))
         self._best_mask = PackedMask(tensors["best_mask"].to(device))
-        self._lowest_losses = tensors["lowest_losses"]
+        self._lowest_errors = tensors["lowest_errors"]
         self._generator.set_state(tensors["generator"])
         reference = tensors["reference"].to(device)
         if not torch.equal(reference, self._reference.unpack()):
@@ -513,7 +512,7 @@ class MaskTrainer:
                 {"state": {0: state}, "param_groups": self._optimizer.state_dict()["param_groups"]}
             )
         for name, value in counters.items():
-            setattr(self, name, value)
+            setattr(self, name, HeldOutMeans(*value) if name in _MEANS and value is not None else value)
 
     def _optimizer_state(self) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self._optimizer.state_dict()["state"].get(0, {})

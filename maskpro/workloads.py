@@ -109,7 +109,7 @@ class Workload:
         objective = DiffusionObjective(
             self.scheduler, self.images[images], seed=_HELD_OUT_SEEDS[split], device=device, strata=size
         )
-        return HeldOutSamples(objective, size)
+        return HeldOutSamples(objective, size, self.model.to(device))
 
 
 def open_workload(name: str, *, model: str | None = None, data: Path | None = None) -> Workload:

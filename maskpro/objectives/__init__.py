@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,28 +36,61 @@ class Objective(Protocol):
         """Loss per sample, `[B]`, against the dense network's output `[B, ...]`."""
 
 
-class HeldOutSamples:
-    """The first `size` samples of an objective, kept in `batches`: every model is judged by its losses on the same data."""
+class HeldOutMeans(NamedTuple):
+    """Means over held-out samples: `loss` against the data, `error` against the dense network's output."""
 
-    def __init__(self, objective: Objective, size: int):
-        self._objective = objective
-        self.batches = [objective.batch(indices) for indices in torch.arange(size).split(_BLOCK) if len(indices)]
+    loss: float
+    error: float
+
+
+class HeldOutValues(NamedTuple):
+    """What a network comes to on each held-out sample, `[size]`, float64 on the CPU.
+
+    Attributes:
+        losses: against the data.
+        errors: against the dense network's output; for diffusion the mean squared difference.
+    """
+
+    losses: Tensor
+    errors: Tensor
+
+    def means(self) -> HeldOutMeans:
+        """Over the samples."""
+        return HeldOutMeans(self.losses.mean().item(), self.errors.mean().item())
+
+    def are_finite(self) -> bool:
+        """Whether no value is NaN or infinite."""
+        return bool(self.losses.isfinite().all() and self.errors.isfinite().all())
+
+
+class HeldOutSamples:
+    """The first `size` samples of an objective, kept in `batches`: every model is judged on the same data.
+
+    Args:
+        dense: the network whose outputs on these samples are the target of the errors; they are computed here, once.
+    """
 
     @torch.no_grad()
-    def losses(self, model: nn.Module) -> Tensor:
-        """Loss of every sample against the data, `[size]`, float64 on the CPU."""
-        objective = self._objective
-        parts = [objective.losses(objective.predict(model, batch), batch).double() for batch in self.batches]
-        return torch.cat(parts).cpu()
+    def __init__(self, objective: Objective, size: int, dense: nn.Module):
+        self._objective = objective
+        self.batches = [objective.batch(indices) for indices in torch.arange(size).split(_BLOCK) if len(indices)]
+        self._outputs = [objective.predict(dense, batch) for batch in self.batches]
 
-    def mean_loss(self, model: nn.Module) -> float:
-        """Mean loss over the set."""
-        return self.losses(model).mean().item()
+    @torch.no_grad()
+    def judge(self, model: nn.Module) -> HeldOutValues:
+        """Loss and error of every sample, from one forward pass each."""
+        objective, losses, errors = self._objective, [], []
+        for batch, output in zip(self.batches, self._outputs, strict=True):
+            prediction = objective.predict(model, batch)
+            losses.append(objective.losses(prediction, batch).double())
+            errors.append(objective.teacher_losses(prediction, output, batch).double())
+        return HeldOutValues(torch.cat(losses).cpu(), torch.cat(errors).cpu())
 
     def first(self, size: int) -> HeldOutSamples:
         """The first of these samples, at least `size` of them where there are so many."""
-        part = HeldOutSamples(self._objective, 0)
-        part.batches = self.batches[: -(-size // _BLOCK)]
+        part = copy.copy(self)
+        count = -(-size // _BLOCK)
+        part.batches, part._outputs = self.batches[:count], self._outputs[:count]
         return part
 
 

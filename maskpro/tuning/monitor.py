@@ -76,8 +76,8 @@ class SearchMonitor(Callback):
         if self._live is not None:
             return
         record = self._history.trials[trial.config[NUMBER]]
-        recovery = record.last.get("recovery")
-        reached = "recovery undefined" if recovery is None else f"recovery {recovery:.3f}"
+        fidelity = record.last.get("fidelity")
+        reached = "fidelity undefined" if fidelity is None else f"fidelity {fidelity:.3f}"
         reason = f"failed ({record.failure})" if record.failure else reached
         how = "stopped" if record.status == "stopped" else "ended"
         self._say(
@@ -108,7 +108,7 @@ class SearchMonitor(Callback):
     def _standing(self) -> str:
         best = ""
         if self._best is not None:
-            best = f"; best recovery {self._best.last.get('recovery') or 0:.3f} (trial {self._best.number})"
+            best = f"; best fidelity {self._best.last.get('fidelity') or 0:.3f} (trial {self._best.number})"
         now = time.monotonic()
         if now - self._estimated >= _ESTIMATE_SECONDS:
             self._estimated, self._seconds_left = now, self._snapshot().seconds_left

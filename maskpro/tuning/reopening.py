@@ -11,7 +11,7 @@ from typing import Any
 from maskpro.errors import MaskproError
 from maskpro.files import read_json, refuse_existing
 from maskpro.masked_model import model_hash
-from maskpro.tuning.history import EXPERIMENT_FILE, HISTORY_FILE, History
+from maskpro.tuning.history import EXPERIMENT_FILE, HISTORY_FILE, METRIC, History
 from maskpro.tuning.search import EXPERIMENT_FORMAT, Search, SearchOptions, load_search
 from maskpro.tuning.space import FORMAT, contains, load_space
 from maskpro.tuning.state import Plan
@@ -163,7 +163,7 @@ def warm_started(search: Search, folder: Path) -> Search:
             contains(distributions[name], value) for name, value in trial.params.items()
         )
         if fits and trial.status in ("completed", "stopped"):
-            told.append((trial.params, trial.last["val_loss"], f"warm start from {folder.absolute().name}, {trial.name}"))
+            told.append((trial.params, trial.last[METRIC], f"warm start from {folder.absolute().name}, {trial.name}"))
     if not told:
         raise MaskproError(
             f"warm_start is {folder}; none of its trials fits; allowed: a search over {', '.join(distributions)}"

@@ -181,10 +181,10 @@ def _attributes(record: TrialRecord) -> dict[str, Any]:
     if record.seed_point is not None:
         attributes["seed_point"] = record.seed_point
     if record.status != "unfinished":
-        attributes |= {"status": record.status, "num_samples_seen": record.samples, "recovery": record.last.get("recovery")}
+        attributes |= {"status": record.status, "num_samples_seen": record.samples, "fidelity": record.last.get("fidelity")}
     elif record.stopped_at is not None:
         stop = record.reports[record.stopped_at]
-        attributes |= {"status": "stopped", "num_samples_seen": record.stopped_at, "recovery": stop.get("recovery")}
+        attributes |= {"status": "stopped", "num_samples_seen": record.stopped_at, "fidelity": stop.get("fidelity")}
     return attributes
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from maskpro.errors import MaskproError
 from maskpro.initial_masks import InitialMaskMethod, one_shot_mask
 from maskpro.masked_model import MaskedModel
-from maskpro.objectives import teacher_outputs
+from maskpro.objectives import HeldOutMeans, teacher_outputs
 from maskpro.objectives.diffusion import DiffusionObjective
 from maskpro.pattern import NMPattern, parse_layout
 from maskpro.trainer import Timesteps
@@ -72,14 +72,14 @@ class SharedValues:
 
     Attributes:
         dense_val_loss: held-out loss of the dense network.
-        initial_val_losses: held-out loss of each initial mask.
+        initial: held-out loss and error of each initial mask.
         timestep_shares: of trials with importance samples of the timesteps; of the first initial mask.
         keeper: of the dense network's outputs and the initial masks' losses on calibration samples; None where they would
             not fit, and every process makes its own.
     """
 
     dense_val_loss: float
-    initial_val_losses: dict[MaskFormat, float]
+    initial: dict[MaskFormat, HeldOutMeans]
     timestep_shares: tuple[float, ...] | None = None
     keeper: Any = None
 
@@ -142,23 +142,21 @@ def share_values(context: TrialContext, *, resources: dict[str, float]) -> Share
     if resources["gpu"]:
         stored = ray.put(context)
         remote = {"num_cpus": resources["cpu"], "num_gpus": resources["gpu"]}
-        dense_val_loss, initial_val_losses, shares = ray.get(ray.remote(**remote)(_judged).remote(stored))
+        dense_val_loss, initial, shares = ray.get(ray.remote(**remote)(_judged).remote(stored))
         if keeper is not None:
             ray.remote(**remote)(_first_part).remote(stored, keeper, context.timesteps[0], shares)
     else:
         threads = torch.get_num_threads()
-        dense_val_loss, initial_val_losses, shares = _judged(context)
+        dense_val_loss, initial, shares = _judged(context)
         torch.set_num_threads(threads)
-    for what, loss in {"dense network": dense_val_loss, **initial_val_losses}.items():
+    losses = {f"{form.initial_mask} mask {form.pattern} ({form.layout})": means.loss for form, means in initial.items()}
+    for name, loss in {"dense network": dense_val_loss, **losses}.items():
         if not math.isfinite(loss):
-            name = what if isinstance(what, str) else f"{what.initial_mask} mask {what.pattern} ({what.layout})"
             raise MaskproError(
                 f"held-out loss of the {name} of {context.workload.model_source} is {loss}; "
                 "allowed: a finite one (check --model)"
             )
-    return SharedValues(
-        dense_val_loss=dense_val_loss, initial_val_losses=initial_val_losses, timestep_shares=shares, keeper=keeper
-    )
+    return SharedValues(dense_val_loss=dense_val_loss, initial=initial, timestep_shares=shares, keeper=keeper)
 
 
 def mask_format(context: TrialContext, settings: Mapping[str, Any]) -> MaskFormat:
@@ -177,18 +175,18 @@ def _bytes_per_sample(context: TrialContext) -> int:
     return 4 * math.prod(context.workload.images.train.shape[1:])
 
 
-def _judged(context: TrialContext) -> tuple[float, dict[MaskFormat, float], tuple[float, ...] | None]:
-    """Held-out losses of the dense network and each initial mask, and the timesteps' shares where trials may want them."""
+def _judged(context: TrialContext) -> tuple[float, dict[MaskFormat, HeldOutMeans], tuple[float, ...] | None]:
+    """Held-out figures of the dense network and each initial mask, and the timesteps' shares where trials may want them."""
     device = prepare_process(context)
     dense = context.workload.model.to(device)
     validation = context.workload.held_out_samples("validation", device)
-    losses, shares = {}, None
+    figures, shares = {}, None
     for form in context.formats:
         initial = initial_masked(context, dense, form).model
-        losses[form] = validation.mean_loss(initial)
+        figures[form] = validation.judge(initial).means()
         if "importance" in context.timesteps and shares is None:
             shares = context.workload.timestep_shares(initial, device)
-    return validation.mean_loss(dense), losses, shares
+    return validation.judge(dense).means().loss, figures, shares
 
 
 def training_objective(

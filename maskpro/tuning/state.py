@@ -219,6 +219,11 @@ def _note_failure(history: History, record: TrialRecord, metrics: Mapping[str, A
 # Of what a trial reports, what the history keeps.
 METRICS = (
     "num_samples_seen",
+    "fidelity",
+    METRIC,
+    "val_error_now",
+    "best_val_error",
+    "initial_val_error",
     "val_loss",
     "val_loss_now",
     "best_val_loss",

@@ -14,10 +14,12 @@ from ray.tune import Checkpoint, Trainable
 from safetensors.torch import load_file, save_file
 
 from maskpro.evaluation.comparison import loss_improvement, recovery
+from maskpro.evaluation.fidelity import fidelity
 from maskpro.files import read_json, write_json
-from maskpro.objectives import Objective, SampleValues, Shelf, baseline_losses, teacher_outputs
+from maskpro.objectives import HeldOutMeans, Objective, SampleValues, Shelf, baseline_losses, teacher_outputs
 from maskpro.trainer import MaskTrainer, NonFiniteLossError, TrainerConfig
 from maskpro.tuning.adapters import CHECKPOINT, FOLDER, NUMBER, SEED
+from maskpro.tuning.history import METRIC
 from maskpro.tuning.shared import (
     TEACHER,
     MaskFormat,
@@ -33,7 +35,7 @@ from maskpro.tuning.shared import (
 TENSORS_FILE = "state.safetensors"
 COUNTERS_FILE = "state.json"
 
-# A failed trial is told as this many times the initial mask's loss: finite, and worse than any trial that learned.
+# A failed trial is told as this many times the initial mask's error: finite, and worse than any trial that learned.
 FAILURE_PENALTY = 10.0
 
 
@@ -73,7 +75,7 @@ class MaskTrainable(Trainable):
         trainer_config = TrainerConfig(**settings, budget_samples=context.max_samples, seed=seed)
         timesteps, shares = trainer_config.timesteps, self._shared.timestep_shares
         objective = training_objective(context, timesteps, shares, seed=seed, device=self._device)
-        self._initial_val_loss = self._shared.initial_val_losses[form]
+        self._initial = self._shared.initial[form]
         self._trainer = MaskTrainer(
             trainer_config,
             masked=initial_masked(context, self._dense, form, targets),
@@ -81,7 +83,7 @@ class MaskTrainable(Trainable):
             validation=self._validation,
             teacher=self._teacher(trainer_config, objective),
             baseline=self._baseline(trainer_config, objective, form),
-            initial_val_loss=self._initial_val_loss,
+            initial=self._initial,
         )
         if checkpoint:
             with open_checkpoint(context.storage, checkpoint).as_directory() as folder:
@@ -129,32 +131,38 @@ class MaskTrainable(Trainable):
             # To the next multiple of the unit: a trial that goes on reports where it would have reported.
             unit = self._context.report_samples
             losses = trainer.train(unit - trainer.num_samples_seen % unit)
-            val_loss_now = trainer.validate()
+            now = trainer.validate()
         except (NonFiniteLossError, torch.OutOfMemoryError) as error:
             # The scheduler and the searcher need a number to pass judgement on; the failure itself stands beside it.
             return {
                 "num_samples_seen": trainer.num_samples_seen,
-                "val_loss": FAILURE_PENALTY * abs(self._initial_val_loss),
+                METRIC: FAILURE_PENALTY * abs(self._initial.error),
                 "failure": " ".join(str(error).split())[:200],
                 "done": True,
             }
         self._seconds += time.monotonic() - started
-        return self._metrics(trainer, losses.mean().item() if len(losses) else math.nan, val_loss_now)
+        return self._metrics(trainer, losses.mean().item() if len(losses) else math.nan, now)
 
-    def _metrics(self, trainer: MaskTrainer, train_loss: float, val_loss_now: float) -> dict[str, Any]:
-        initial = self._initial_val_loss
+    def _metrics(self, trainer: MaskTrainer, train_loss: float, now: HeldOutMeans) -> dict[str, Any]:
+        initial = self._initial
         # Of validated masks alone: clamped at the initial mask, harmful and idle trials would tie and none be stopped.
-        val_loss = val_loss_now if trainer.lowest_val_loss is None else trainer.lowest_val_loss
-        recovered = recovery(initial, val_loss, self._shared.dense_val_loss)
+        lowest = trainer.lowest or now
+        reached = fidelity(initial.error, lowest.error)
+        recovered = recovery(initial.loss, lowest.loss, self._shared.dense_val_loss)
         return {
             "num_samples_seen": trainer.num_samples_seen,
-            "val_loss": val_loss,
-            "val_loss_now": val_loss_now,
-            "best_val_loss": trainer.best_val_loss,
-            "initial_val_loss": initial,
+            "fidelity": math.nan if reached is None else reached,
+            METRIC: lowest.error,
+            "val_error_now": now.error,
+            "best_val_error": trainer.best.error,
+            "initial_val_error": initial.error,
+            "val_loss": lowest.loss,
+            "val_loss_now": now.loss,
+            "best_val_loss": trainer.best.loss,
+            "initial_val_loss": initial.loss,
             "train_loss": train_loss,
             "recovery": math.nan if recovered is None else recovered,
-            "loss_improvement": loss_improvement(initial, val_loss),
+            "loss_improvement": loss_improvement(initial.loss, lowest.loss),
             "seconds": self._seconds,
             **trainer.statistics(),
             "failure": "",

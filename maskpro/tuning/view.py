@@ -28,11 +28,11 @@ Row = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Best:
-    """The trial of the search with the lowest val_loss at its last report; it may still run."""
+    """The trial of the search with the lowest val_error at its last report; it may still run."""
 
     number: int
-    val_loss: float
-    recovery: float | None
+    val_error: float
+    fidelity: float | None
     params: dict[str, Any]
 
 
@@ -112,7 +112,7 @@ def take_snapshot(history: History, *, num_trials: int, max_samples: int | None,
 
 
 def better_of(best: TrialRecord | None, record: TrialRecord) -> TrialRecord | None:
-    """`record` if its val_loss is the lower one; confirmations, failures and trials without a value do not count."""
+    """`record` if its val_error is the lower one; confirmations, failures and trials without a value do not count."""
     if record.is_confirmation or record.failure or record.last.get(METRIC) is None:
         return best
     return record if best is None or record.last[METRIC] < best.last[METRIC] else best
@@ -125,7 +125,7 @@ def _best(history: History) -> Best | None:
     if best is None:
         return None
     figures = best.last
-    return Best(number=best.number, val_loss=figures[METRIC], recovery=figures.get("recovery"), params=best.params)
+    return Best(number=best.number, val_error=figures[METRIC], fidelity=figures.get("fidelity"), params=best.params)
 
 
 def _samples_left(
@@ -201,9 +201,9 @@ def _trials(snapshot: SearchSnapshot, is_running: bool) -> str:
 def _describe_best(best: Best | None) -> str:
     if best is None:
         return "no trial has reported yet"
-    recovery = "undefined" if best.recovery is None else f"{best.recovery:.3f}"
+    fidelity = "undefined" if best.fidelity is None else f"{best.fidelity:.3f}"
     params = ", ".join(f"{name} {_short(value)}" for name, value in best.params.items())
-    return f"trial {best.number}, recovery {recovery}, {METRIC} {best.val_loss:.5f}{f' ({params})' if params else ''}"
+    return f"trial {best.number}, fidelity {fidelity}, {METRIC} {best.val_error:.3g}{f' ({params})' if params else ''}"
 
 
 def _short(value: Any) -> str:

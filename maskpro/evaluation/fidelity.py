@@ -1,0 +1,55 @@
+"""How near a mask brings a network to the dense one, with the error that the held-out samples leave."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Estimate(NamedTuple):
+    """A value from samples, and its standard error."""
+
+    value: float
+    standard_error: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4f} ± {self.standard_error:.4f}"
+
+
+def fidelity(initial: float, learned: float) -> float | None:
+    """1 - E_learned / E_initial, E = mean squared difference from the dense network's output on held-out samples.
+
+    0 = initial mask, 1 = dense network; None where the initial mask's output is the dense network's.
+    """
+    return None if initial == 0 else 1 - learned / initial
+
+
+def format_share(value: float | None) -> str:
+    """A fidelity or recovery for the screen."""
+    return "undefined" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def estimate_fidelity(initial: Tensor, learned: Tensor) -> Estimate | None:
+    """`fidelity` of the samples' errors `[size]`, and its standard error over samples.
+
+    Both masks are judged on the same samples, so the ratio's error is that of the paired residuals
+    (delta method: Cochran 1977, Sampling Techniques, equation 6.13).
+    """
+    value = fidelity(initial.mean().item(), learned.mean().item())
+    return value if value is None else Estimate(value, _standard_error(learned - (1 - value) * initial, initial))
+
+
+def estimate_gain(initial: Tensor, first: Tensor, second: Tensor) -> Estimate | None:
+    """Fidelity of the second mask minus that of the first, paired, from the samples' errors `[size]` of the three."""
+    denominator = initial.mean().item()
+    if denominator == 0:
+        return None
+    gain = (first - second).mean().item() / denominator
+    return Estimate(gain, _standard_error(first - second - gain * initial, initial))
+
+
+def _standard_error(residuals: Tensor, initial: Tensor) -> float:
+    """Of a ratio to the mean of `initial`; NaN of a single sample."""
+    return residuals.std().item() / math.sqrt(len(residuals)) / initial.mean().item() if len(residuals) > 1 else math.nan
