@@ -1,6 +1,6 @@
 """Two or more experiments side by side.
 
-python -m analysis.compare results/A results/B [...] [--recovery 0.9]
+python -m analysis.compare results/A results/B [...] [--fidelity 0.9]
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ _COMPARED = (
 )
 
 
-def samples_to_reach(curves: pd.DataFrame, recovery: float) -> float:
-    """Calibration samples of all trials, in the order of their start, until one reached the recovery; NaN: none did."""
+def samples_to_reach(curves: pd.DataFrame, fidelity: float) -> float:
+    """Calibration samples of all trials, in the order of their start, until one reached the fidelity; NaN: none did."""
     spent = 0.0
     for _, curve in curves.groupby("trial_id", sort=False):
-        reached = curve[curve["recovery"] >= recovery]
+        reached = curve[curve["fidelity"] >= fidelity]
         if len(reached):
             return spent + float(reached["num_samples_seen"].iloc[0])
         spent += float(curve["num_samples_seen"].max())
     return math.nan
 
 
-def compare(experiments: list[Path], *, recovery: float) -> pd.DataFrame:
-    """A row per experiment: its best trial, the cost of reaching `recovery`, and its final evaluation where there is one.
+def compare(experiments: list[Path], *, fidelity: float) -> pd.DataFrame:
+    """A row per experiment: its best trial, the cost of reaching `fidelity`, and its final evaluation where there is one.
 
     Raises:
         MaskproError: one of them is not the folder of a search.
@@ -63,10 +63,11 @@ def compare(experiments: list[Path], *, recovery: float) -> pd.DataFrame:
                 "experiment": experiment.absolute().name,
                 "trials": f"{len(trials)} of {load_history(experiment).num_trials}",
                 "best trial": None if best is None else best["trial"],
-                "validation recovery": math.nan if best is None else best["recovery"],
+                "validation fidelity": math.nan if best is None else best["fidelity"],
                 "samples": int(trials["num_samples_seen"].sum()),
-                f"samples to recovery {recovery:g}": samples_to_reach(curves, recovery),
+                f"samples to fidelity {fidelity:g}": samples_to_reach(curves, fidelity),
                 "trial seconds": trials["seconds"].sum(),
+                "test fidelity": report.get("fidelity"),
                 "test recovery": report.get("recovery"),
                 "Frechet distance": learned.get("frechet_distance"),
             }
@@ -101,7 +102,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def main(
     experiments: list[Path],
-    recovery: Annotated[float, typer.Option(help="Whose cost is compared.")] = 0.9,
+    fidelity: Annotated[float, typer.Option(help="Whose cost is compared.")] = 0.9,
 ) -> None:
     """Print experiments side by side, and what differs between them."""
     if len(experiments) < 2:
@@ -109,7 +110,7 @@ def main(
     with pd.option_context(
         "display.width", 200, "display.max_columns", 30, "display.max_rows", 500, "display.precision", 4
     ):
-        print(compare(experiments, recovery=recovery).set_index("experiment").T.to_string())
+        print(compare(experiments, fidelity=fidelity).set_index("experiment").T.to_string())
         print()
         print(differences(experiments).to_string() if len(experiments) else "")
 

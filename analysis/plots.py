@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from analysis.trials import load_curves, load_description, load_layers, load_timesteps, load_trials, searched_parameters
 from maskpro.cli import run_command
 from maskpro.errors import MaskproError
+from maskpro.tuning.history import METRIC
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ DARK = Theme(
     paper="#16181d", ink="#e6e6e6", best="#E69F00", seed="#56B4E9", suggested="#8a8f98", good="#3ec29b", shades=(0.35, 1.0)
 )
 
-_RECOVERY = "recovery on validation (0 = initial mask, 1 = dense)"
+_FIDELITY = "fidelity on validation (0 = initial mask, 1 = dense)"
 # Characters of the longest name of a choice that is drawn in full.
 _LABEL_LENGTH = 14
 
@@ -85,17 +86,17 @@ def _new(title: str, *, width: float = 7.6, height: float = 4.3, columns: int = 
 
 def best_trial(trials: pd.DataFrame) -> str | None:
     """trial_id of the best trial, as promotion ranks them: of those that ran to their budget, where there are any."""
-    judged = trials[trials["val_loss"].notna() & (trials["status"] != "failed")]
+    judged = trials[trials[METRIC].notna() & (trials["status"] != "failed")]
     completed = judged[judged["status"] == "completed"]
     chosen = judged if completed.empty else completed
-    return None if chosen.empty else str(chosen.nsmallest(1, "val_loss")["trial_id"].iloc[0])
+    return None if chosen.empty else str(chosen.nsmallest(1, METRIC)["trial_id"].iloc[0])
 
 
 @_themed
 def learning_curves(
     trials: pd.DataFrame, curves: pd.DataFrame, *, theme: Theme, by: str = "num_samples_seen", rungs: Iterable[int] = ()
 ) -> Figure:
-    """Recovery of every trial by samples seen or by seconds; a cross where one was stopped early, lines at the rungs."""
+    """Fidelity of every trial by samples seen or by seconds; a cross where one was stopped early, lines at the rungs."""
     label = {"num_samples_seen": "calibration samples seen", "seconds": "seconds of training and validation"}[by]
     figure, axes = _new(f"Learning curves by {'samples' if by == 'num_samples_seen' else 'time'}")
     ax, best = axes[0, 0], best_trial(trials)
@@ -109,7 +110,7 @@ def learning_curves(
     ends: dict[tuple[str, str], list[Any]] = {(kind, marker): [] for kind in kinds for marker in markers.values()}
     for trial in trials.itertuples():
         curve = parts.get(trial.trial_id)
-        points = None if curve is None else curve[[by, "recovery"]].dropna().to_numpy(float)
+        points = None if curve is None else curve[[by, "fidelity"]].dropna().to_numpy(float)
         if points is None or not len(points):
             continue
         is_seed = pd.notna(trial.seed_point)
@@ -128,10 +129,10 @@ def learning_curves(
         ax.plot([], [], color=color, label=kind)
     for name, marker in markers.items():
         ax.plot([], [], marker, color=theme.ink, label=name)
-    ax.set(xlabel=label, ylabel=_RECOVERY)
+    ax.set(xlabel=label, ylabel=_FIDELITY)
     ax.margins(x=0.1)  # room for the names of seed points
     # One that went wrong at once would leave the others no room.
-    lowest = curves["recovery"].quantile(0.02) if curves["recovery"].notna().any() else 0.0
+    lowest = curves["fidelity"].quantile(0.02) if curves["fidelity"].notna().any() else 0.0
     ax.set_ylim(bottom=max(min(lowest, 0.0), -1.0) - 0.05)
     ax.legend(loc="lower right")
     return figure
@@ -139,19 +140,19 @@ def learning_curves(
 
 @_themed
 def best_so_far(trials: pd.DataFrame, *, theme: Theme) -> Figure:
-    """The best recovery by samples spent, trial after trial in the order of their start; seed points are marked."""
+    """The best fidelity by samples spent, trial after trial in the order of their start; seed points are marked."""
     figure, axes = _new("Best so far")
     ax = axes[0, 0]
-    judged = trials[(trials["status"] != "failed") & trials["recovery"].notna()]
+    judged = trials[(trials["status"] != "failed") & trials["fidelity"].notna()]
     spent = trials["num_samples_seen"].cumsum().loc[judged.index]
-    ax.step(spent, judged["recovery"].cummax(), where="post", color=theme.best, label="best so far", linewidth=2)
+    ax.step(spent, judged["fidelity"].cummax(), where="post", color=theme.best, label="best so far", linewidth=2)
     for color, marker, name, chosen in (
         (theme.seed, "s", "seed point", judged["seed_point"].notna()),
         (theme.suggested, "o", "suggested by the searcher", judged["seed_point"].isna()),
     ):
-        ax.plot(spent[chosen], judged.loc[chosen, "recovery"], marker, color=color, label=name, markersize=5)
-    ax.set(xlabel="calibration samples spent by all trials", ylabel=_RECOVERY)
-    ax.set_ylim(bottom=max(judged["recovery"].min() if len(judged) else 0.0, -1.0) - 0.05)
+        ax.plot(spent[chosen], judged.loc[chosen, "fidelity"], marker, color=color, label=name, markersize=5)
+    ax.set(xlabel="calibration samples spent by all trials", ylabel=_FIDELITY)
+    ax.set_ylim(bottom=max(judged["fidelity"].min() if len(judged) else 0.0, -1.0) - 0.05)
     ax.legend(loc="lower right")
     return figure
 
@@ -184,23 +185,23 @@ def _positions(values: pd.Series, distribution: Mapping[str, Any]) -> tuple[pd.S
 
 
 def _judged(trials: pd.DataFrame) -> pd.DataFrame:
-    return trials[(trials["status"] != "failed") & trials["recovery"].notna()].sort_values("recovery")
+    return trials[(trials["status"] != "failed") & trials["fidelity"].notna()].sort_values("fidelity")
 
 
 @_themed
 def parallel_coordinates(trials: pd.DataFrame, parameters: Mapping[str, Any], *, theme: Theme) -> Figure:
-    """A line per trial through its parameters to its recovery, which colours it; trials that were stopped are faint."""
+    """A line per trial through its parameters to its fidelity, which colours it; trials that were stopped are faint."""
     figure, axes = _new("Parallel coordinates")
     ax, judged = axes[0, 0], _judged(trials)
     shades = Normalize(
-        max(judged["recovery"].min(), -0.2) if len(judged) else 0, judged["recovery"].max() if len(judged) else 1
+        max(judged["fidelity"].min(), -0.2) if len(judged) else 0, judged["fidelity"].max() if len(judged) else 1
     )
     colors = ScalarMappable(shades, ListedColormap(colormaps["cividis"](np.linspace(*theme.shades, 256))))
     columns = [_positions(judged[name], distribution) for name, distribution in parameters.items()]
-    heights = pd.Series(shades(judged["recovery"].to_numpy()), index=judged.index).clip(0, 1)
+    heights = pd.Series(shades(judged["fidelity"].to_numpy()), index=judged.index).clip(0, 1)
     places = np.stack([*(places for places, _, _ in columns), heights], axis=1).astype(float)
     lines = np.stack(np.broadcast_arrays(np.arange(places.shape[1]), places), axis=2)
-    lines_colors = colors.to_rgba(judged["recovery"].to_numpy())
+    lines_colors = colors.to_rgba(judged["fidelity"].to_numpy())
     lines_colors[:, 3] = np.where(judged["status"] == "completed", 0.9, 0.45)
     ax.add_collection(LineCollection(list(lines), colors=lines_colors, linewidths=1.4))
     for place, (_, ticks, names) in enumerate(columns):
@@ -209,22 +210,22 @@ def parallel_coordinates(trials: pd.DataFrame, parameters: Mapping[str, Any], *,
             ax.annotate(
                 name, (place, tick), xytext=(-3, 0), textcoords="offset points", ha="right", va="center", fontsize=7
             )
-    axis_names = [*parameters, "recovery"]
+    axis_names = [*parameters, "fidelity"]
     ax.set_xticks(range(len(axis_names)), axis_names, **_turned(axis_names, 60))
     ax.set_yticks([])
     ax.set(xlim=(-0.4, len(columns) + 0.1), ylim=(-0.05, 1.05))
     ax.set_ylabel("place in the searched range")
-    figure.colorbar(colors, ax=ax, label="recovery on validation")
+    figure.colorbar(colors, ax=ax, label="fidelity on validation")
     return figure
 
 
 @_themed
 def slices(trials: pd.DataFrame, parameters: Mapping[str, Any], *, theme: Theme) -> Figure:
-    """Recovery against each parameter by itself."""
+    """Fidelity against each parameter by itself."""
     names = list(parameters) or ["(no parameter was searched)"]
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
-    figure, axes = _new("Slices: recovery against each parameter", columns=columns, rows=rows, height=0.6 + 2.3 * rows)
+    figure, axes = _new("Slices: fidelity against each parameter", columns=columns, rows=rows, height=0.6 + 2.3 * rows)
     judged = _judged(trials)
     for ax, name in zip(axes.flat, names, strict=False):
         if name not in parameters:
@@ -234,19 +235,19 @@ def slices(trials: pd.DataFrame, parameters: Mapping[str, Any], *, theme: Theme)
             ("x", theme.suggested, "stopped early", judged["status"] != "completed"),
             ("o", theme.best, "ran to its budget", judged["status"] == "completed"),
         ):
-            ax.plot(places[chosen], judged.loc[chosen, "recovery"], marker, color=color, label=label, markersize=4)
+            ax.plot(places[chosen], judged.loc[chosen, "fidelity"], marker, color=color, label=label, markersize=4)
         ax.set_xticks(ticks, labels, **_turned(labels, 16))
         ax.set(xlabel=name, xlim=(-0.05, 1.05))
     for ax in list(axes.flat)[len(names) :]:
         ax.set_axis_off()
     for row in axes:
-        row[0].set_ylabel("recovery")
+        row[0].set_ylabel("fidelity")
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
 def importances(trials: pd.DataFrame, parameters: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Evaluator to parameter to the share of the recovery's variance that it explains, by two of Optuna's evaluators.
+    """Evaluator to parameter to the share of the fidelity's variance that it explains, by two of Optuna's evaluators.
 
     Raises:
         MaskproError: too few trials, or all alike.
@@ -256,14 +257,14 @@ def importances(trials: pd.DataFrame, parameters: Mapping[str, Any]) -> dict[str
     from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
 
     judged = _judged(trials)
-    if len(judged) < 4 or judged["recovery"].nunique() < 2 or not parameters:
-        raise MaskproError(f"{len(judged)} trials have a recovery; allowed: at least 4, for parameter importance")
+    if len(judged) < 4 or judged["fidelity"].nunique() < 2 or not parameters:
+        raise MaskproError(f"{len(judged)} trials have a fidelity; allowed: at least 4, for parameter importance")
     distributions = {name: json_to_distribution(json.dumps(value)) for name, value in parameters.items()}
     optuna.logging.disable_default_handler()
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), direction="maximize")
     for _, trial in judged.iterrows():
         params = {name: _plain(trial[name]) for name in parameters}
-        study.add_trial(optuna.create_trial(params=params, distributions=distributions, value=float(trial["recovery"])))
+        study.add_trial(optuna.create_trial(params=params, distributions=distributions, value=float(trial["fidelity"])))
     found = {}
     for label, evaluator in (
         ("fANOVA", FanovaImportanceEvaluator(seed=0)),
@@ -297,19 +298,19 @@ def _plain(value: Any) -> Any:
 
 
 @_themed
-def recovery_against_cost(trials: pd.DataFrame, *, theme: Theme) -> Figure:
+def fidelity_against_cost(trials: pd.DataFrame, *, theme: Theme) -> Figure:
     """What each trial reached for the seconds that it took."""
-    figure, axes = _new("Recovery against cost")
+    figure, axes = _new("Fidelity against cost")
     ax, judged = axes[0, 0], _judged(trials)
     for marker, color, label, chosen in (
         ("x", theme.suggested, "stopped early or unfinished", judged["status"] != "completed"),
         ("o", theme.best, "ran to its budget", judged["status"] == "completed"),
     ):
         ax.plot(
-            judged.loc[chosen, "seconds"], judged.loc[chosen, "recovery"], marker, color=color, label=label, markersize=5
+            judged.loc[chosen, "seconds"], judged.loc[chosen, "fidelity"], marker, color=color, label=label, markersize=5
         )
-    ax.set(xlabel="seconds of training and validation", ylabel=_RECOVERY)
-    ax.set_ylim(bottom=max(judged["recovery"].min() if len(judged) else 0.0, -1.0) - 0.05)
+    ax.set(xlabel="seconds of training and validation", ylabel=_FIDELITY)
+    ax.set_ylim(bottom=max(judged["fidelity"].min() if len(judged) else 0.0, -1.0) - 0.05)
     ax.legend(loc="lower right")
     return figure
 
@@ -380,7 +381,7 @@ def all_figures(experiment: Path, *themes: Theme) -> tuple[list[dict[str, Figure
         ("best_so_far", no_reports, lambda theme: best_so_far(trials, theme=theme)),
         ("learning_curves", no_reports, lambda theme: learning_curves(trials, curves, rungs=marks, theme=theme)),
         ("learning_curves_by_time", no_reports, lambda theme: learning_curves(trials, curves, by="seconds", theme=theme)),
-        ("recovery_against_cost", no_reports, lambda theme: recovery_against_cost(trials, theme=theme)),
+        ("fidelity_against_cost", no_reports, lambda theme: fidelity_against_cost(trials, theme=theme)),
         ("parallel_coordinates", no_parameters, lambda theme: parallel_coordinates(trials, parameters, theme=theme)),
         ("slices", no_parameters, lambda theme: slices(trials, parameters, theme=theme)),
         ("parameter_importance", no_parameters, lambda theme: parameter_importance(found(), theme=theme)),

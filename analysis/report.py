@@ -25,17 +25,19 @@ from analysis.trials import load_evaluation, load_history, load_trials, searched
 from maskpro.cli import run_command
 from maskpro.errors import MaskproError
 from maskpro.files import read_json, write_text
+from maskpro.tuning.history import METRIC
+from maskpro.tuning.trial_table import FIGURES
 
 # Trials that are shown at once; the others are below a fold.
 _BEST_SHOWN = 15
 
 CAPTIONS = {
     "best_so_far": "How good the search's best mask was after how many calibration samples of all trials together.",
-    "learning_curves": "Every trial's recovery as it learned. Dotted lines: rungs, where early stopping judged it.",
+    "learning_curves": "Every trial's fidelity as it learned. Dotted lines: rungs, where early stopping judged it.",
     "learning_curves_by_time": "The same by the trial's own seconds.",
-    "recovery_against_cost": "What each trial came to for its seconds.",
-    "parallel_coordinates": "Parameters of every trial and its recovery; trials that were stopped are faint.",
-    "slices": "Recovery against each parameter by itself. Trials that were stopped early had less time to learn.",
+    "fidelity_against_cost": "What each trial came to for its seconds.",
+    "parallel_coordinates": "Parameters of every trial and its fidelity; trials that were stopped are faint.",
+    "slices": "Fidelity against each parameter by itself. Trials that were stopped early had less time to learn.",
     "parameter_importance": "Which parameters made the difference, by two of Optuna's evaluators: of few trials a hint. "
     "Trials that were stopped early count with what they had reached.",
     "timestep_losses": "Where in the noise schedule the masks lose.",
@@ -110,8 +112,8 @@ def gather(experiment: Path) -> Report:
     evaluation = load_evaluation(experiment) if evaluated else pd.DataFrame()
     parameters = searched_parameters(experiment) if description else {}
     columns = ["trial", *(name for name in parameters if name in trials), "status", "num_samples_seen"]
-    columns += [name for name in ("val_loss", "recovery", "seconds", "source") if name in trials]
-    ordered = trials.sort_values("val_loss")[columns] if len(trials) else trials
+    columns += [name for name in (*FIGURES, "seconds", "source") if name in trials]
+    ordered = trials.sort_values(METRIC)[columns] if len(trials) else trials
     failed = trials[trials["status"] == "failed"] if len(trials) else trials
     return Report(
         title=experiment.absolute().name,

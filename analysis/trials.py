@@ -18,18 +18,28 @@ import pandas as pd
 from maskpro.cli import run_command
 from maskpro.errors import MaskproError
 from maskpro.files import read_json
-from maskpro.tuning.history import HISTORY_FILE, History
-from maskpro.tuning.trial_table import tabulate_trials
+from maskpro.tuning.history import HISTORY_FILE, METRIC, History
+from maskpro.tuning.trial_table import FIGURES, tabulate_trials
 
-_CURVE_COLUMNS = ["num_samples_seen", "val_loss", "val_loss_now", "train_loss", "recovery", "changed_share", "seconds"]
+_CURVE_COLUMNS = [
+    "num_samples_seen",
+    "fidelity",
+    METRIC,
+    "val_error_now",
+    "recovery",
+    "val_loss",
+    "val_loss_now",
+    "train_loss",
+    "changed_share",
+    "seconds",
+]
 
 _TRIAL_COLUMNS = [
     "trial",
     "trial_id",
     "status",
     "num_samples_seen",
-    "val_loss",
-    "recovery",
+    *FIGURES,
     "seconds",
     "seed_point",
     "failure",
@@ -89,7 +99,7 @@ def load_trials(*experiments: Path) -> pd.DataFrame:
 
 
 def load_curves(*experiments: Path) -> pd.DataFrame:
-    """A row per report of every trial, all its parts in one: trial_id, samples seen, losses, recovery, seconds.
+    """A row per report of every trial, all its parts in one: trial_id, samples seen, fidelity, errors, losses, seconds.
 
     Raises:
         MaskproError: a folder is not that of a search.
@@ -153,7 +163,7 @@ def _text(experiments: list[Path]) -> Iterator[str]:
         trials = load_trials(experiment)
         yield f"{experiment}: {len(trials)} trials, {json.dumps(trials['status'].value_counts().to_dict())}"
         columns = [name for name in trials.columns if name not in ("experiment", "trial_id", "failure")]
-        yield trials.nsmallest(5, "val_loss")[columns].to_string(index=False)
+        yield trials.nsmallest(5, METRIC)[columns].to_string(index=False)
         if (experiment / "final_evaluation.json").is_file():
             evaluation = load_evaluation(experiment)
             yield evaluation.drop(columns=["experiment", "test_loss_by_timestep"], errors="ignore").to_string(index=False)

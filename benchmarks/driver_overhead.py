@@ -22,7 +22,7 @@ from maskpro.cli import run_command
 from maskpro.tuning.adapters import NUMBER, HistoryCallback
 from maskpro.tuning.early_stopping import SuccessiveHalving
 from maskpro.tuning.experiment import run_trials
-from maskpro.tuning.history import HISTORY_FILE, History
+from maskpro.tuning.history import HISTORY_FILE, METRIC, History
 from maskpro.tuning.monitor import SearchMonitor
 from maskpro.tuning.resources import start_ray
 from maskpro.tuning.searcher import STUDY_FILE, SearchStudy
@@ -33,7 +33,7 @@ _UNIT = 100
 
 
 class NoOpTrial(Trainable):
-    """Reports a made-up falling loss at once, and saves a state of a few bytes."""
+    """Reports a made-up falling error at once, and saves a state of a few bytes."""
 
     def setup(self, config: dict[str, Any]) -> None:
         """Start at zero samples."""
@@ -48,13 +48,13 @@ class NoOpTrial(Trainable):
     def step(self) -> dict[str, Any]:
         """One report."""
         self._samples += _UNIT
-        loss = self._level / (1 + self._samples / _UNIT)
-        names = ("val_loss_now", "best_val_loss", "train_loss", "recovery", "loss_improvement")
+        error = self._level / (1 + self._samples / _UNIT)
+        names = ("fidelity", "val_error_now", "best_val_error", "train_loss", "recovery", "loss_improvement")
         return {
             "num_samples_seen": self._samples,
-            "val_loss": loss,
-            **dict.fromkeys(names, loss),
-            "initial_val_loss": 1.0,
+            METRIC: error,
+            **dict.fromkeys(names, error),
+            "initial_val_error": 1.0,
             "changed_share": 0.01,
             "seconds": 0.0,
             "failure": "",

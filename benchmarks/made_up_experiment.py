@@ -64,14 +64,17 @@ def make_experiment(folder: Path, *, trials: int = 12, reports: int = 9, finishe
         quality = random.uniform(0.3, 0.97)
         last = reports if number == 1 else int(random.choice([1, 3, reports], p=[0.6, 0.25, 0.15]))
         for report in range(1, last + 1):
-            recovery = quality * (1 - math.exp(-report / 2))
+            reached = quality * (1 - math.exp(-report / 2))
             metrics = {
                 "num_samples_seen": 100 * report,
-                "val_loss": 0.095 - 0.019 * recovery,
-                "val_loss_now": 0.095 - 0.019 * recovery,
+                "fidelity": reached,
+                "val_error": 0.02 * (1 - reached),
+                "val_error_now": 0.02 * (1 - reached),
+                "val_loss": 0.095 - 0.019 * reached,
+                "val_loss_now": 0.095 - 0.019 * reached,
                 "train_loss": 0.02 / report,
-                "recovery": recovery,
-                "loss_improvement": 0.2 * recovery,
+                "recovery": reached,
+                "loss_improvement": 0.2 * reached,
                 "changed_share": 0.05,
                 "seconds": 2.0 * report,
                 "failure": "",

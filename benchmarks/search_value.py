@@ -3,13 +3,14 @@
 python -m benchmarks.search_value --seeds 5
 
 Real training on the embedded workload, in this process and without Ray: the trials of the different searches are driven by
-the main job's own state on a simulated clock, two at a time, and a trial that several of them run is trained once.
+the main job's own state on a simulated clock, two at a time, and a trial that several of them run is trained once. Searches choose by the validation error;
+fidelity and the gain over the best seed point, with its standard error over samples (paired), are those of test samples.
 """
 
 from __future__ import annotations
 
+import copy
 import json
-import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -20,17 +21,21 @@ from typing import Annotated, Any
 import pandas as pd
 import torch
 import typer
+from torch import Tensor
 
 from benchmarks.report import hardware_line, print_table
 from benchmarks.simulated_search import SimulatedSearch
 from maskpro.cli import run_command
-from maskpro.evaluation.comparison import recovery
-from maskpro.objectives import teacher_outputs
+from maskpro.evaluation.fidelity import Estimate, estimate_fidelity, estimate_gain
+from maskpro.objectives import baseline_losses, teacher_outputs
 from maskpro.trainer import MaskTrainer, TrainerConfig
+from maskpro.tuning.history import METRIC
 from maskpro.tuning.search import SearchOptions, prepare_search
 from maskpro.tuning.shared import initial_masked
 from maskpro.tuning.state import Plan
+from maskpro.tuning.trainable import split_targets
 
+_SEED_POINTS = "the seed points at full budget"
 _SEARCHES = {
     "default (TPE, ASHA)": ("optuna", "asha"),
     "random search, ASHA": ("random", "asha"),
@@ -38,78 +43,101 @@ _SEARCHES = {
 }
 
 
-class _RealCurves:
-    """Validation losses of trials of one seed, each trained no further than somebody has asked for."""
+class _RealTrials:
+    """Trials of one seed, each trained no further than somebody has asked for."""
 
-    def __init__(self, space: Path, seed: int, max_samples: int | None):
-        options = SearchOptions(
-            space=space, experiment="none", results_dir=Path("nowhere"), seed=seed, frechet=False, max_samples=max_samples
-        )
+    def __init__(self, options: SearchOptions):
         self.search = prepare_search(options)
         cpu, workload = torch.device("cpu"), self.search.workload
         masked = initial_masked(self.search.context, workload.model, self.search.context.formats[0])
         (timesteps,) = self.search.context.timesteps
         shares = workload.timestep_shares(masked.model, cpu) if timesteps == "importance" else None
-        self._objective = workload.training_objective(seed=seed, device=cpu, shares=shares)
+        self._objective = workload.training_objective(seed=options.seed, device=cpu, shares=shares)
         self._validation = workload.held_out_samples("validation", cpu)
         self._teacher = teacher_outputs(workload.model, self._objective)
-        self.dense = self._validation.mean_loss(workload.model)
-        self.initial = self._validation.mean_loss(masked.model)
+        self._initial = self._validation.judge(masked.model).means()
+        self._test = workload.held_out_samples("test", cpu)
+        self.initial_errors = self._test.judge(masked.model).errors
         self._trainers: dict[str, MaskTrainer] = {}
-        self._losses: dict[str, dict[int, float]] = {}
-        self.trained_samples = 0
+        self._errors: dict[str, dict[int, float]] = {}
 
-    def loss(self, params: Mapping[str, Any], samples: int) -> float:
-        """The lowest validation loss of a trial's masks within its first `samples` samples."""
-        key = json.dumps(dict(params), sort_keys=True)
-        if key not in self._trainers:
-            self._trainers[key] = self._start(params)
-        trainer = self._trainers[key]
-        losses = self._losses.setdefault(key, {})
+    def validation_error(self, params: Mapping[str, Any], samples: int) -> float:
+        """The lowest validation error of a trial's masks within its first `samples` samples."""
+        trainer, errors = self._trainer(params), self._errors.setdefault(_key(params), {})
         while trainer.num_samples_seen < samples:
-            before = trainer.num_samples_seen
             trainer.train(self.search.context.report_samples)
             trainer.validate()
-            losses[trainer.num_samples_seen] = trainer.lowest_val_loss or 0.0
-            self.trained_samples += trainer.num_samples_seen - before
-        return losses[samples]
+            assert trainer.lowest is not None
+            errors[trainer.num_samples_seen] = trainer.lowest.error
+        return errors[samples]
 
-    def _start(self, params: Mapping[str, Any]) -> MaskTrainer:
-        search = self.search
-        settings = search.space.fixed | dict(params)
-        return MaskTrainer(
-            TrainerConfig(**settings, budget_samples=search.context.max_samples, seed=search.options.seed),
-            masked=initial_masked(search.context, search.workload.model, search.context.formats[0]),
-            objective=self._objective,
-            validation=self._validation,
-            teacher=self._teacher,
-            initial_val_loss=self.initial,
-        )
+    def test_errors(self, params: Mapping[str, Any]) -> Tensor:
+        """Error of each test sample, `[size]`, under the mask that a trial has kept at its full budget."""
+        trainer = self._trainer(params)
+        assert trainer.finished
+        trainer.masked.set_mask(trainer.best_mask)
+        return self._test.judge(trainer.masked.model).errors
+
+    def _trainer(self, params: Mapping[str, Any]) -> MaskTrainer:
+        key, search = _key(params), self.search
+        if key not in self._trainers:
+            settings = search.space.fixed | dict(params)
+            targets = split_targets(settings.pop("targets", None)) or search.context.targets
+            masked = initial_masked(search.context, search.workload.model, search.context.formats[0], targets)
+            self._trainers[key] = MaskTrainer(
+                TrainerConfig(**settings, budget_samples=search.context.max_samples, seed=search.options.seed),
+                masked=masked,
+                objective=self._objective,
+                validation=self._validation,
+                teacher=self._teacher,
+                baseline=baseline_losses(copy.deepcopy(masked.model), self._objective, self._teacher),
+                initial=self._initial,
+            )
+        return self._trainers[key]
 
 
-def run_seed(space: Path, seed: int, max_samples: int | None) -> list[dict[str, Any]]:
+def _key(params: Mapping[str, Any]) -> str:
+    return json.dumps(dict(params), sort_keys=True)
+
+
+def run_seed(options: SearchOptions) -> list[dict[str, Any]]:
     """The rows of one seed: a search each, and the seed points at full budget."""
     torch.set_num_threads(1)
-    curves = _RealCurves(space, seed, max_samples)
-    search = curves.search
-    full = search.context.max_samples
-    rows = []
+    trials = _RealTrials(options)
+    search, seed, full = trials.search, options.seed, trials.search.context.max_samples
+    rows: list[dict[str, Any]] = []
 
-    def row(name: str, loss: float, samples: int, completed: int) -> None:
-        best = recovery(curves.initial, loss, curves.dense)
-        rows.append({"search": name, "seed": seed, "recovery": best, "full trials": samples / full, "completed": completed})
+    def row(name: str, params: Mapping[str, Any], samples: int, completed: int, source: str) -> Tensor:
+        errors = trials.test_errors(params)
+        found = estimate_fidelity(trials.initial_errors, errors)
+        gain = estimate_gain(trials.initial_errors, reference, errors) if rows else Estimate(0.0, 0.0)
+        assert found is not None
+        assert gain is not None
+        rows.append(
+            {
+                "search": name,
+                "seed": seed,
+                "fidelity": found.value,
+                "gain": gain.value,
+                "gain_error": gain.standard_error,
+                "full trials": samples / full,
+                "completed": completed,
+                "found by": source,
+            }
+        )
+        print(rows[-1], flush=True)
+        return errors
 
-    losses = [curves.loss(plan.params, full) for plan in search.planned]
-    row("the seed points at full budget", min(losses), len(losses) * full, len(losses))
-    print(rows[-1], flush=True)
+    planned = search.planned
+    best = min(planned, key=lambda plan: trials.validation_error(plan.params, full))
+    reference = row(_SEED_POINTS, best.params, len(planned) * full, len(planned), best.source)
     for name, (searcher, scheduler) in _SEARCHES.items():
-        started = time.monotonic()
         simulated = SimulatedSearch(
             distributions=search.space.distributions,
-            curve=curves.loss,
+            curve=trials.validation_error,
             pace=lambda params: 1.0,
             num_trials=search.num_trials,
-            planned=[Plan(params=plan.params, source=plan.source, seed=seed) for plan in search.planned],
+            planned=[Plan(params=plan.params, source=plan.source, seed=seed) for plan in planned],
             searcher=searcher,
             scheduler=scheduler,
             seed=seed,
@@ -123,9 +151,8 @@ def run_seed(space: Path, seed: int, max_samples: int | None) -> list[dict[str, 
             simulated.run(state)
             records = state.history.searched
         completed = [record for record in records if record.status == "completed"]
-        best = min(record.last["val_loss"] for record in completed)
-        row(name, best, sum(record.samples for record in records), len(completed))
-        print(f"{rows[-1]} ({time.monotonic() - started:.0f} s)", flush=True)
+        picked = min(completed, key=lambda record: record.last[METRIC])
+        row(name, picked.params, sum(record.samples for record in records), len(completed), picked.source)
     return rows
 
 
@@ -133,28 +160,39 @@ def main(
     seeds: Annotated[int, typer.Option(help="How many.")] = 5,
     first_seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
     space: Annotated[Path, typer.Option(help="The space that is searched.")] = Path("search_spaces/default.py"),
+    model: Annotated[str | None, typer.Option(help="Another network of digits than the embedded one: its folder.")] = None,
     max_samples: Annotated[int | None, typer.Option(help="Of a full trial; default: the workload's.")] = None,
     processes: Annotated[int, typer.Option(help="Seeds at a time, one core each.")] = 2,
 ) -> None:
-    """Print a row per search: mean, lowest and highest recovery of its best full-budget trial, and what it cost."""
+    """Print a row per search: test fidelity of its best full-budget trial, gain over the seed points', and its cost."""
+    options = [
+        SearchOptions(
+            space=space,
+            experiment="none",
+            results_dir=Path("nowhere"),
+            seed=seed,
+            frechet=False,
+            model=model,
+            max_samples=max_samples,
+        )
+        for seed in range(first_seed, first_seed + seeds)
+    ]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        parts = pool.map(run_seed, [space] * seeds, range(first_seed, first_seed + seeds), [max_samples] * seeds)
-        frame = pd.DataFrame([row for part in parts for row in part])
-    grouped = frame.groupby("search", sort=False)
-    reference = frame[frame["search"] == "the seed points at full budget"].set_index("seed")["recovery"]
+        frame = pd.DataFrame([row for part in pool.map(run_seed, options) for row in part])
     rows = [
         {
             "search": name,
-            "best recovery (validation), mean": f"{part['recovery'].mean():.4f}",
-            "lowest and highest": f"{part['recovery'].min():.4f}, {part['recovery'].max():.4f}",
-            "not below the seed points": f"{(part.set_index('seed')['recovery'] >= reference).sum()} of {seeds}",
+            "test fidelity, mean": f"{part['fidelity'].mean():.4f}",
+            "lowest, highest": f"{part['fidelity'].min():.4f}, {part['fidelity'].max():.4f}",
+            "gain over the best seed point": f"{part['gain'].mean():.4f} ± {part['gain'].sem():.4f}",
+            "above it by two standard errors": f"{(part['gain'] > 2 * part['gain_error']).sum()} of {seeds}",
             "cost in full trials, mean": f"{part['full trials'].mean():.2f}",
             "highest": f"{part['full trials'].max():.2f}",
             "trials at full budget": f"{part['completed'].mean():.1f}",
         }
-        for name, part in grouped
+        for name, part in frame.groupby("search", sort=False)
     ]
-    print_table(f"{space}, {seeds} seeds; {hardware_line()}", rows)
+    print_table(f"{space}, {seeds} seeds from {first_seed}; {hardware_line()}", rows)
 
 
 if __name__ == "__main__":

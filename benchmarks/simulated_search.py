@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
+from maskpro.evaluation.fidelity import fidelity
 from maskpro.tuning.early_stopping import SuccessiveHalving, make_pruner
-from maskpro.tuning.history import HISTORY_FILE, History, drop_torn_line
+from maskpro.tuning.history import HISTORY_FILE, METRIC, History, drop_torn_line
 from maskpro.tuning.searcher import STUDY_FILE, SearchStudy
 from maskpro.tuning.state import Plan, SearchState, TrialSource
 
-_INITIAL_LOSS, _DENSE_LOSS = 1.0, 0.0
+_INITIAL_ERROR = 1.0
 _SAVING = 0.01  # simulated seconds from a report to its checkpoint: reports of other trials come between
 
 # A space, the learning curves of its trials and their seconds a report, for whoever needs no others.
@@ -83,7 +84,7 @@ class SimulatedSearch:
     """A search, and what its trials would report.
 
     Attributes:
-        curve: loss of (params, samples); where it is not finite the trial fails, and it may raise DiedError.
+        curve: error of (params, samples); where it is not finite the trial fails, and it may raise DiedError.
         pace: simulated seconds of one report of a trial with such params.
         unit: samples between two reports.
         journal: whether to write the Optuna study beside the history.
@@ -187,20 +188,19 @@ class SimulatedSearch:
         assert source.is_over
         return replies
 
-    def metrics(self, loss: float, samples: int) -> dict[str, Any]:
-        """What a trial with such a loss reports."""
-        if not math.isfinite(loss):
-            failed = {"val_loss": 10 * _INITIAL_LOSS, "failure": f"training loss is not finite after {samples} samples"}
+    def metrics(self, error: float, samples: int) -> dict[str, Any]:
+        """What a trial with such an error reports."""
+        if not math.isfinite(error):
+            failed = {METRIC: 10 * _INITIAL_ERROR, "failure": f"training loss is not finite after {samples} samples"}
             return {"num_samples_seen": samples, **failed, "done": True}
         return {
             "num_samples_seen": samples,
-            "val_loss": loss,
-            "val_loss_now": loss,
-            "best_val_loss": min(loss, _INITIAL_LOSS),
-            "initial_val_loss": _INITIAL_LOSS,
+            "fidelity": fidelity(_INITIAL_ERROR, error),
+            METRIC: error,
+            "val_error_now": error,
+            "best_val_error": min(error, _INITIAL_ERROR),
+            "initial_val_error": _INITIAL_ERROR,
             "train_loss": math.nan,
-            "recovery": (_INITIAL_LOSS - loss) / (_INITIAL_LOSS - _DENSE_LOSS),
-            "loss_improvement": (_INITIAL_LOSS - loss) / _INITIAL_LOSS,
             "changed_share": 0.01,
             "seconds": samples / self.unit,
             "failure": "",

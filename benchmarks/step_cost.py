@@ -34,7 +34,7 @@ from maskpro.errors import MaskproError
 from maskpro.graphs import GraphedPass
 from maskpro.initial_masks import magnitude_mask
 from maskpro.masked_model import MaskedModel, maskable_layers
-from maskpro.objectives import HeldOutSamples, SampleValues, baseline_losses, teacher_outputs
+from maskpro.objectives import HeldOutMeans, HeldOutSamples, SampleValues, baseline_losses, teacher_outputs
 from maskpro.objectives.diffusion import DiffusionObjective, NoisyBatch
 from maskpro.pattern import NMPattern
 from maskpro.precision import Precision, autocast, parse_precision
@@ -180,10 +180,10 @@ def _trainer(
         config,
         masked=masked,
         objective=objective,
-        validation=HeldOutSamples(objective, 1),
+        validation=HeldOutSamples(objective, 1, dense),
         teacher=teacher,
         baseline=baseline if config.estimator == "policy_gradient" else None,
-        initial_val_loss=1.0,
+        initial=HeldOutMeans(1.0, 1.0),
     )
     (teacher if config.estimator == "straight_through" else baseline)(torch.arange(256))
     return trainer

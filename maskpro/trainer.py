@@ -251,7 +251,7 @@ class MaskTrainer:
         return history
 
     def validate(self) -> HeldOutMeans:
-        """Held-out loss and error of the mode of the logits; keeps that mask as `best_mask` unless an earlier one is better.
+        """Held-out loss and error of the mode of the logits; that mask becomes `best_mask` unless an earlier one is better.
 
         Masks are compared by their error, the squared difference from the dense network's output: it tells them apart
         where the loss, which the noise that is to be predicted dominates, can't. Better is what the samples can tell: by

@@ -14,13 +14,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from maskpro.evaluation.fidelity import format_share
 from maskpro.evaluation.sampling import SamplingPlan
 from maskpro.tuning.driver_log import driver_log
 from maskpro.tuning.experiment import Experiment, open_experiment, running_session, say, trial_resources, write_trials
+from maskpro.tuning.history import METRIC
 from maskpro.tuning.interruption import Interruption, interruptible
 from maskpro.tuning.parallel_sampling import ray_chunks
 from maskpro.tuning.promotion import best_trials, confirmation_plans, promote, write_best
 from maskpro.tuning.search import Search
+from maskpro.tuning.trial_table import FIGURES
 
 
 def run_main_job(search: Search, *, resume: bool, extend: int = 0) -> int:
@@ -76,7 +79,7 @@ def _leave(experiment: Experiment, reason: str) -> int:
         (best,) = best_trials(completed, 1)
         write_best(experiment, best)
         say(
-            f"best so far: trial {best.number}, recovery {best.last['recovery']:.3f}; its masks are in best/, not evaluated"
+            f"best so far: trial {best.number}, fidelity {format_share(best.last['fidelity'])}; its masks are in best/, not evaluated"
         )
     say(f"stopped by {reason} with {ended} of {history.num_trials} trials ended; go on with --resume {experiment.folder}")
     return {"the time budget": 0, "SIGTERM": 143}.get(reason, 130)
@@ -90,12 +93,11 @@ def _summarise(experiment: Experiment, report: dict[str, Any]) -> None:
         *experiment.search.space.domains,
         "status",
         "num_samples_seen",
-        "val_loss",
-        "recovery",
+        *FIGURES,
         "seconds",
         "source",
     ]
-    console.print(_table("trials, best first", experiment.trials().sort_values("val_loss")[columns]))
+    console.print(_table("trials, best first", experiment.trials().sort_values(METRIC)[columns]))
     if len(report["candidates"]) > 1:
         console.print(_table(f"candidates, picked by {report['picked_by']}", pd.DataFrame(report["candidates"])))
     models = pd.DataFrame(report["models"]).T.drop(columns="test_loss_by_timestep")

@@ -11,7 +11,7 @@ import pandas as pd
 from maskpro.tuning.history import METRIC, TrialRecord
 
 # Of a trial's mask with the lowest validation error.
-_FIGURES = ("fidelity", METRIC, "recovery", "loss_improvement", "val_loss")
+FIGURES = ("fidelity", METRIC, "recovery", "loss_improvement", "val_loss")
 
 
 def tabulate_trials(parameters: Mapping[str, Any], records: Sequence[TrialRecord]) -> pd.DataFrame:
@@ -30,7 +30,7 @@ def tabulate_trials(parameters: Mapping[str, Any], records: Sequence[TrialRecord
                 **{name: record.params.get(name, value) for name, value in parameters.items()},
                 "status": record.status,
                 "num_samples_seen": record.samples,
-                **{name: figures.get(name, math.nan) for name in _FIGURES},
+                **{name: figures.get(name, math.nan) for name in FIGURES},
                 "seconds": record.last.get("seconds", math.nan),
                 "seed": record.seed,
                 "source": record.source,
@@ -39,5 +39,5 @@ def tabulate_trials(parameters: Mapping[str, Any], records: Sequence[TrialRecord
             }
         )
     table = pd.DataFrame(rows)
-    numbers = dict.fromkeys((*_FIGURES, "seconds"), "float64")
+    numbers = dict.fromkeys((*FIGURES, "seconds"), "float64")
     return table.astype({"seed_point": "Int64", **numbers}) if rows else table
