@@ -24,6 +24,7 @@ from analysis.plots import DARK, LIGHT, all_figures, best_trial
 from analysis.trials import load_evaluation, load_history, load_trials, searched_parameters
 from maskpro.cli import run_command
 from maskpro.errors import MaskproError
+from maskpro.evaluation.fidelity import format_share
 from maskpro.files import read_json, write_text
 from maskpro.tuning.history import METRIC
 from maskpro.tuning.trial_table import FIGURES
@@ -142,9 +143,9 @@ def _headline(evaluated: Mapping[str, Any], trials: pd.DataFrame) -> str:
         return text + "."
     best = best_trial(trials) if len(trials) else None
     if best is None:
-        return "No trial has reported a loss yet."
-    recovered = trials.loc[trials["trial_id"] == best, "recovery"].iloc[0]
-    return f"Not evaluated yet. The best trial so far has a recovery of {recovered:.3f} on validation samples."
+        return "No trial has reported yet."
+    reached = trials.loc[trials["trial_id"] == best, "fidelity"].iloc[0]
+    return f"Not evaluated yet. The best trial so far has a fidelity of {format_share(reached)} on validation samples."
 
 
 def _facts(

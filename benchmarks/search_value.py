@@ -3,8 +3,9 @@
 python -m benchmarks.search_value --seeds 5
 
 Real training on the embedded workload, in this process and without Ray: the trials of the different searches are driven by
-the main job's own state on a simulated clock, two at a time, and a trial that several of them run is trained once. Searches choose by the validation error;
-fidelity and the gain over the best seed point, with its standard error over samples (paired), are those of test samples.
+the main job's own state on a simulated clock, two at a time, and a trial that several of them run is trained once. Searches
+choose by the validation error. Fidelity, and the gain over the best seed point with its standard error over samples
+(paired), are those of test samples.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from maskpro.tuning.searcher import STUDY_FILE, SearchStudy
 from maskpro.tuning.state import Plan, SearchState, TrialSource
 
 _INITIAL_ERROR = 1.0
+_LOSSES = ("val_loss", "val_loss_now", "best_val_loss", "initial_val_loss", "recovery", "loss_improvement")
 _SAVING = 0.01  # simulated seconds from a report to its checkpoint: reports of other trials come between
 
 # A space, the learning curves of its trials and their seconds a report, for whoever needs no others.
@@ -200,6 +201,7 @@ class SimulatedSearch:
             "val_error_now": error,
             "best_val_error": min(error, _INITIAL_ERROR),
             "initial_val_error": _INITIAL_ERROR,
+            **dict.fromkeys(_LOSSES, error),
             "train_loss": math.nan,
             "changed_share": 0.01,
             "seconds": samples / self.unit,

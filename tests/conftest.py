@@ -114,7 +114,7 @@ def make_trainer(
         config,
         masked=masked,
         objective=objective,
-        validation=HeldOutSamples(held_out, 32),
+        validation=HeldOutSamples(held_out, 32, dense),
         teacher=teacher,
         baseline=baseline_losses(copy.deepcopy(masked.model), objective, teacher if config.target == "teacher" else None),
         graphs=graphs,

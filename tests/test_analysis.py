@@ -22,10 +22,10 @@ def experiment(tmp_path):
     history.session(2, time="now")
     for lr, source in ((1.0, "seed point 1"), (2.0, "optuna")):
         history.start({"lr": lr}, source=source, seed=0)
-    history.report(1, {"num_samples_seen": 100, "recovery": 0.0, "val_loss": 0.09}, stopped=True)
-    history.report(2, {"num_samples_seen": 100, "recovery": None, "val_loss": 0.9, "failure": "not finite"}, stopped=False)
+    history.report(1, {"num_samples_seen": 100, "fidelity": 0.0, "val_error": 0.02}, stopped=True)
+    history.report(2, {"num_samples_seen": 100, "fidelity": None, "val_error": 0.2, "failure": "not finite"}, stopped=False)
     history.go_on(1, promoted=True)
-    history.report(1, {"num_samples_seen": 200, "recovery": 0.2, "val_loss": 0.08}, stopped=False)
+    history.report(1, {"num_samples_seen": 200, "fidelity": 0.2, "val_error": 0.016}, stopped=False)
     models = {name: {"test_loss": loss} for name, loss in (("dense", 0.07), ("initial", 0.09), ("learned", 0.08))}
     report = {"models": models, "recovery": 0.5, "loss_improvement": 0.11}
     (tmp_path / "final_evaluation.json").write_text(json.dumps(report))
@@ -44,8 +44,8 @@ def test_an_experiments_folder_becomes_tidy_frames(experiment):
     curves = load_curves(experiment)
     first, second = trials["trial_id"]
     assert curves[["trial_id", "num_samples_seen"]].values.tolist() == [[first, 100], [first, 200], [second, 100]]
-    assert curves["recovery"].tolist()[:2] == [0.0, 0.2]
-    assert pd.isna(curves["recovery"].tolist()[2])
+    assert curves["fidelity"].tolist()[:2] == [0.0, 0.2]
+    assert pd.isna(curves["fidelity"].tolist()[2])
     evaluation = load_evaluation(experiment).set_index("model")
     assert evaluation.loc["learned", "recovery"] == 0.5
     assert pd.isna(evaluation.loc["dense", "recovery"])
@@ -68,25 +68,25 @@ def test_a_folder_that_is_no_experiment_gives_one_sentence(tmp_path):
 def test_experiments_are_compared_by_what_they_found_and_how_they_differ(tmp_path, capsys):
     first = make_experiment(tmp_path / "a", trials=8, seed=1)
     second = make_experiment(tmp_path / "b", trials=12, seed=2, finished=False)
-    table = compare([first, second], recovery=0.5).set_index("experiment")
+    table = compare([first, second], fidelity=0.5).set_index("experiment")
     assert table["trials"].tolist() == ["8 of 8", "12 of 12"]
     assert table.loc["a", "test recovery"] == 0.937
     assert pd.isna(table.loc["b", "test recovery"])
     different = differences([first, second])
     assert different.loc["num_trials"].tolist() == [8, 12]
     assert "searcher" not in different.index
-    write_comparison([first, second], recovery=0.5)
-    assert "samples to recovery 0.5" in capsys.readouterr().out
+    write_comparison([first, second], fidelity=0.5)
+    assert "samples to fidelity 0.5" in capsys.readouterr().out
     with pytest.raises(MaskproError, match="experiments holds 1 folder; allowed: two or more"):
         write_comparison([first])
 
 
-def test_the_cost_of_a_recovery_is_what_all_trials_spent_until_one_reached_it():
+def test_the_cost_of_a_fidelity_is_what_all_trials_spent_until_one_reached_it():
     curves = pd.DataFrame(
         {
             "trial_id": ["x", "x", "y", "y"],
             "num_samples_seen": [100, 200, 100, 200],
-            "recovery": [0.1, None, 0.4, 0.8],
+            "fidelity": [0.1, None, 0.4, 0.8],
         }
     )
     assert samples_to_reach(curves, 0.4) == 300
@@ -97,7 +97,7 @@ def test_the_cost_of_a_recovery_is_what_all_trials_spent_until_one_reached_it():
 @pytest.mark.parametrize("draw", [slices, parallel_coordinates])
 def test_names_of_whole_layers_are_drawn_short(draw):
     layer = "up_blocks.1.resnets.0.conv_shortcut"
-    trials = pd.DataFrame({"targets": ["all", layer], "recovery": [0.1, 0.5], "status": "completed"})
+    trials = pd.DataFrame({"targets": ["all", layer], "fidelity": [0.1, 0.5], "status": "completed"})
     parameters = {"targets": {"attributes": {"choices": ["all", layer, "conv_shortcut"]}}}
     texts = {text.get_text() for text in draw(trials, parameters, theme=LIGHT).findobj(Text)}
     assert {"all", "conv_shortcut", "up_blo…hortcut"} <= texts

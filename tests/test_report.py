@@ -65,7 +65,7 @@ def test_a_search_that_runs_or_was_killed_has_a_report_of_what_is_there(tmp_path
     path = folder / "history.jsonl"
     path.write_bytes(path.read_bytes()[:-40])  # the last line is torn
     text = write_report(folder).read_text()
-    assert "Not evaluated yet. The best trial so far has a recovery of" in text
+    assert "Not evaluated yet. The best trial so far has a fidelity of" in text
     assert 'id="missing"' in text
     assert "the final evaluation (the search has not come to its end)" in text
     assert 'id="learning_curves"' in text
@@ -84,7 +84,7 @@ def trial(number):
 
 
 def report_of(number, **metrics):
-    metrics = {"num_samples_seen": 100, "val_loss": 0.08, "recovery": 0.5, "seconds": 1.0, "done": False, **metrics}
+    metrics = {"num_samples_seen": 100, "val_error": 0.01, "fidelity": 0.5, "seconds": 1.0, "done": False, **metrics}
     return {"event": "report", "trial": number, "metrics": metrics, "stopped": False}
 
 
@@ -93,8 +93,8 @@ def report_of(number, **metrics):
     [
         ([], "No trial has reported a loss yet."),
         ([trial(1), trial(2)], "No trial has reported a loss yet."),
-        ([trial(1), report_of(1)], "The best trial so far has a recovery of 0.500"),
-        ([trial(1), report_of(1, recovery=None, val_loss=0.1)], "Not evaluated yet."),
+        ([trial(1), report_of(1)], "The best trial so far has a fidelity of 0.500"),
+        ([trial(1), report_of(1, fidelity=None, val_error=0.1)], "Not evaluated yet."),
         ([trial(1), report_of(1, failure="loss <is> not finite")], "trial 1: loss &lt;is&gt; not finite"),
         ([trial(1), {"event": "error", "trial": 1, "text": "it died"}], "trial 1: it died"),
     ],

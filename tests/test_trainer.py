@@ -10,7 +10,7 @@ from maskpro.distribution import score
 from maskpro.errors import MaskproError
 from maskpro.estimators import ESTIMATORS, Tracker
 from maskpro.initial_masks import magnitude_masked_model
-from maskpro.objectives import HeldOutSamples, baseline_losses
+from maskpro.objectives import HeldOutSamples, HeldOutValues, baseline_losses
 from maskpro.objectives.diffusion import DiffusionObjective
 from maskpro.pattern import NMPattern
 from maskpro.trainer import MaskTrainer, NonFiniteLossError, TrainerConfig
@@ -70,21 +70,22 @@ def test_train_consumes_exactly_the_samples_asked_for(digits, batch_size, steps)
 
 def test_straight_through_improves_on_the_initial_mask(digits):
     trainer = run_to_end(make_trainer(digits, lr=2.0, batch_size=32, dataset_size=2000, budget_samples=1920), chunk=640)
-    assert trainer.best_val_loss < trainer.initial_val_loss - 0.002
+    assert trainer.best.error < trainer.initial.error / 2
     assert 0 < trainer.changed_share() < 0.5
 
 
 def test_a_validated_mask_is_kept_with_its_loss_and_never_one_worse_than_the_initial_mask(digits):
     trainer = make_trainer(digits, lr=2.0, batch_size=32, budget_samples=640)
-    losses = []
+    judged = []
     while not trainer.finished:
         trainer.train(64)
-        losses.append(trainer.validate())
-    assert trainer.lowest_val_loss == min(losses) <= trainer.best_val_loss
-    assert trainer.best_val_loss in losses
-    assert trainer.best_val_loss < trainer.initial_val_loss
+        judged.append(trainer.validate())
+    assert trainer.lowest == min(judged, key=lambda means: means.error)
+    assert trainer.lowest.error <= trainer.best.error
+    assert trainer.best in judged
+    assert trainer.best.error < trainer.initial.error
     trainer.masked.set_mask(trainer.best_mask)
-    assert trainer._validation.mean_loss(trainer.masked.model) == trainer.best_val_loss
+    assert trainer._validation.judge(trainer.masked.model).means() == trainer.best
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -206,7 +207,7 @@ def test_bfloat16_learns_as_well_as_float32_within_the_noise_of_seeds(digits, se
     for precision, seed in (("float32", 0), ("float32", 1), ("float32", 2), ("bfloat16", 0)):
         trainer = make_trainer(digits, **{"lr": 2.0} | settings, budget_samples=512, precision=precision, seed=seed)
         trainer.train(512)
-        losses[precision, seed] = trainer.validate()
+        losses[precision, seed] = trainer.validate().error
     seeds = [losses["float32", seed] for seed in range(3)]
     assert abs(losses["bfloat16", 0] - losses["float32", 0]) < max(seeds) - min(seeds)
     assert losses["bfloat16", 0] != losses["float32", 0]
@@ -215,7 +216,7 @@ def test_bfloat16_learns_as_well_as_float32_within_the_noise_of_seeds(digits, se
 def test_of_masks_that_held_out_samples_cannot_tell_apart_the_latest_is_kept(digits, generator, monkeypatch):
     """Worse by less than the standard error of the paired difference is as good; worse by more is not."""
     trainer = make_trainer(digits)
-    initial, noise = trainer.initial_val_loss, torch.randn(400, generator=generator, dtype=torch.float64)
+    initial, noise = trainer.initial.error, torch.randn(400, generator=generator, dtype=torch.float64)
     error = (noise - noise.flip(0)).std(correction=0).item() / 20
     shift = (noise - noise.flip(0)).mean().item()
     lowest = initial / 2 + 0.001 * noise
@@ -227,14 +228,15 @@ def test_of_masks_that_held_out_samples_cannot_tell_apart_the_latest_is_kept(dig
         "worse than the initial mask": initial + torch.zeros(400, dtype=torch.float64),
     }
     kept = []
-    for place, losses in enumerate(steps.values()):
+    for place, errors in enumerate(steps.values()):
         mask = torch.arange(len(steps)) == place
         monkeypatch.setattr(trainer, "mode", lambda mask=mask: mask)
-        monkeypatch.setattr(trainer, "_held_out_losses", lambda _, losses=losses: losses)
-        assert trainer.validate() == losses.mean().item()
+        values = HeldOutValues(losses=-errors, errors=errors)
+        monkeypatch.setattr(trainer, "_judge", lambda _, values=values: values)
+        assert trainer.validate() == values.means()
         kept.append(torch.equal(trainer.best_mask, mask))
     assert kept == [True, True, True, False, False]
-    assert trainer.lowest_val_loss == lowest.mean().item() < trainer.best_val_loss == steps["as good"].mean().item()
+    assert trainer.lowest.error == lowest.mean().item() < trainer.best.error == steps["as good"].mean().item()
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo", "ignore:.*lru_cache")
@@ -264,7 +266,7 @@ def test_raw_step_is_exactly_the_specs_update(digits):
         ),
         masked=masked,
         objective=objective,
-        validation=HeldOutSamples(objective, 8),
+        validation=HeldOutSamples(objective, 8, dense),
         baseline=baseline_losses(copy.deepcopy(masked.model), objective, None),
     )
     logits = magnitude * initial.double()

@@ -78,9 +78,8 @@ def _leave(experiment: Experiment, reason: str) -> int:
     if completed:
         (best,) = best_trials(completed, 1)
         write_best(experiment, best)
-        say(
-            f"best so far: trial {best.number}, fidelity {format_share(best.last['fidelity'])}; its masks are in best/, not evaluated"
-        )
+        reached = format_share(best.last["fidelity"])
+        say(f"best so far: trial {best.number}, fidelity {reached}; its masks are in best/, not evaluated")
     say(f"stopped by {reason} with {ended} of {history.num_trials} trials ended; go on with --resume {experiment.folder}")
     return {"the time budget": 0, "SIGTERM": 143}.get(reason, 130)
 

@@ -65,7 +65,7 @@ def test_masks_of_a_language_model_are_learned_by_the_same_trainer(llama, object
         TrainerConfig(estimator=estimator, target=target, batch_size=8, budget_samples=64, lr=2.0),
         masked=masked,
         objective=objective,
-        validation=HeldOutSamples(objective, 64),
+        validation=HeldOutSamples(objective, 64, llama),
         teacher=teacher,
         baseline=baseline_losses(initial.model, objective, teacher if target == "teacher" else None),
     )

@@ -57,17 +57,34 @@ def test_losses_of_importance_samples_have_the_mean_of_uniform_ones(digits):
 
 def test_the_embedded_network_predicts_noise_well(digits):
     test = digits.held_out_samples("test", CPU)
-    assert test.mean_loss(digits.model) < 0.1
-    assert test.losses(digits.model).shape == (2400,)
+    values = test.judge(digits.model)
+    assert values.means().loss < 0.1
+    assert values.losses.shape == values.errors.shape == (digits.budgets.test_samples,)
+    assert values.errors.max() == 0
 
 
 def test_held_out_samples_are_fixed_by_their_seed(digits):
     first, again, other = (
-        HeldOutSamples(DiffusionObjective(digits.scheduler, digits.images.test, seed=seed, device=CPU, strata=70), 70)
+        HeldOutSamples(
+            DiffusionObjective(digits.scheduler, digits.images.test, seed=seed, device=CPU, strata=70), 70, digits.model
+        )
         for seed in (1, 1, 2)
     )
-    assert torch.equal(first.losses(digits.model), again.losses(digits.model))
-    assert not torch.equal(first.losses(digits.model), other.losses(digits.model))
+    assert torch.equal(first.judge(digits.model).losses, again.judge(digits.model).losses)
+    assert not torch.equal(first.judge(digits.model).losses, other.judge(digits.model).losses)
+
+
+def test_the_error_is_the_squared_difference_from_the_dense_networks_output(digits):
+    objective = DiffusionObjective(digits.scheduler, digits.images.test, seed=1, device=CPU, strata=70)
+    masked = magnitude_masked_model(digits.model, pattern=NMPattern(2, 4), layout="channel").model
+    values = HeldOutSamples(objective, 70, digits.model).judge(masked)
+    for index in (0, 69):
+        batch = objective.batch(torch.tensor([index]))
+        with torch.no_grad():
+            difference = objective.predict(masked, batch) - objective.predict(digits.model, batch)
+            loss = objective.predict(masked, batch) - batch.noise
+        assert values.errors[index].item() == pytest.approx(difference.square().mean().item(), rel=1e-4)
+        assert values.losses[index].item() == pytest.approx(loss.square().mean().item(), rel=1e-4)
 
 
 def test_a_model_that_does_not_predict_noise_is_refused(digits):

@@ -56,7 +56,7 @@ class SlowTrial(Trainable):
         time.sleep(0.2)
         self.samples += UNIT
         loss = self.config["lr"] / self.samples
-        return {"num_samples_seen": self.samples, "val_loss": loss, "done": self.samples >= MAX_SAMPLES}
+        return {"num_samples_seen": self.samples, "val_error": loss, "done": self.samples >= MAX_SAMPLES}
 
     def save_checkpoint(self, checkpoint_dir):
         (Path(checkpoint_dir) / "samples").write_text(str(self.samples))

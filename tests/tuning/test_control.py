@@ -47,7 +47,7 @@ while True:
 
 
 def report(history, number, samples, *, done=False, stopped=False, failure=""):
-    metrics = {"num_samples_seen": samples, "val_loss": 1 / samples, "recovery": 0.5, "done": done, "failure": failure}
+    metrics = {"num_samples_seen": samples, "val_error": 1 / samples, "fidelity": 0.5, "done": done, "failure": failure}
     history.report(number, metrics, stopped=stopped)
     history.checkpoint(number, "somewhere", samples)
 
@@ -93,7 +93,7 @@ def test_monitor_once_on_a_finished_a_crashed_and_a_running_search(folder, capsy
     shown = capsys.readouterr().out
     assert shown.startswith(f"{folder}: was interrupted; go on with tune_main.py --resume {folder}\n")
     assert "  trials: 1 unfinished, 1 completed, 0 stopped, 0 failed, 0 to come; 2 in all\n" in shown
-    assert "  best so far: trial 1, recovery 0.500, val_loss 0.00111 (lr 1)\n" in shown
+    assert "  best so far: trial 1, fidelity 0.500, val_error 0.00111 (lr 1)\n" in shown
     assert "  samples seen: 1,000, 56% of 1,800 (all trials to their full budget)\n" in shown
     assert "this machine" not in shown
     with hold_lock(folder):

@@ -24,8 +24,8 @@ num_trials = 3
 """
 
 
-def metrics(samples, val_loss=0.09, *, done=False, failure=""):
-    return {"num_samples_seen": samples, "val_loss": val_loss, "recovery": 0.5, "done": done, "failure": failure}
+def metrics(samples, val_error=0.09, *, done=False, failure=""):
+    return {"num_samples_seen": samples, "val_error": val_error, "fidelity": 0.5, "done": done, "failure": failure}
 
 
 def history_of(*trials):
@@ -59,7 +59,7 @@ def test_the_status_of_a_trial_says_how_it_ended():
     trials = tabulate_trials({"lr": None, "batch_size": 32}, history.searched)
     assert trials["status"].tolist() == ["completed", "stopped", "failed", "failed", *["unfinished"] * 3]
     assert trials["seed_point"].isna().tolist() == [False, *[True] * 6]
-    assert trials["val_loss"].isna().tolist() == [False, False, True, True, False, False, True]
+    assert trials["val_error"].isna().tolist() == [False, False, True, True, False, False, True]
     assert trials["failure"].tolist()[2:4] == ["training loss is not finite", "out of memory"]
     assert trials["batch_size"].tolist() == [32] * 7
     assert trials["lr"].tolist() == [1.0, 1.0, *[2.0] * 5]

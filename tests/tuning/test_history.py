@@ -73,17 +73,17 @@ def test_a_trial_has_ended_only_once_its_last_state_is_safe():
 
 
 def test_metrics_are_kept_as_json_can_hold_them(tmp_path):
-    metrics = SEARCH.metrics(0.5, 100) | {"recovery": math.inf, "time_this_iter_s": 3.0, "config": {"lr": 1.0}}
+    metrics = SEARCH.metrics(0.5, 100) | {"fidelity": math.inf, "time_this_iter_s": 3.0, "config": {"lr": 1.0}}
     kept = plain_metrics(metrics)
     assert kept["train_loss"] is None
-    assert kept["recovery"] is None
+    assert kept["fidelity"] is None
     assert set(kept) == set(METRICS)
     assert json.loads(json.dumps(kept, allow_nan=False)) == kept
     history = History(tmp_path / HISTORY_FILE)
     history.start(PARAMS, source="optuna", seed=0)
     before = (tmp_path / HISTORY_FILE).read_bytes()
     with pytest.raises(ValueError, match="not JSON compliant"):
-        history.report(1, {"num_samples_seen": 100, "val_loss": math.nan}, stopped=False)
+        history.report(1, {"num_samples_seen": 100, "val_error": math.nan}, stopped=False)
     assert (tmp_path / HISTORY_FILE).read_bytes() == before
     assert not history.trials[1].reports, "what is not in the file has not happened"
 

@@ -69,14 +69,14 @@ def check_journal(folder, history):
         dead = bool(record.error)
         assert trial.state == (TrialState.FAIL if dead else TrialState.COMPLETE)
         assert trial.params == record.params
-        assert trial.values == (None if dead else [record.last["val_loss"]])
-        assert trial.intermediate_values == {samples: report["val_loss"] for samples, report in record.reports.items()}
+        assert trial.values == (None if dead else [record.last["val_error"]])
+        assert trial.intermediate_values == {samples: report["val_error"] for samples, report in record.reports.items()}
         assert trial.user_attrs == {
             "trial": number,
             "source": record.source,
             "status": record.status,
             "num_samples_seen": record.samples,
-            "recovery": record.last.get("recovery"),
+            "fidelity": record.last.get("fidelity"),
         } | ({} if record.seed_point is None else {"seed_point": record.seed_point})
     return journal
 

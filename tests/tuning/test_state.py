@@ -160,10 +160,10 @@ def test_every_scheduler_and_searcher_runs_a_search_to_its_end(tmp_path, schedul
         assert (record.status == "stopped") <= (scheduler != "none")
         assert record.stopped == (record.status == "stopped"), "whoever ends by itself is not stopped"
     failed, dead = records[2], records[3]
-    assert (failed.status, failed.last["val_loss"], failed.samples) == ("failed", 10.0, 200)
+    assert (failed.status, failed.last["val_error"], failed.samples) == ("failed", 10.0, 200)
     assert (dead.status, dead.failure, dead.samples) == ("failed", "the worker died: out of memory", 200)
     # Curves fall, so whoever is stopped is stopped on the evidence of a trial that ends no worse.
-    best = min((record for record in records if not record.failure), key=lambda record: record.last["val_loss"])
+    best = min((record for record in records if not record.failure), key=lambda record: record.last["val_error"])
     assert best.status == "completed"
 
 
@@ -176,7 +176,7 @@ def test_a_dead_trial_never_becomes_the_best_even_with_the_lowest_loss(tmp_path)
     search = replace(SEARCH, curve=curve, scheduler="none", num_trials=6)
     state = search.open(tmp_path)
     search.run(state)
-    lowest = min(state.history.trials.values(), key=lambda record: record.last["val_loss"])
+    lowest = min(state.history.trials.values(), key=lambda record: record.last["val_error"])
     assert (lowest.number, lowest.status) == (4, "failed")
     assert state.study._study.best_trial.user_attrs["trial"] != 4
 
@@ -260,7 +260,7 @@ def test_a_trial_that_fails_where_it_had_reported_before_has_ended(tmp_path):
         for samples in (100, 200):
             source.report(number, SEARCH.metrics(0.5, samples))
         state.history.checkpoint(number, "somewhere", 100)
-        failed = {"num_samples_seen": 200, "val_loss": 10.0, "failure": "out of memory", "done": True}
+        failed = {"num_samples_seen": 200, "val_error": 10.0, "failure": "out of memory", "done": True}
         source.report(number, failed)
         source.report(number, failed)
         state.history.checkpoint(number, "somewhere", 200)

@@ -66,7 +66,7 @@ def context(digits, tmp_path_factory):
 @pytest.fixture(scope="module")
 def shared(context):
     dense, initial, shares = _judged(context)
-    return SharedValues(dense_val_loss=dense, initial_val_losses=initial, timestep_shares=shares)
+    return SharedValues(dense_val_loss=dense, initial=initial, timestep_shares=shares)
 
 
 class Keeper(dict):
@@ -88,12 +88,20 @@ def start(context, shared):
     return Started
 
 
+REPORTED = ("num_samples_seen", "val_error", "val_error_now", "val_loss", "train_loss", "done")
+
+
 def results(trial):
     """What a trial reports, less clocks and names."""
     rows = []
     while not rows or not rows[-1]["done"]:
         row = trial.train()
-        rows.append({name: row[name] for name in ("num_samples_seen", "val_loss", "val_loss_now", "train_loss", "done")})
+        rows.append(
+            {
+                name: row[name]
+                for name in ("num_samples_seen", "val_error", "val_error_now", "val_loss", "train_loss", "done")
+            }
+        )
     return rows
 
 
@@ -101,8 +109,8 @@ def test_a_trial_reports_at_fixed_numbers_of_samples_and_ends_at_its_budget(star
     rows = results(start(dict(SECOND)))
     assert [row["num_samples_seen"] for row in rows] == [40, 80, 96]
     assert [row["done"] for row in rows] == [False, False, True]
-    lowest = [min(row["val_loss_now"] for row in rows[: count + 1]) for count in range(3)]
-    assert [row["val_loss"] for row in rows] == lowest
+    lowest = [min(row["val_error_now"] for row in rows[: count + 1]) for count in range(3)]
+    assert [row["val_error"] for row in rows] == lowest
 
 
 def test_trials_on_a_reused_actor_equal_trials_on_fresh_ones(start):
@@ -208,7 +216,7 @@ def test_a_trial_that_goes_on_from_its_end_reports_it_once_more(start, context, 
     second = start(dict(FIRST))
     second.load_checkpoint(str(tmp_path))
     (again,) = results(second)
-    for name in ("num_samples_seen", "val_loss", "val_loss_now", "done"):
+    for name in ("num_samples_seen", "val_error", "val_error_now", "val_loss", "done"):
         assert again[name] == rows[-1][name]
 
 
@@ -219,7 +227,7 @@ def test_a_loss_that_is_not_finite_ends_the_trial_with_a_finite_penalty(start, m
     result = trial.train()
     assert result["done"]
     assert result["failure"] == "training loss is not finite after 40 samples"
-    assert result["val_loss"] == FAILURE_PENALTY * trial._initial_val_loss
+    assert result["val_error"] == FAILURE_PENALTY * trial._initial.error
 
 
 def test_a_trial_that_finds_no_memory_for_one_sample_fails_and_the_next_one_runs(start, monkeypatch):
@@ -232,7 +240,7 @@ def test_a_trial_that_finds_no_memory_for_one_sample_fails_and_the_next_one_runs
         patch.setattr(DiffusionObjective, "predict", predict)
         result = trial.train()
     assert (result["done"], result["failure"]) == (True, "CUDA out of memory. Tried to allocate 2 GiB")
-    assert result["val_loss"] == FAILURE_PENALTY * trial._initial_val_loss
+    assert result["val_error"] == FAILURE_PENALTY * trial._initial.error
     assert trial.reset(dict(SECOND))
     assert results(trial) == results(start(dict(SECOND)))
 
@@ -242,8 +250,9 @@ def test_a_trial_that_makes_things_worse_is_told_from_one_that_does_nothing(star
     raw = {"estimator": "policy_gradient", "target": "noise", "raw_step": True, "lr": 1e5}
     trial = start({**OWN, **raw, "batch_size": 8, "dataset_size": 64})
     worst = results(trial)[-1]
-    assert worst["val_loss"] > trial._initial_val_loss
-    assert trial._trainer.best_val_loss == trial._initial_val_loss
+    assert worst["val_error"] > trial._initial.error
+    assert worst["fidelity"] < 0
+    assert trial._trainer.best == trial._initial
 
 
 def test_a_trial_without_an_assigned_gpu_stays_on_the_cpu(start, monkeypatch):
@@ -283,5 +292,7 @@ def test_a_trial_starts_at_its_own_initial_mask(start, context, digits):
     expected = initial_masked(context, digits.model, FORMATS[2])
     assert torch.equal(trial._running_trainer().initial_mask, expected.mask)
     (row, *_) = (trial.train(),)
-    assert row["initial_val_loss"] == pytest.approx(trial._validation.mean_loss(expected.model))
-    assert row["initial_val_loss"] != trial._shared.initial_val_losses[FORMATS[0]]
+    found = trial._validation.judge(expected.model).means()
+    assert (row["initial_val_loss"], row["initial_val_error"]) == pytest.approx(found)
+    assert row["initial_val_error"] != trial._shared.initial[FORMATS[0]].error
+    assert row["fidelity"] == pytest.approx(1 - row["val_error"] / found.error)

@@ -17,12 +17,12 @@ START = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 PARAMS = {"lr": 1 / 3, "batch_size": 16}
 
 
-def metrics(samples, val_loss=0.09, *, recovery=0.5, done=False, failure=""):
-    return {"num_samples_seen": samples, "val_loss": val_loss, "recovery": recovery, "done": done, "failure": failure}
+def metrics(samples, val_error=0.09, *, fidelity=0.5, done=False, failure=""):
+    return {"num_samples_seen": samples, "val_error": val_error, "fidelity": fidelity, "done": done, "failure": failure}
 
 
-def report(history, number, samples, val_loss=0.09, *, stopped=False, **rest):
-    history.report(number, metrics(samples, val_loss, **rest), stopped=stopped)
+def report(history, number, samples, val_error=0.09, *, stopped=False, **rest):
+    history.report(number, metrics(samples, val_error, **rest), stopped=stopped)
     history.checkpoint(number, "somewhere", samples)
 
 
@@ -60,7 +60,7 @@ def test_every_trial_is_counted_once(num_trials):
     assert snapshot.failed == statuses.count("failed")
     assert snapshot.samples == sum(record.samples for record in history.trials.values())
     assert snapshot.full_samples == 900 * (num_trials + 5)
-    best = min((record for record in history.trials.values() if not record.failure), key=lambda r: r.last["val_loss"])
+    best = min((record for record in history.trials.values() if not record.failure), key=lambda r: r.last["val_error"])
     assert (snapshot.best.number, snapshot.best.params) == (best.number, PARAMS)
     assert all("\n" not in line for line in snapshot.errors)
 
@@ -93,14 +93,12 @@ def test_confirmations_and_failures_are_never_the_best():
     history.session(2, time=START.isoformat())
     for source in ("seed point 1", "optuna", "confirmation of trial 1"):
         history.start(PARAMS, source=source, seed=0)
-    report(history, 1, 900, 0.5, recovery=None, done=True)
+    report(history, 1, 900, 0.5, fidelity=None, done=True)
     report(history, 2, 900, 0.1, failure="no memory")
     report(history, 3, 900, 0.2, done=True)
     snapshot = snapshot_of(history, num_trials=3)
     assert snapshot.best.number == 1
-    assert (
-        "trial 1, recovery undefined, val_loss 0.50000 (lr 0.3333, batch_size 16)" in dict(summary_rows(snapshot)).values()
-    )
+    assert "trial 1, fidelity undefined, val_error 0.5 (lr 0.3333, batch_size 16)" in dict(summary_rows(snapshot)).values()
 
 
 def test_time_left_is_what_the_trials_that_are_left_take_at_this_sessions_pace():
@@ -216,7 +214,7 @@ def test_a_running_search_prints_plain_lines_where_there_is_no_terminal(capsys):
     monitor.on_trial_error(0, [], FakeTrial(2))
     monitor.on_experiment_end([])
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("trial 1 of 3 ended at 900 samples: recovery 0.500; best recovery 0.500 (trial 1); 0 s, about ")
+    assert first.startswith("trial 1 of 3 ended at 900 samples: fidelity 0.500; best fidelity 0.500 (trial 1); 0 s, about ")
     assert second == "trial 2 of 3 failed; its error is in /trials/2"
 
 

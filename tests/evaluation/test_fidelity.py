@@ -1,0 +1,56 @@
+import math
+
+import pytest
+import torch
+
+from maskpro.evaluation.fidelity import Estimate, estimate_fidelity, estimate_gain, fidelity, format_share
+
+
+def test_fidelity_is_zero_of_the_initial_mask_and_one_of_the_dense_network():
+    assert fidelity(0.02, 0.02) == 0
+    assert fidelity(0.02, 0.0) == 1
+    assert fidelity(0.02, 0.005) == pytest.approx(0.75)
+    assert fidelity(0.02, 0.03) == pytest.approx(-0.5)
+
+
+def test_fidelity_is_undefined_where_the_initial_mask_changes_no_output():
+    assert fidelity(0.0, 0.0) is None
+    zeros = torch.zeros(8, dtype=torch.float64)
+    assert estimate_fidelity(zeros, zeros) is None
+    assert estimate_gain(zeros, zeros, zeros) is None
+    assert format_share(None) == format_share(math.nan) == "undefined"
+    assert format_share(0.96) == "0.960"
+
+
+def draws(generator, count, size):
+    """Errors of samples under three masks: heavy-tailed, and correlated between the masks as those of real masks are."""
+    common = torch.randn(count, size, generator=generator, dtype=torch.float64).exp()
+    own = torch.randn(2, count, size, generator=generator, dtype=torch.float64).mul(0.3).exp()
+    return common, 0.2 * common * own[0], 0.15 * common.sqrt() * own[1]
+
+
+def test_standard_errors_are_the_spread_over_sets_of_samples(generator):
+    """Of 2,000 sets of 500 samples: the mean of the standard errors is the standard deviation of the estimates."""
+    initial, first, second = draws(generator, 2000, 500)
+    for found in (
+        [estimate_fidelity(i, a) for i, a in zip(initial, first, strict=True)],
+        [estimate_gain(i, a, b) for i, a, b in zip(initial, first, second, strict=True)],
+    ):
+        values, errors = torch.tensor(found, dtype=torch.float64).unbind(dim=1)
+        assert errors.mean().item() == pytest.approx(values.std().item(), rel=0.1)
+
+
+def test_the_gain_is_the_difference_of_two_fidelities_and_far_quieter_where_masks_are_alike(generator):
+    initial, first, _ = (part[0] for part in draws(generator, 1, 500))
+    second = 0.99 * first
+    fidelities = [estimate_fidelity(initial, errors) for errors in (first, second)]
+    gain = estimate_gain(initial, first, second)
+    assert gain.value == pytest.approx(fidelities[1].value - fidelities[0].value)
+    assert gain.standard_error < 0.1 * fidelities[0].standard_error
+    assert estimate_gain(initial, first, first) == Estimate(0.0, 0.0)
+
+
+def test_of_one_sample_the_error_is_not_a_number():
+    found = estimate_fidelity(torch.tensor([2.0], dtype=torch.float64), torch.tensor([1.0], dtype=torch.float64))
+    assert found.value == 0.5
+    assert math.isnan(found.standard_error)
