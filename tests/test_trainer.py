@@ -70,7 +70,7 @@ def test_train_consumes_exactly_the_samples_asked_for(digits, batch_size, steps)
 
 def test_straight_through_improves_on_the_initial_mask(digits):
     trainer = run_to_end(make_trainer(digits, lr=2.0, batch_size=32, dataset_size=2000, budget_samples=1920), chunk=640)
-    assert trainer.best.error < trainer.initial.error / 2
+    assert trainer.best.error < 0.8 * trainer.initial.error
     assert 0 < trainer.changed_share() < 0.5
 
 

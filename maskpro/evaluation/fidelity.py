@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:  # the analysis does without torch, which takes seconds to import
+    from torch import Tensor
 
 
 class Estimate(NamedTuple):
