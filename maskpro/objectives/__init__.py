@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -35,6 +36,21 @@ class Objective(Protocol):
         """Loss per sample, `[B]`, against the dense network's output `[B, ...]`."""
 
 
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Within it a network is in evaluation mode, whatever the caller left it in: its output depends on its input alone, and
+    BatchNorm's averages stay as they are.
+    """
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 class HeldOutSamples:
     """The first `size` samples of an objective, kept in `batches`: every model is judged by its losses on the same data."""
 
@@ -46,7 +62,8 @@ class HeldOutSamples:
     def losses(self, model: nn.Module) -> Tensor:
         """Loss of every sample against the data, `[size]`, float64 on the CPU."""
         objective = self._objective
-        parts = [objective.losses(objective.predict(model, batch), batch).double() for batch in self.batches]
+        with evaluation_mode(model):
+            parts = [objective.losses(objective.predict(model, batch), batch).double() for batch in self.batches]
         return torch.cat(parts).cpu()
 
     def mean_loss(self, model: nn.Module) -> float:
@@ -119,7 +136,13 @@ def teacher_outputs(
     dense: nn.Module, objective: Objective, *, shelf: Shelf | None = None, device: torch.device | None = None
 ) -> SampleValues:
     """The dense network's outputs on an objective's samples; `shelf` and `device` as in SampleValues."""
-    return SampleValues(lambda indices: objective.predict(dense, objective.batch(indices)), shelf, device)
+
+
+    def compute(indices: Tensor) -> Tensor:
+        with evaluation_mode(dense):
+            return objective.predict(dense, objective.batch(indices))
+
+    return SampleValues(compute, shelf, device)
 
 
 def baseline_losses(
@@ -134,7 +157,8 @@ def baseline_losses(
 
     def compute(indices: Tensor) -> Tensor:
         batch = objective.batch(indices)
-        prediction = objective.predict(initial, batch)
+        with evaluation_mode(initial):
+            prediction = objective.predict(initial, batch)
         if teacher is None:
             return objective.losses(prediction, batch)
         return objective.teacher_losses(prediction, teacher(indices), batch)
