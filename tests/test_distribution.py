@@ -268,7 +268,9 @@ def test_mode_keeps_exactly_n_even_under_ties():
 def test_mode_and_sample_keep_exactly_n_of_groups_with_nan(generator):
     """NaN counts as minus infinity: any number goes before it, and of several the first is kept."""
     nan, inf = torch.nan, torch.inf
-    logits = torch.tensor([[1.0, nan, 2.0, 0.0], [nan, -5.0, nan, -9.0], [nan, nan, nan, 0.0], [nan] * 4, [-inf, nan, 0, inf]])
+    logits = torch.tensor(
+        [[1.0, nan, 2.0, 0.0], [nan, -5.0, nan, -9.0], [nan, nan, nan, 0.0], [nan] * 4, [-inf, nan, 0, inf]]
+    )
     expected = [[True, False, True, False], [False, True, False, True], [True, False, False, True]]
     expected += [[True, True, False, False], [False, False, True, True]]
     assert mode(logits, 2).tolist() == expected

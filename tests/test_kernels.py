@@ -4,7 +4,6 @@ import importlib
 
 import pytest
 import torch
-
 from test_distribution import enumerated, led_logits
 
 from maskpro import distribution

@@ -137,7 +137,6 @@ def teacher_outputs(
 ) -> SampleValues:
     """The dense network's outputs on an objective's samples; `shelf` and `device` as in SampleValues."""
 
-
     def compute(indices: Tensor) -> Tensor:
         with evaluation_mode(dense):
             return objective.predict(dense, objective.batch(indices))

@@ -99,7 +99,14 @@ def test_inputs_of_layers_are_looked_at_in_evaluation_mode(network, objective):
 
 def test_the_modes_come_back_after_an_error(network):
     network.train()
-    with pytest.raises(KeyError), evaluation_mode(network):
-        assert not any(module.training for module in network.modules())
-        raise KeyError
+    seen = []
+
+    def fail():
+        with evaluation_mode(network):
+            seen.extend(module.training for module in network.modules())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert seen == [False] * 4
     assert all(module.training for module in network.modules())
