@@ -23,7 +23,7 @@ class Network(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv, self.norm, self.dropout = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Dropout(0.5)
+        self.conv, self.norm, self.dropout = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.Dropout(0.5)
 
     def forward(self, images, timesteps, return_dict=True):
         return (self.dropout(self.norm(self.conv(images))),)
