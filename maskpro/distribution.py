@@ -312,9 +312,9 @@ def _softmax_and_rest(columns: Tensor) -> tuple[Tensor, Tensor]:
     Where one does, all that is computed of p depends on the lead by less than rounding, but 1 - p has to keep what tells
     the other positions apart.
     """
-    exponentials, others = _exponentials(columns)
-    # Asked only where the answer costs no wait.
-    if columns.is_cuda or others.amin() < exp(-LONGEST_LEAD):
+    # A GPU's answer would have to be waited for; on a CPU leads are cut only where there are long ones.
+    exponentials, others = _exponentials(_with_short_leads(columns) if columns.is_cuda else columns)
+    if not columns.is_cuda and others.amin() < exp(-LONGEST_LEAD):
         exponentials, others = _exponentials(_with_short_leads(columns))
     total = exponentials.sum(dim=0)
     return exponentials / total, others.div_(total)
