@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from itertools import combinations
-from math import comb
+from math import comb, exp
 from types import ModuleType
 
 import torch
@@ -23,8 +23,11 @@ from torch import Tensor
 from maskpro.errors import MaskproError
 from maskpro.pattern import NMPattern
 
-# exp(-80) keeps the sum of the other exponentials and its reciprocal inside float32.
+# Of a float32, exp of 80 and of -80 are finite and not zero.
 LARGEST_LEAD = 80.0
+# By which a group's largest logit may lead the second one in a closed form: a longer lead changes probabilities and
+# gradients by exp(-40), less than the rounding of a float64, and all that lies 80 below is 40 below the second.
+LONGEST_LEAD = 40.0
 # Of a group, up to which sums over all of its masks are computed: 4:8 has 70, 8:16 has 12,870.
 MOST_CANDIDATES = 70
 # Of which a few columns fit into the cache of one CPU core.
@@ -62,12 +65,15 @@ def sample(logits: Tensor, n: int, generator: torch.Generator) -> Tensor:
 
 
 def mode(logits: Tensor, n: int) -> Tensor:
-    """The n largest logits of each group, bool `[G, M]`; of equal ones the first is kept."""
+    """The n largest logits of each group, bool `[G, M]`; of equal ones the first is kept. NaN counts as minus infinity."""
     return _in_blocks(lambda block: _mode(_columns(block), n), logits)
 
 
 def _mode(columns: Tensor, n: int) -> Tensor:
+    """Which of each row's columns `[M, B]` are the n largest, bool; writes over them."""
     # Ranks by pairwise comparison: exact n even under ties, and several times faster than topk over 4 columns.
+    # A comparison with NaN is always false, so that its place would hang on the order of the comparisons.
+    columns.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
     ranks = torch.zeros(columns.shape, dtype=torch.uint8, device=columns.device)
     for later in range(1, len(columns)):
         for earlier in range(later):
@@ -81,19 +87,24 @@ def log_prob(logits: Tensor, mask: Tensor) -> Tensor:
     """log p(mask | logits) of the *unordered* masks, `[G]`; every row of `mask` keeps equally many positions.
 
     Dynamic programme over the sets S of kept positions drawn so far, 2^n of them rather than n! orders:
-    h(S) = (1 if S is empty, else sum over the last draw i in S of h(S - i)) / sum of exp(logits outside S), and
-    p(mask) = exp(sum of kept logits) * sum over the last draw i of h(mask - i), all of it in logarithms.
+    g(empty) = 1, g(S) = sum over the last draw i in S of g(S - i) * exp(logit_i) / sum of exp(logits outside S - i), and
+    p(mask) = g(mask), all of it in logarithms of probabilities, so that nothing cancels however far the logits lie apart.
     """
     logits = _wide(logits)
     n = int(mask[0].sum())
-    kept = logits[mask].view(-1, n)
-    log_outside = logits.masked_fill(mask, -torch.inf).logsumexp(dim=1)
-    log_h = -logits.logsumexp(dim=1)[:, None]
-    for drawn in range(1, n):
-        subsets, predecessors = _subsets(n, drawn)
-        left = kept[:, None, :].masked_fill(subsets.to(mask.device), -torch.inf).logsumexp(dim=2)
-        log_h = log_h[:, predecessors].logsumexp(dim=2) - torch.logaddexp(left, log_outside[:, None])
-    return kept.sum(dim=1) + log_h.logsumexp(dim=1)
+    # Columns [M, G] from here on: what goes over a group's few positions is then whole vectors.
+    outside = logits.masked_fill(mask, -torch.inf).t()
+    # Relative to the largest of them, which takes no rounding from the others; -inf where the mask keeps everything.
+    largest = outside.amax(dim=0).detach().clamp(min=torch.finfo(logits.dtype).min)
+    dropped = (outside - largest).logsumexp(dim=0)
+    kept = logits[mask].view(-1, n).t() - largest
+    log_g = torch.zeros_like(dropped)[None]
+    for drawn in range(n):
+        gone, (origins, last) = _draws(n, drawn)
+        choices = kept.masked_fill(gone.to(mask.device)[:, :, None], -torch.inf)
+        log_draw = torch.cat([choices, dropped.expand(len(gone), 1, -1)], dim=1).log_softmax(dim=1)
+        log_g = (log_g[origins] + log_draw[origins, last]).logsumexp(dim=1)
+    return log_g[0]
 
 
 def score(logits: Tensor, mask: Tensor, n: int | None = None, factor: Tensor | None = None) -> Tensor:
@@ -197,14 +208,15 @@ def candidate_log_probs(logits: Tensor, n: int) -> Tensor:
     logits = _wide(logits)
     size = logits.shape[1]
     check_enumerable(NMPattern(n, size))
-    drawn: dict[frozenset[int], Tensor] = {frozenset(): torch.zeros_like(logits[:, 0])}
+    columns = _columns(logits)
+    drawn: dict[frozenset[int], Tensor] = {frozenset(): torch.zeros_like(columns[0])}
     for _ in range(n):
         terms: dict[frozenset[int], list[Tensor]] = {}
         for subset, log_p in drawn.items():
             outside = [i for i in range(size) if i not in subset]
-            log_left = logits[:, outside].logsumexp(dim=1)
-            for i in outside:
-                terms.setdefault(subset | {i}, []).append(log_p + logits[:, i] - log_left)
+            # One logarithm of a probability each, so that nothing cancels however far the logits lie apart.
+            for i, log_draw in zip(outside, log_p + columns[outside].log_softmax(dim=0), strict=True):
+                terms.setdefault(subset | {i}, []).append(log_draw)
         drawn = {subset: torch.stack(parts).logsumexp(dim=0) for subset, parts in terms.items()}
     ordered = [drawn[frozenset(row.nonzero().flatten().tolist())] for row in NMPattern(n, size).candidates()]
     return torch.stack(ordered, dim=1)
@@ -234,15 +246,18 @@ def _kernels() -> ModuleType | None:
 
 
 @cache
-def _subsets(n: int, size: int) -> tuple[Tensor, Tensor]:
-    """Subsets of that size of n things, bool `[C, n]`, and the places of each one's subsets of one less, `[C, size]`."""
-    places = {subset: place for place, subset in enumerate(combinations(range(n), size - 1))}
-    subsets = list(combinations(range(n), size))
-    members = torch.zeros(len(subsets), n, dtype=torch.bool)
-    for row, subset in enumerate(subsets):
-        members[row, list(subset)] = True
-    smaller = [[places[tuple(i for i in subset if i != gone)] for gone in subset] for subset in subsets]
-    return members, torch.tensor(smaller)
+def _draws(n: int, drawn: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The draw after `drawn` of n things: the sets S of what is gone by then, bool `[C, n]`; and for each set with one
+    thing more the ways `[C', drawn + 1]` to it: the place of S, and the thing that is drawn.
+    """
+    before = list(combinations(range(n), drawn))
+    places = {subset: place for place, subset in enumerate(before)}
+    gone = torch.zeros(len(before), n, dtype=torch.bool)
+    for row, subset in enumerate(before):
+        gone[row, list(subset)] = True
+    after = list(combinations(range(n), drawn + 1))
+    origins = [[places[tuple(i for i in subset if i != last)] for last in subset] for subset in after]
+    return gone, (torch.tensor(origins), torch.tensor(after))
 
 
 def _lead_over_threshold(logits: Tensor, n: int, noisy: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
@@ -292,10 +307,32 @@ def _others(columns: Tensor) -> Tensor:
 
 
 def _softmax_and_rest(columns: Tensor) -> tuple[Tensor, Tensor]:
-    """p = softmax(logits) and 1 - p, of and as columns `[M, B]`."""
-    exponentials = (columns - columns.amax(dim=0)).clamp_(min=-LARGEST_LEAD).exp_()
+    """p = softmax(logits) and 1 - p, of and as columns `[M, B]`; no logit leads by more than `LONGEST_LEAD`.
+
+    Where one does, all that is computed of p depends on the lead by less than rounding, but 1 - p has to keep what tells
+    the other positions apart.
+    """
+    # A GPU's answer would have to be waited for; on a CPU leads are cut only where there are long ones.
+    exponentials, others = _exponentials(_with_short_leads(columns) if columns.is_cuda else columns)
+    if not columns.is_cuda and others.amin() < exp(-LONGEST_LEAD):
+        exponentials, others = _exponentials(_with_short_leads(columns))
     total = exponentials.sum(dim=0)
-    return exponentials / total, _others(exponentials).div_(total)
+    return exponentials / total, others.div_(total)
+
+
+def _exponentials(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(logits - the largest), and of each the sum of the others."""
+    exponentials = (columns - columns.amax(dim=0)).clamp_(min=-LARGEST_LEAD).exp_()
+    return exponentials, _others(exponentials)
+
+
+def _with_short_leads(columns: Tensor) -> Tensor:
+    """The logits, none of which leads the next one of its group by more than `LONGEST_LEAD`."""
+    top, second = columns[0], torch.full_like(columns[0], -torch.inf)
+    for column in columns[1:]:
+        second = torch.maximum(second, torch.minimum(top, column))
+        top = torch.maximum(top, column)
+    return torch.minimum(columns, second + LONGEST_LEAD)
 
 
 def _inclusion_of_pairs(logits: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch.nn import functional
 from maskpro.distribution import mode
 from maskpro.errors import MaskproError
 from maskpro.masked_model import MaskedModel, check_layer_masks, maskable_layers
-from maskpro.objectives import Objective
+from maskpro.objectives import Objective, evaluation_mode
 from maskpro.pattern import Layout, NMPattern, group_order, group_width, weight_view
 
 InitialMaskMethod = Literal["magnitude", "wanda", "sparsegpt", "random"]
@@ -133,6 +133,15 @@ def input_hessians(masked: MaskedModel, objective: Objective, num_samples: int) 
         MaskproError: a layer is a grouped convolution or pads by a word, or its inputs are not finite.
     """
     modules = dict(masked.model.named_modules())
+    # A layer that shares its parameter with others has the inputs of all of them.
+    shared = {
+        layer.name: [
+            module
+            for module in modules.values()
+            if isinstance(module, nn.Conv2d | nn.Linear) and module.weight is modules[layer.name].weight
+        ]
+        for layer in masked.layers
+    }
     hessians: dict[str, Tensor] = {}
 
     def add(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -140,14 +149,15 @@ def input_hessians(masked: MaskedModel, objective: Objective, num_samples: int) 
         gram = columns.t() @ columns
         hessians[name] = hessians[name].add_(gram) if name in hessians else gram
 
-    with ExitStack() as hooks:
+    with evaluation_mode(masked.model), ExitStack() as hooks:
         for layer in masked.layers:
             module = modules[layer.name]
             if isinstance(module, nn.Conv2d) and (module.groups != 1 or isinstance(module.padding, str)):
                 raise MaskproError(
                     f"layer {layer.name} is a grouped convolution or pads by a word; allowed for this mask: any other"
                 )
-            hooks.enter_context(module.register_forward_pre_hook(partial(add, layer.name)))
+            for every in shared[layer.name]:
+                hooks.enter_context(every.register_forward_pre_hook(partial(add, layer.name)))
         for indices in torch.arange(num_samples).split(_BATCH):
             objective.predict(masked.model, objective.batch(indices))
     for layer in masked.layers:

@@ -14,10 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from maskpro.distribution import LARGEST_LEAD
+from maskpro.distribution import LARGEST_LEAD, LONGEST_LEAD
 
 _BLOCK = 256
 _LEAD = tl.constexpr(LARGEST_LEAD)
+_LONGEST = tl.constexpr(LONGEST_LEAD)
 
 
 def sample(logits: Tensor, n: int, exponential: Tensor) -> Tensor:
@@ -74,12 +75,14 @@ def _store(rows, group, inside, a, b, c, d, BLOCK: tl.constexpr):
 
 @triton.jit
 def _softmax_and_rest(a, b, c, d):
-    """p = softmax and 1 - p, the latter summed from the other exponentials."""
-    top = tl.maximum(tl.maximum(a, b), tl.maximum(c, d))
-    a = tl.exp(tl.maximum(a - top, -_LEAD))
-    b = tl.exp(tl.maximum(b - top, -_LEAD))
-    c = tl.exp(tl.maximum(c - top, -_LEAD))
-    d = tl.exp(tl.maximum(d - top, -_LEAD))
+    """p = softmax and 1 - p, the latter summed from the other exponentials; no logit leads by more than 40."""
+    first, other = tl.maximum(a, b), tl.maximum(c, d)
+    second = tl.maximum(tl.minimum(first, other), tl.maximum(tl.minimum(a, b), tl.minimum(c, d)))
+    top = tl.minimum(tl.maximum(first, other), second + _LONGEST)
+    a = tl.exp(tl.maximum(tl.minimum(a - top, 0.0), -_LEAD))
+    b = tl.exp(tl.maximum(tl.minimum(b - top, 0.0), -_LEAD))
+    c = tl.exp(tl.maximum(tl.minimum(c - top, 0.0), -_LEAD))
+    d = tl.exp(tl.maximum(tl.minimum(d - top, 0.0), -_LEAD))
     inverse = 1 / (a + b + c + d)
     rest_a, rest_b, rest_c, rest_d = _others(a, b, c, d)
     return (
@@ -109,7 +112,11 @@ def _sample(logits, exponential, mask, n, groups, BLOCK: tl.constexpr):
     b -= tl.log(noise_b)
     c -= tl.log(noise_c)
     d -= tl.log(noise_d)
-    # Ranks by pairwise comparison: of equal values the first is kept, and exactly n are.
+    # Ranks by pairwise comparison: of equal values the first is kept, and exactly n are; NaN counts as minus infinity.
+    a = tl.where(a == a, a, float("-inf"))
+    b = tl.where(b == b, b, float("-inf"))
+    c = tl.where(c == c, c, float("-inf"))
+    d = tl.where(d == d, d, float("-inf"))
     ab = (a >= b).to(tl.int32)
     ac = (a >= c).to(tl.int32)
     ad = (a >= d).to(tl.int32)

@@ -36,11 +36,11 @@ def layer_statistics(
 
     Args:
         initial, learned: masks of the learned layers, bool `[G, M]`.
-        entropies: of each group's mask distribution, in nats, `[G]`.
+        entropies: of each group's mask distribution under the last logits, in nats, `[G]`.
 
     Returns:
         changed: kept positions of the initial mask that the learned one drops, and `changed_share` of all it keeps.
-        entropy: mean over the layer's groups; 0 = decided.
+        last_entropy: mean over the layer's groups, of the last logits, not of the learned mask; 0 = decided.
         contribution: how much the held-out error rises if this layer alone goes back to its initial mask.
     """
     masked.set_mask(learned)
@@ -64,7 +64,7 @@ def layer_statistics(
                 "weights": layer.stop - layer.start,
                 "changed": dropped,
                 "changed_share": dropped / int(initial[groups].sum()),
-                "entropy": entropies[groups].mean().item(),
+                "last_entropy": entropies[groups].mean().item(),
                 "contribution": contribution,
             }
         )

@@ -32,12 +32,54 @@ def is_target(name: str, targets: Iterable[str]) -> bool:
 
 
 def maskable_layers(model: nn.Module) -> dict[str, Tensor]:
-    """Name to weight of every Conv2d and Linear layer that is not protected, in the model's order."""
-    return {
-        name: module.weight
+    """Name to weight of every Conv2d and Linear layer that is not protected, in the model's order.
+
+    A parameter that several of them share is one weight, under the first one's name. A parameter that any other module
+    has as well (a protected layer, an embedding) is protected with it.
+    """
+    chosen = {
+        name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d | nn.Linear) and not is_protected(name)
     }
+    others = {
+        id(parameter)
+        for name, module in model.named_modules()
+        for own, parameter in module._parameters.items()
+        if not (name in chosen and own == "weight")
+    }
+    layers: dict[str, Tensor] = {}
+    seen = set(others)
+    for name, module in chosen.items():
+        weight = module.weight
+        if id(weight) not in seen:
+            layers[name] = weight
+        # A weight that is computed is another tensor each time it is asked for, whose id may be used again.
+        if _holds_its_weight(module):
+            seen.add(id(weight))
+    return layers
+
+
+def _holds_its_weight(module: nn.Module) -> bool:
+    return "weight" in module._parameters or "weight" in module._buffers
+
+
+def _check_weights(model: nn.Module, names: Iterable[str]) -> None:
+    """Raise for a layer whose `weight` is not all that multiplies its input: masking it would leave that dense."""
+    modules = dict(model.named_modules())
+    for name in names:
+        module = modules[name]
+        further = [own for own in module._parameters if own not in ("weight", "bias")]
+        further += [part for part, child in module._modules.items() if child is not None]
+        if not _holds_its_weight(module):
+            problem = "computes its weight (weight_norm, spectral_norm, pruning or another parametrization)"
+            allowed = "a weight of its own; torch's remove_parametrizations, remove_weight_norm and their like make it one"
+        elif further or any(part == "base_layer" or part.startswith("lora_") for part in name.split(".")):
+            problem = f"is part of an adapter or holds more than a weight and a bias ({', '.join(further) or 'LoRA'})"
+            allowed = "plain layers; merge the adapter into the weights first"
+        else:
+            continue
+        raise MaskproError(f"layer {name} {problem}, so that a mask would not make it sparse; allowed: {allowed}")
 
 
 def model_hash(model: nn.Module) -> str:
@@ -63,6 +105,9 @@ class MaskedLayer:
 class MaskedModel:
     """Takes over `model`: freezes it and points its maskable weights at the flat buffer (dense until a mask is set).
 
+    Works on the caller's own object (give it a deep copy to keep the original): parameters no longer ask for gradients,
+    and the model is put into evaluation mode, so that Dropout rests and BatchNorm keeps its averages.
+
     Attributes:
         base: the dense weights in group order, `[P]`.
         layers: the maskable layers, the learned ones first.
@@ -71,7 +116,8 @@ class MaskedModel:
     With `covered`, just those layers are maskable (an extracted mask may leave layers alone).
 
     Raises:
-        MaskproError: no maskable layer, a width that m does not divide, or a target that matches nothing.
+        MaskproError: no maskable layer, a width that m does not divide, a target that matches nothing, or a layer whose
+            weight is computed from others (weight_norm, spectral_norm) or is not all that it multiplies by (LoRA).
     """
 
     def __init__(
@@ -86,8 +132,9 @@ class MaskedModel:
         parameters = maskable_layers(model)
         if covered is not None:
             parameters = {name: weight for name, weight in parameters.items() if name in covered}
+        _check_weights(model, parameters)
         _check_layers(parameters, pattern, layout, targets)
-        self.model = model.requires_grad_(False)
+        self.model = model.requires_grad_(False).eval()
         self.pattern = pattern
         self.layout: Layout = layout
         learned = [name for name in parameters if is_target(name, targets)]

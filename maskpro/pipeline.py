@@ -255,7 +255,7 @@ def train(
         statistics: write `layers.csv`, which takes a pass over 256 held-out samples for every layer.
         log: takes losses, changed positions, logits and seconds at each validation.
 
-    Returns: the content of `training_summary.json`.
+    Returns: the content of `training_summary.json`, all of it about the mask that is written but for `last_logits`.
     """
     dense = workload.model.to(device)
     covered = initial.masks.keys() if isinstance(initial, MaskFile) else None
@@ -311,9 +311,10 @@ def train(
             "val_loss": trainer.best.loss,
             "recovery": recovery(trainer.initial.loss, trainer.best.loss, dense_loss),
             "loss_improvement": loss_improvement(trainer.initial.loss, trainer.best.loss),
-            "changed_share": trainer.changed_share(),
+            "changed_share": trainer.changed_share(trainer.best_mask),
             "sparsity": sparsity(masked.model),
-            "logits": logit_statistics(trainer.logits),
+            # Where the run ended, which need not be the mask that is kept.
+            "last_logits": {"changed_share": trainer.changed_share(), **logit_statistics(trainer.logits)},
             "device": str(device),
         }
         content = MaskFile(

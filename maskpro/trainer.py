@@ -90,7 +90,7 @@ class TrainerConfig:
             batch (leave-one-out) instead of with the initial mask's.
         refresh_reference: of policy_gradient with one mask a step: once the loss is half of the initial mask's, the mode of
             the logits takes its place in the residual.
-        raw_step: policy_gradient exactly as in the spec.
+        raw_step: policy_gradient exactly as in the spec; not with Adam.
         precision: of the network's passes in training; bfloat16 is torch's autocast. Logits, losses and everything that is
             validated stay in float32.
         compile: let torch compile the network's passes in training (a minute or so, then 1.5 to 2 times as fast on a GPU);
@@ -155,6 +155,8 @@ class TrainerConfig:
             if getattr(self, name) != plain and self.estimator != "policy_gradient":
                 value = getattr(self, name)
                 raise MaskproError(f"{name} is {value} with estimator {self.estimator}; allowed: with policy_gradient only")
+        if self.raw_step and self.optimizer == "adam":
+            raise MaskproError("raw_step is True with optimizer adam; allowed: sgd or auto (the spec's step is plain SGD)")
         if self.masks_per_step > 1 and (self.raw_step or self.refresh_reference):
             raise MaskproError(
                 f"masks_per_step is {self.masks_per_step} with raw_step or refresh_reference; allowed: 1 (they compare a "
@@ -200,6 +202,7 @@ class MaskTrainer:
             raise MaskproError("estimator is policy_gradient; allowed: only with the initial mask's losses (baseline)")
         self.config = config
         self.masked = masked
+        masked.model.eval()  # whatever the caller has done with it since it was masked: it is frozen
         self._objective = objective
         self._validation = validation
         self._teacher = teacher
@@ -296,15 +299,16 @@ class MaskTrainer:
         generator = torch.Generator(self.logits.device).manual_seed(self.config.seed)
         return self._parametrisation.entropy(self.logits, generator)
 
-    def changed_share(self) -> float:
-        """Share of the initially kept positions that the mode of the logits no longer keeps."""
+    def changed_share(self, mask: Tensor | None = None) -> float:
+        """Share of the initially kept positions that a mask (bool `[G, M]`; default: the mode of the logits) drops."""
         initial = self.initial_mask
-        dropped = initial & ~self.mode()
+        dropped = initial & ~(self.mode() if mask is None else mask)
         return (dropped.sum() / initial.sum()).item()
 
     def statistics(self) -> dict[str, float]:
         """What trackers show beside the losses: `changed_share`, `sparsity`, `entropy` and the logits' distribution.
 
+        All of it is of the logits as they are now, not of `best_mask`.
         Of the masked layers' weights, sparsity is the share that the mask now set removes. Mean entropy (nats a group) and
         quantiles of the logits are those of at most 4,096 groups, evenly spread.
         """

@@ -27,6 +27,28 @@ def random_logits(m, scale, generator, groups=50):
     return torch.randn(groups, m, generator=generator, dtype=torch.float64) * scale
 
 
+LEADS = [0.1, 1.0, 10.0, 30.0, 41.0, 60.0, 79.0, 81.0, 100.0, 300.0, 1000.0]
+
+
+def led_logits(m, generator, groups=12):
+    """Float32 logits, some of which lead the others of their group by 0.1 to 1000; and a staircase of leads of 300."""
+    rows = []
+    for lead, leaders in itertools.product(LEADS, range(1, m)):
+        row = torch.randn(groups, m, generator=generator)
+        led = torch.rand(groups, m, generator=generator).argsort(dim=1) < leaders
+        rows.append(row + lead * led)
+    rows.append(torch.randn(groups, m, generator=generator) + 300.0 * torch.arange(m))
+    return torch.cat(rows)
+
+
+def enumerated(logits, n, values):
+    """Float64 by autograd over all masks: inclusion probabilities, and the gradient of their sum times values."""
+    leaf = logits.double().requires_grad_(True)
+    included = candidate_log_probs(leaf, n).exp() @ NMPattern(n, logits.shape[1]).candidates().double()
+    (gradient,) = torch.autograd.grad((included * values).sum(), leaf)
+    return included.detach(), gradient
+
+
 def ordered_probability(p, kept):
     """p(kept) by summing over all orders of drawing without replacement: the definition itself."""
     total = 0.0
@@ -162,6 +184,64 @@ def test_saturated_logits_give_finite_values(n, m, value, dtype, generator):
         assert result.isfinite().all()
 
 
+def test_a_lead_of_100_leaves_the_others_their_chances():
+    """Once the first is drawn, the others are drawn as if it had never been: softmax(-50, -49, -51)."""
+    logits = torch.tensor([[50.0, -50.0, -49.0, -51.0]])
+    expected = torch.cat([torch.ones(1), logits[0, 1:].softmax(dim=0)])
+    torch.testing.assert_close(inclusion_probabilities(logits, 2)[0], expected, rtol=1e-6, atol=0)
+    assert [round(value, 3) for value in expected.tolist()] == [1, 0.245, 0.665, 0.090]
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 4), (2, 4), (3, 4), (2, 8), (3, 6), (4, 8)])
+def test_float32_is_right_for_leads_of_any_size(n, m, generator):
+    """Against enumeration in float64, to float32's rounding."""
+    logits = led_logits(m, generator, groups=12 if m < 8 else 3)
+    values = torch.randn(logits.shape, generator=generator)
+    included, gradient = enumerated(logits, n, values)
+    torch.testing.assert_close(inclusion_probabilities(logits, n).double(), included, rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(inclusion_gradient(logits, n, values).double(), gradient, rtol=5e-6, atol=2e-6)
+    log_probs = candidate_log_probs(logits.double(), n)
+    torch.testing.assert_close(candidate_log_probs(logits, n).double(), log_probs, rtol=2e-6, atol=2e-6)
+    for _ in range(3):
+        mask = sample(logits, n, generator)
+        leaf = logits.double().requires_grad_(True)
+        expected = log_prob(leaf, mask)
+        (slopes,) = torch.autograd.grad(expected.sum(), leaf)
+        torch.testing.assert_close(score(logits, mask).double(), slopes, rtol=5e-6, atol=5e-6)
+        torch.testing.assert_close(log_prob(logits, mask).double(), expected.detach(), rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (2, 8)])
+def test_scores_and_probabilities_of_unlikely_masks_are_right_too(n, m, generator):
+    logits = led_logits(m, generator, groups=1)
+    candidates = NMPattern(n, m).candidates()
+    rows, masks = logits.repeat_interleave(len(candidates), dim=0), candidates.repeat(len(logits), 1)
+    leaf = rows.double().requires_grad_(True)
+    expected = candidate_log_probs(logits.double(), n).flatten()
+    (slopes,) = torch.autograd.grad(log_prob(leaf, masks).sum(), leaf)
+    torch.testing.assert_close(log_prob(rows, masks).double(), expected, rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(score(rows, masks).double(), slopes, rtol=5e-6, atol=5e-6)
+
+
+@pytest.mark.parametrize("lead", [50.0, 1000.0])
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8)])
+def test_estimates_are_unbiased_where_one_logit_leads(n, m, lead, generator):
+    """Within five standard errors over 40,000 draws, in float32."""
+    draws = 40_000
+    logits = torch.randn(1, m, generator=generator)
+    logits[0, 1] += lead
+    values = torch.randn(1, m, generator=generator)
+    included, gradient = enumerated(logits, n, values)
+    rows = logits.expand(draws, m)
+    noisy = perturb(rows, generator)
+    for expected, found in (
+        (included, estimate_inclusion_probabilities(rows, n, noisy)),
+        (gradient, estimate_inclusion_gradient(rows, n, noisy, values.expand(draws, m))),
+    ):
+        found = found.double()
+        assert ((found.mean(dim=0) - expected[0]).abs() < 5 * found.std(dim=0) / draws**0.5 + 1e-6).all()
+
+
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (3, 8)])
 def test_sampled_frequencies_match_the_inclusion_probabilities(n, m, generator):
     row = random_logits(m, 1.5, generator, groups=1).float()
@@ -183,6 +263,23 @@ def test_mode_keeps_exactly_n_even_under_ties():
     logits = torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 2.0, 2.0, 2.0], [3.0, 0.0, 1.0, 2.0]])
     expected = [[True, True, False, False], [False, True, True, False], [True, False, False, True]]
     assert mode(logits, 2).tolist() == expected
+
+
+def test_mode_and_sample_keep_exactly_n_of_groups_with_nan(generator):
+    """NaN counts as minus infinity: any number goes before it, and of several the first is kept."""
+    nan, inf = torch.nan, torch.inf
+    logits = torch.tensor(
+        [[1.0, nan, 2.0, 0.0], [nan, -5.0, nan, -9.0], [nan, nan, nan, 0.0], [nan] * 4, [-inf, nan, 0, inf]]
+    )
+    expected = [[True, False, True, False], [False, True, False, True], [True, False, False, True]]
+    expected += [[True, True, False, False], [False, False, True, True]]
+    assert mode(logits, 2).tolist() == expected
+    for n, m in PATTERNS:
+        holes = torch.randn(500, m, generator=generator).masked_fill(torch.rand(500, m, generator=generator) < 0.5, nan)
+        for mask in (mode(holes, n), sample(holes, n, generator)):
+            assert (mask.sum(dim=1) == n).all()
+            assert (~(mask & holes.isnan()).any(dim=1) | ((~holes.isnan()).sum(dim=1) < n)).all()
+    assert holes.isnan().any()  # the caller's own logits are as they were
 
 
 def test_a_sum_over_too_many_masks_is_refused():

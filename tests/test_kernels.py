@@ -4,8 +4,10 @@ import importlib
 
 import pytest
 import torch
+from test_distribution import enumerated, led_logits
 
 from maskpro import distribution
+from maskpro.pattern import NMPattern
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # One block of groups and a part of the next.
@@ -64,6 +66,35 @@ def test_inclusion_gradient(kernels, by_torch, logits, generator):
     values = torch.randn(GROUPS, 4, generator=generator).to(DEVICE)
     found = kernels.inclusion_gradient_of_pairs(logits, values)
     torch.testing.assert_close(found, by_torch.inclusion_gradient(logits, 2, values), rtol=1e-5, atol=2e-6)
+
+
+@pytest.fixture
+def led(generator):
+    """Logits of which one to three lead the others by up to 1000, and what float64 says of them by enumeration."""
+    rows = led_logits(4, generator)
+    return rows, torch.randn(rows.shape, generator=generator)
+
+
+def test_leads_of_any_size_against_enumeration_in_float64(kernels, led):
+    logits, values = led
+    _, gradient = enumerated(logits, 2, values)
+    found = kernels.inclusion_gradient_of_pairs(logits.to(DEVICE), values.to(DEVICE))
+    torch.testing.assert_close(found.cpu().double(), gradient, rtol=5e-6, atol=2e-6)
+    candidates = NMPattern(2, 4).candidates()
+    rows, masks = logits.repeat_interleave(6, dim=0), candidates.repeat(len(logits), 1)
+    leaf = rows.double().requires_grad_(True)
+    (slopes,) = torch.autograd.grad(distribution.log_prob(leaf, masks).sum(), leaf)
+    scores = kernels.score_of_pairs(rows.to(DEVICE), masks.to(DEVICE))
+    torch.testing.assert_close(scores.cpu().double(), slopes, rtol=5e-6, atol=5e-6)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_exactly_n_are_kept_where_logits_are_nan(kernels, by_torch, n, generator):
+    logits = torch.randn(GROUPS, 4, generator=generator)
+    logits = logits.masked_fill(torch.rand(GROUPS, 4, generator=generator) < 0.5, torch.nan).to(DEVICE)
+    mask = kernels.sample(logits, n, torch.ones(GROUPS, 4, device=DEVICE))
+    assert (mask.sum(dim=1) == n).all()
+    assert torch.equal(mask, by_torch.mode(logits, n))
 
 
 def test_no_group_at_all(kernels):

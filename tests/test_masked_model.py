@@ -4,9 +4,10 @@ import pytest
 import torch
 from conftest import is_strictly_two_of_four, seeded_unet
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from maskpro.errors import MaskproError
-from maskpro.initial_masks import extract_masks, magnitude_mask, random_mask
+from maskpro.initial_masks import extract_masks, input_hessians, magnitude_mask, random_mask
 from maskpro.masked_model import MaskedModel, is_protected, is_target, maskable_layers, model_hash
 from maskpro.pattern import NMPattern
 
@@ -183,3 +184,146 @@ def test_extraction_leaves_dense_layers_alone_and_refuses_what_is_not_n_of_m(une
         maskable_layers(partly.model)["mid_block.resnets.0.conv1"][0, :4, 0, 0] = 0
     with pytest.raises(MaskproError, match=r"mask of layer mid_block.resnets.0.conv1 is not 2:4"):
         extract_masks(partly.model, pattern=TWO_OF_FOUR, layout="channel")
+
+
+class Tied(nn.Module):
+    """Two layers of one parameter, and a third of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+        self.second.weight = self.first.weight
+
+    def forward(self, inputs):
+        return self.last(self.second(self.first(inputs).relu()))
+
+
+def test_a_parameter_that_two_layers_share_is_one_layer_with_one_mask(generator):
+    masked = MaskedModel(Tied(), pattern=TWO_OF_FOUR)
+    assert [layer.name for layer in masked.layers] == ["first", "last"]
+    masked.set_mask(random_mask(masked, generator))
+    assert masked.model.first.weight is masked.model.second.weight
+    assert is_strictly_two_of_four(masked.model.second.weight, "flattened")
+    assert torch.equal(masked.model.second.weight != 0, masked.layer_masks()["first"])
+    gradient = masked.weight_gradient().zero_()
+    inputs = torch.randn(5, 8, generator=generator)
+    masked.model(inputs).square().sum().backward()
+    reference = copy.deepcopy(masked.model).requires_grad_(True)
+    reference.zero_grad()
+    reference(inputs).square().sum().backward()
+    torch.testing.assert_close(gradient.flatten()[:64], reference.first.weight.grad.flatten())
+
+
+def test_the_inputs_of_all_layers_that_share_a_parameter_count(generator):
+    inputs = torch.randn(32, 8, generator=generator)
+
+    class Objective:
+        def batch(self, indices):
+            return inputs[indices]
+
+        def predict(self, model, batch):
+            return model(batch)
+
+    masked = MaskedModel(Tied(), pattern=TWO_OF_FOUR)
+    hidden = masked.model.first(inputs).relu()
+    expected = inputs.t() @ inputs + hidden.t() @ hidden
+    torch.testing.assert_close(input_hessians(masked, Objective(), 32)["first"], expected)
+
+
+@pytest.mark.parametrize("kind", ["protected", "embedding"])
+def test_a_parameter_that_a_protected_layer_has_too_stays_dense(kind, generator):
+    model = nn.ModuleDict({"inner": nn.Linear(8, 8), "free": nn.Linear(8, 8)})
+    model["conv_out" if kind == "protected" else "words"] = nn.Linear(8, 8) if kind == "protected" else nn.Embedding(8, 8)
+    model["conv_out" if kind == "protected" else "words"].weight = model["inner"].weight
+    dense = model["inner"].weight.clone()
+    masked = MaskedModel(model, pattern=TWO_OF_FOUR)
+    masked.set_mask(random_mask(masked, generator))
+    assert [layer.name for layer in masked.layers] == ["free"]
+    assert torch.equal(model["inner"].weight, dense)
+
+
+def weight_norm_of_old(layer):
+    with pytest.warns(FutureWarning):
+        return torch.nn.utils.weight_norm(layer)
+
+
+class Adapted(nn.Linear):
+    """A Linear layer whose weight is that of a mask and a product that no mask reaches, as LoRA's."""
+
+    def __init__(self, width_in, width_out):
+        super().__init__(width_in, width_out)
+        self.lora_A, self.lora_B = nn.Parameter(torch.ones(2, width_in)), nn.Parameter(torch.ones(width_out, 2))
+
+
+class Wrapped(nn.Module):
+    """A layer within an adapter, as the library PEFT wraps it."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.base_layer = layer
+
+
+@pytest.mark.parametrize(
+    ("wrap", "name"),
+    [
+        (parametrizations.weight_norm, "1"),
+        (parametrizations.spectral_norm, "1"),
+        (parametrizations.orthogonal, "1"),
+        (weight_norm_of_old, "1"),
+        (torch.nn.utils.spectral_norm, "1"),
+        (lambda layer: prune.l1_unstructured(layer, "weight", amount=0.5), "1"),
+        (lambda layer: Adapted(8, 8), "1"),
+        (Wrapped, "1.base_layer"),
+    ],
+)
+def test_a_layer_whose_weight_a_mask_would_not_make_sparse_is_refused_by_name(wrap, name, generator):
+    model = nn.Sequential(nn.Linear(8, 8), wrap(nn.Linear(8, 8)))
+    with pytest.raises(MaskproError, match=rf"^layer {name} .*, so that a mask would not make it sparse; allowed: "):
+        MaskedModel(model, pattern=TWO_OF_FOUR)
+    others = MaskedModel(model, pattern=TWO_OF_FOUR, covered=["0"])  # the other layer can be had
+    others.set_mask(random_mask(others, generator))
+    assert is_strictly_two_of_four(model[0].weight, "flattened")
+
+
+@pytest.mark.parametrize("kind", ["view", "buffer", "grouped"])
+def test_views_buffers_and_grouped_convolutions_are_masked_in_what_they_compute(kind, generator):
+    """The layer's outputs are those of the dense weight times the mask."""
+    layer = nn.Conv2d(16, 8, 3, groups=2, bias=False) if kind == "grouped" else nn.Linear(8, 8, bias=False)
+    if kind == "view":
+        layer.weight = nn.Parameter(torch.randn(24, 8, generator=generator)[8:16])
+    elif kind == "buffer":
+        values = layer.weight.detach().clone()
+        del layer.weight
+        layer.register_buffer("weight", values)
+    dense = layer.weight.detach().clone()
+    masked = MaskedModel(nn.Sequential(layer), pattern=TWO_OF_FOUR)
+    masked.set_mask(random_mask(masked, generator))
+    inputs = torch.randn(3, *((16, 5, 5) if kind == "grouped" else (8,)), generator=generator)
+    sparse = dense * masked.layer_masks()["0"]
+    assert is_strictly_two_of_four(sparse, "channel")
+    plain = nn.functional.conv2d(inputs, sparse, groups=2) if kind == "grouped" else inputs @ sparse.t()
+    torch.testing.assert_close(masked.model(inputs), plain)
+    gradient = masked.weight_gradient().zero_()
+    masked.model(inputs).square().sum().backward()
+    assert (gradient[~masked.mask] != 0).any()
+
+
+def test_transposed_and_one_dimensional_convolutions_are_left_alone(generator):
+    model = nn.Sequential(nn.Linear(8, 8), nn.ConvTranspose2d(8, 8, 3), nn.Conv1d(8, 8, 3))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    masked = MaskedModel(model, pattern=TWO_OF_FOUR)
+    masked.set_mask(random_mask(masked, generator))
+    changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+    assert changed == ["0.weight"]
+
+
+def test_a_masked_network_is_frozen_in_evaluation_mode(generator):
+    """In the caller's own object, as the docstring says."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.5)).train()
+    masked = MaskedModel(model, pattern=TWO_OF_FOUR)
+    assert masked.model is model
+    assert not any(module.training for module in model.modules())
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    inputs = torch.randn(16, 8, generator=generator)
+    assert torch.equal(model(inputs), model(inputs))
+    assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())

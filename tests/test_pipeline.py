@@ -20,6 +20,7 @@ from maskpro.errors import MaskproError
 from maskpro.mask_file import load_mask_file, save_mask_file
 from maskpro.masked_model import maskable_layers, model_hash
 from maskpro.pattern import NMPattern
+from maskpro.pipeline import magnitude_mask_file
 
 
 def run(*arguments):
@@ -85,7 +86,7 @@ def test_training_starts_where_it_is_told_and_tells_each_layers_part(tmp_path):
         if name.startswith("mid_block"):
             assert table.loc[name, "changed"] == changed
             assert table.loc[name, "weights"] == mask.numel()
-            assert 0 < table.loc[name, "entropy"] <= np.log(6)
+            assert 0 < table.loc[name, "last_entropy"] <= np.log(6)
             assert (table.loc[name, "contribution"] == 0) == (changed == 0)
         else:
             assert changed == 0
@@ -206,7 +207,22 @@ def test_train_logs_each_validation_and_takes_the_originals_spelling_of_options(
     summary = json.loads((tmp_path / "run" / "training_summary.json").read_text())
     last = logged[64]
     assert last["loss_improvement"] == pytest.approx(improvements[-1] / summary["initial_val_loss"])
-    assert last["logits/max"] == summary["logits"]["max"]
+    assert last["logits/max"] == summary["last_logits"]["max"]
+    assert last["changed_share"] == summary["last_logits"]["changed_share"]
+
+
+def test_what_a_run_records_is_of_the_mask_that_it_wrote(tmp_path, digits):
+    """With steps so large that every mask is worse than the initial one, which is kept."""
+    run("train", "--output-dir", tmp_path / "run", "--dataset-size", 64, "--epoch", 1, "--lr", 300, "--logits", 1)
+    content = load_mask_file(tmp_path / "run" / "masks.safetensors")
+    initial = magnitude_mask_file(digits, pattern=content.pattern, layout=content.layout).masks
+    assert all(torch.equal(mask, initial[name]) for name, mask in content.masks.items())
+    summary = json.loads((tmp_path / "run" / "training_summary.json").read_text())
+    assert summary["val_loss"] == summary["initial_val_loss"]
+    assert summary["changed_share"] == summary["recovery"] == summary["loss_improvement"] == 0
+    assert summary["last_logits"]["changed_share"] > 0.1
+    assert content.provenance["val_loss"] == summary["val_loss"]
+    assert content.provenance["recovery"] == 0
 
 
 def test_train_draws_timesteps_as_it_is_told(tmp_path):

@@ -91,8 +91,8 @@ def report_of(number, **metrics):
 @pytest.mark.parametrize(
     ("events", "expected"),
     [
-        ([], "No trial has reported a loss yet."),
-        ([trial(1), trial(2)], "No trial has reported a loss yet."),
+        ([], "No trial has reported yet."),
+        ([trial(1), trial(2)], "No trial has reported yet."),
         ([trial(1), report_of(1)], "The best trial so far has a fidelity of 0.500"),
         ([trial(1), report_of(1, fidelity=None, val_error=0.1)], "Not evaluated yet."),
         ([trial(1), report_of(1, failure="loss <is> not finite")], "trial 1: loss &lt;is&gt; not finite"),

@@ -349,6 +349,10 @@ def test_a_logit_that_is_not_finite_stops_the_run(digits):
         ),
         ({"lr_decay": "steps"}, "lr_decay is 'steps'; allowed: linear, cosine, constant"),
         ({"raw_step": True}, "raw_step is True with estimator straight_through"),
+        (
+            {"estimator": "policy_gradient", "raw_step": True, "optimizer": "adam"},
+            "raw_step is True with optimizer adam; allowed: sgd or auto",
+        ),
     ],
 )
 def test_settings_that_are_not_allowed_are_refused(settings, message):

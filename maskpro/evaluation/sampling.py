@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from maskpro.data import move, philox, to_uint8
 from maskpro.errors import MaskproError
 from maskpro.files import atomic_path
+from maskpro.objectives import evaluation_mode
 from maskpro.precision import Precision, autocast, parse_precision
 
 Sampler = Literal["ddim", "ddpm"]
@@ -114,7 +115,7 @@ class SamplingPlan:
         device = next(model.parameters()).device
         images: list[Tensor] = []
         made, batch_size = 0, self.batch_size
-        with ThreadPoolExecutor(1) as ahead:
+        with evaluation_mode(model), ThreadPoolExecutor(1) as ahead:
             while made < len(indices):
                 try:
                     images.append(self._batch(network, indices[made : made + batch_size], device, ahead))

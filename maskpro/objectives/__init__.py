@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -34,6 +35,21 @@ class Objective(Protocol):
 
     def teacher_losses(self, prediction: Tensor, teacher: Tensor, batch: Any) -> Tensor:
         """Loss per sample, `[B]`, against the dense network's output `[B, ...]`."""
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Within it a network is in evaluation mode, whatever the caller left it in: its output depends on its input alone, and
+    BatchNorm's averages stay as they are.
+    """
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 class HeldOutMeans(NamedTuple):
@@ -74,16 +90,18 @@ class HeldOutSamples:
     def __init__(self, objective: Objective, size: int, dense: nn.Module):
         self._objective = objective
         self.batches = [objective.batch(indices) for indices in torch.arange(size).split(_BLOCK) if len(indices)]
-        self._outputs = [objective.predict(dense, batch) for batch in self.batches]
+        with evaluation_mode(dense):
+            self._outputs = [objective.predict(dense, batch) for batch in self.batches]
 
     @torch.no_grad()
     def judge(self, model: nn.Module) -> HeldOutValues:
         """Loss and error of every sample, from one forward pass each."""
         objective, losses, errors = self._objective, [], []
-        for batch, output in zip(self.batches, self._outputs, strict=True):
-            prediction = objective.predict(model, batch)
-            losses.append(objective.losses(prediction, batch).double())
-            errors.append(objective.teacher_losses(prediction, output, batch).double())
+        with evaluation_mode(model):
+            for batch, output in zip(self.batches, self._outputs, strict=True):
+                prediction = objective.predict(model, batch)
+                losses.append(objective.losses(prediction, batch).double())
+                errors.append(objective.teacher_losses(prediction, output, batch).double())
         return HeldOutValues(torch.cat(losses).cpu(), torch.cat(errors).cpu())
 
     def first(self, size: int) -> HeldOutSamples:
@@ -153,7 +171,12 @@ def teacher_outputs(
     dense: nn.Module, objective: Objective, *, shelf: Shelf | None = None, device: torch.device | None = None
 ) -> SampleValues:
     """The dense network's outputs on an objective's samples; `shelf` and `device` as in SampleValues."""
-    return SampleValues(lambda indices: objective.predict(dense, objective.batch(indices)), shelf, device)
+
+    def compute(indices: Tensor) -> Tensor:
+        with evaluation_mode(dense):
+            return objective.predict(dense, objective.batch(indices))
+
+    return SampleValues(compute, shelf, device)
 
 
 def baseline_losses(
@@ -168,7 +191,8 @@ def baseline_losses(
 
     def compute(indices: Tensor) -> Tensor:
         batch = objective.batch(indices)
-        prediction = objective.predict(initial, batch)
+        with evaluation_mode(initial):
+            prediction = objective.predict(initial, batch)
         if teacher is None:
             return objective.losses(prediction, batch)
         return objective.teacher_losses(prediction, teacher(indices), batch)

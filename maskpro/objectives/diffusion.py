@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from maskpro.data import CalibrationSamples, move
 from maskpro.errors import MaskproError
+from maskpro.objectives import evaluation_mode
 
 # Of `timestep_shares`: equal parts of the schedule, samples that tell them apart, and what stays uniform.
 _PARTS = 32
@@ -108,8 +109,9 @@ def timestep_shares(
     sums, counts = torch.zeros(_PARTS, dtype=torch.float64), torch.zeros(_PARTS, dtype=torch.float64)
     for indices in torch.arange(_PILOT_SAMPLES).split(_PILOT_BATCH):
         batch = objective.batch(indices)
-        teacher = objective.predict(dense, batch)
-        losses = objective.teacher_losses(objective.predict(initial, batch), teacher, batch).double().cpu()
+        with evaluation_mode(dense), evaluation_mode(initial):
+            teacher, prediction = objective.predict(dense, batch), objective.predict(initial, batch)
+        losses = objective.teacher_losses(prediction, teacher, batch).double().cpu()
         parts = batch.timesteps.cpu() * _PARTS // scheduler.config["num_train_timesteps"]
         sums.index_add_(0, parts, losses)
         counts.index_add_(0, parts, torch.ones_like(losses))

@@ -113,7 +113,7 @@ def promote(experiment: Experiment, *, make: ChunkMaker = make_chunks) -> dict[s
     if candidates[0][0] is not best:
         best = candidates[0][0]
         write_best(experiment, best)
-    say(f"best trial: {best.number} (validation recovery {_recovery(best):.3f}); evaluating on test images")
+    say(f"best trial: {best.number} (validation {_recovered(experiment, best)}); evaluating on test images")
     every = [record for group in candidates for record in group]
     masks = {record.name: load_masks(experiment, record) for record in every}
     models = {"dense": search.workload.model}
@@ -166,7 +166,7 @@ def _pick(candidates: list[list[TrialRecord]], figures: Mapping[str, Any]) -> Tr
 
     def value(record: TrialRecord) -> float:
         distance = figures[record.name]["frechet_distance"]
-        return float(record.last["val_loss"] if distance is None else distance)
+        return float(record.last["best_val_loss"] if distance is None else distance)
 
     group = min(candidates, key=lambda group: sum(map(value, group)) / len(group))
     return min(group, key=value)
@@ -193,8 +193,8 @@ def _final_report(
             "trial": record.number,
             "source": record.source,
             "seed": record.seed,
-            "val_loss": record.last["val_loss"],
-            "val_recovery": record.last["recovery"],
+            "val_loss": (kept := _kept_figures(experiment, record))["val_loss"],
+            "val_recovery": kept["recovery"],
             **{name: figures[record.name][name] for name in ("test_loss", "frechet_distance")},
         }
         for record in every
@@ -269,8 +269,6 @@ def _facts(experiment: Experiment, record: TrialRecord, masked: MaskedModel) -> 
     search = experiment.search
     settings = {name: value for name, value in (search.space.fixed | record.params).items() if name not in FORMAT}
     config = TrainerConfig(**settings, budget_samples=search.context.max_samples, seed=record.seed)
-    with experiment.checkpoint(record).as_directory() as folder:
-        counters = read_json(Path(folder) / COUNTERS_FILE)["trainer"]
     return {
         "trial": record.number,
         "trial_id": record.name,
@@ -280,16 +278,28 @@ def _facts(experiment: Experiment, record: TrialRecord, masked: MaskedModel) -> 
         "layout": masked.layout,
         "initial_mask": _format(experiment, record).initial_mask,
         "targets": list(_targets(experiment, record)),
-        # Of the promoted mask, which is the initial one where a trial made things worse.
-        "val_loss": counters["best_val_loss"],
-        "recovery": max(_recovery(record), 0.0),
+        **_kept_figures(experiment, record),
         "num_samples_seen": record.samples,
     }
 
 
-def _recovery(record: TrialRecord) -> float:
-    recovered = record.last["recovery"]
-    return 0.0 if recovered is None else float(recovered)
+def _kept_figures(experiment: Experiment, record: TrialRecord) -> dict[str, float | None]:
+    """Held-out loss and recovery of the mask that a trial has kept; the initial one where it made things worse.
+
+    The trial's own val_loss and recovery, which the search goes by, are of the lowest loss that it has validated. Recovery
+    is linear in the loss, so that theirs gives the kept mask's without the dense network's loss.
+    """
+    with experiment.checkpoint(record).as_directory() as folder:
+        kept = read_json(Path(folder) / COUNTERS_FILE)["trainer"]["best_val_loss"]
+    initial, lowest, recovered = (record.last[name] for name in ("initial_val_loss", "val_loss", "recovery"))
+    if recovered is not None:
+        recovered = 0.0 if kept == initial else recovered * (initial - kept) / (initial - lowest)
+    return {"val_loss": kept, "recovery": recovered}
+
+
+def _recovered(experiment: Experiment, record: TrialRecord) -> str:
+    recovered = _kept_figures(experiment, record)["recovery"]
+    return "recovery undefined" if recovered is None else f"recovery {recovered:.3f}"
 
 
 def _confirms(record: TrialRecord) -> str:

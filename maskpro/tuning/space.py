@@ -279,15 +279,16 @@ def _check_seed_point(number: int, point: Any, param_space: Mapping[str, Any]) -
 def _check_together(param_space: Mapping[str, Any], space_pattern: str) -> None:
     """Whatever is drawn must be allowed together, or trials would fail by chance."""
     defaults = asdict(TrainerConfig()) | {"pattern": space_pattern}
-    dependent = ("estimator", "raw_step", "refresh_reference", "masks_per_step", "pattern")
+    dependent = ("estimator", "raw_step", "refresh_reference", "masks_per_step", "optimizer", "pattern")
     choices = (_extremes(name, param_space.get(name, defaults[name])) for name in dependent)
-    for estimator, raw_step, refresh_reference, masks_per_step, pattern in itertools.product(*choices):
+    for estimator, raw_step, refresh_reference, masks_per_step, optimizer, pattern in itertools.product(*choices):
         try:
             TrainerConfig(
                 estimator=estimator,
                 raw_step=raw_step,
                 refresh_reference=refresh_reference,
                 masks_per_step=masks_per_step,
+                optimizer=optimizer,
                 budget_samples=masks_per_step,
             )
             PARAMETRISATIONS[estimator](NMPattern.parse(pattern))

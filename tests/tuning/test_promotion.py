@@ -194,6 +194,25 @@ def test_the_promoted_mask_is_the_best_validated_one(experiment):
     assert validation.mean_loss(masked.model) > best.last["best_val_loss"]
 
 
+def test_a_record_of_a_mask_has_the_figures_of_that_mask_alone(experiment, monkeypatch):
+    """Of the mask that was kept, where a trial's lowest loss was another mask's."""
+    (best,) = best_trials(experiment.history.searched, 1)
+    last = best.last
+    kept, initial = last["best_val_loss"], last["initial_val_loss"]
+    dense = initial - (initial - last["val_loss"]) / last["recovery"]
+    lower = kept - 0.3 * (initial - kept)
+    luckier = {"val_loss": lower, "recovery": (initial - lower) / (initial - dense)}
+    monkeypatch.setitem(best.reports, best.samples, last | luckier)
+    assert best.last["val_loss"] == lower
+    write_best(experiment, best)
+    config = json.loads((experiment.folder / "best" / "config.json").read_text())
+    provenance = load_mask_file(experiment.folder / "best" / "masks.safetensors").provenance
+    rows = {row["trial"]: row for row in promote(experiment)["candidates"]}
+    expected = pytest.approx((initial - kept) / (initial - dense))
+    assert config["val_loss"] == provenance["val_loss"] == rows[best.number]["val_loss"] == kept
+    assert config["recovery"] == provenance["recovery"] == rows[best.number]["val_recovery"] == expected
+
+
 def test_a_broken_checkpoint_leaves_the_earlier_best_folder(experiment):
     first, second = best_trials(experiment.history.searched, 2)
     write_best(experiment, first)

@@ -145,6 +145,10 @@ def test_every_seed_point_that_is_let_through_can_be_told_to_optuna(tmp_path):
             r"what can't go together: raw_step is True with .* policy_gradient only \(estimator straight_through\)",
         ),
         (
+            GOOD + "param_space |= {'estimator': 'policy_gradient', 'raw_step': True, 'optimizer': 'adam'}",
+            "what can't go together: raw_step is True with optimizer adam; allowed: sgd or auto",
+        ),
+        (
             GOOD + "param_space['masks_per_step'] = 4",
             "what can't go together: masks_per_step is 4 with estimator straight_through; allowed: with policy_gradient",
         ),
