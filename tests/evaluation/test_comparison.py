@@ -11,7 +11,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from maskpro.errors import MaskproError
 from maskpro.evaluation import comparison
 from maskpro.evaluation.comparison import compare_models, evaluate_models, masked_copy, protocol, with_recovery
-from maskpro.evaluation.frechet import FeatureStatistics
+from maskpro.evaluation.distances import FeatureStatistics
 from maskpro.evaluation.sampling import SamplingPlan
 from maskpro.files import read_json
 from maskpro.masked_model import model_hash
