@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import zipfile
 from dataclasses import dataclass
@@ -88,7 +89,8 @@ def read_reference(path: Path, extractor: FeatureExtractor) -> Reference:
         MaskproError: no such file, or statistics of another number of features, or not finite, or no covariance.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Of the content: where a file is broken numpy leaves it open.
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
             found = {name: archive[name].astype(np.float64) for name in ("mu", "sigma")}
     except KeyError as error:
         raise MaskproError(
