@@ -363,6 +363,9 @@ def evaluate(
     alone. With `save_images`, every generated image is also written to `images/<model>/`. An evaluation that was
     interrupted goes on from what it left in the folder `cache`.
     """
+    for name, value in (("features", features), ("reference_statistics", reference_statistics)):
+        if value is not None and not compute_fid:
+            raise MaskproError(f"{name} is {value} without compute_fid; allowed: together with --compute-fid")
     workload = replace(
         workload,
         budgets=replace(workload.budgets, num_generated=num_samples),

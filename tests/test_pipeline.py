@@ -209,6 +209,8 @@ def test_evaluate_takes_features_and_reference_statistics_of_files(tmp_path, dig
     assert "8 generated images are too few for 64 features" in report["warnings"][0]
     assert f"warning: {report['warnings'][0]}" in output
     assert "sampled in float32 (a CPU)" in output
+    with pytest.raises(MaskproError, match="features is x without compute_fid; allowed: together with --compute-fid"):
+        run("evaluate", "--output-dir", tmp_path / "b", *learned[:2], "--features", "x")
     with pytest.raises(MaskproError, match=r"features .*digits.npz is neither a TorchScript nor a torch.export file"):
         run("evaluate", "--output-dir", tmp_path / "b", *learned, "--features", tmp_path / "digits.npz")
     assert not (tmp_path / "b").exists()
