@@ -73,7 +73,7 @@ class Workload:
     """A dense diffusion network with its data.
 
     Attributes:
-        features: what judges generated images: the digits classifier or torch-fidelity's Inception.
+        features: what judges generated images: a name or a file, for `maskpro.evaluation.features.open_features`.
         model_source, data_source: where they came from, for the records.
         ema: whether the weights are an average over the training (EMA), in words, for the records: FID depends on it.
     """
