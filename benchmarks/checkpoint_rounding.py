@@ -72,7 +72,9 @@ def run_seed(seed: int, max_samples: int | None) -> list[dict[str, Any]]:
     """A row for each variant."""
     torch.set_num_threads(1)
     workload, space, cpu = open_workload("digits"), load_space(_SPACE), torch.device("cpu")
-    (settings,) = (point for point, name in zip(space.seed_points, space.seed_point_names, strict=True) if name == _SETTINGS)
+    (settings,) = (
+        point for point, name in zip(space.seed_points, space.seed_point_names, strict=True) if name == _SETTINGS
+    )
     budget = max_samples or workload.budgets.max_samples
     config = TrainerConfig(**space.fixed, **settings, budget_samples=budget, seed=seed)
     pattern = NMPattern.parse(space.pattern)
@@ -113,7 +115,10 @@ def run_seed(seed: int, max_samples: int | None) -> list[dict[str, Any]]:
 def _squared_difference(model: nn.Module, dense: nn.Module, samples: HeldOutSamples) -> float:
     """Mean squared difference of two networks' outputs."""
     sums = [
-        (model(batch.images, batch.timesteps).sample - dense(batch.images, batch.timesteps).sample).square().flatten(1).mean(1)
+        (model(batch.images, batch.timesteps).sample - dense(batch.images, batch.timesteps).sample)
+        .square()
+        .flatten(1)
+        .mean(1)
         for batch in samples.batches
     ]
     return torch.cat(sums).double().mean().item()

@@ -87,7 +87,9 @@ class PackedMask:
             MaskproError: these are the bits of another number of weights.
         """
         if bits.shape != self.bits.shape or bits.dtype != torch.uint8:
-            raise MaskproError(f"mask has {bits.numel()} bytes of bits; allowed: {self.bits.numel()}, for {self._shape.numel()} weights")
+            raise MaskproError(
+                f"mask has {bits.numel()} bytes of bits; allowed: {self.bits.numel()}, for {self._shape.numel()} weights"
+            )
         other = copy.copy(self)
         other.bits = bits
         return other

@@ -326,7 +326,8 @@ def train(
             (folder / "logits").mkdir()
             tensors = {"logits": trainer.logits, "initial_mask": trainer.initial_mask, "best_mask": trainer.best_mask}
             save_file(
-                {name: value.cpu().contiguous() for name, value in tensors.items()}, folder / "logits" / "logits.safetensors"
+                {name: value.cpu().contiguous() for name, value in tensors.items()},
+                folder / "logits" / "logits.safetensors",
             )
         _plot_curves(folder / "training_curves.png", losses, curve, summary)
         (folder / "checkpoint").mkdir()

@@ -498,10 +498,9 @@ class MaskTrainer:
         return losses
 
     def round_state(self) -> StoredLogits:
-        """Round logits and moments to what `state_dict` can hold, so that a run is the same whether it is resumed here or not.
+        """Round logits and moments to what `state_dict` can hold: a run is then the same whether it is resumed here or not.
 
-        Only Adam's state is rounded: its steps have the size of lr, whatever the gradient. Without moments there is room for
-        the logits as they are.
+        Only Adam's state is rounded. Without moments there is room for the logits as they are.
 
         Returns: what a checkpoint holds of logits and optimizer.
         """
@@ -524,9 +523,9 @@ class MaskTrainer:
         return StoredLogits(rounded, exact)
 
     def state_dict(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """(tensors on the CPU in three parts, counters): all that a run needs to go on bit for bit on the same type of device.
+        """(tensors on the CPU, counters): all that a run needs to go on bit for bit on the same type of device.
 
-        The parts (their bytes a weight, with a logit a weight, besides some kilobytes):
+        The tensors' parts (their bytes a weight, with a logit a weight, besides some kilobytes):
 
         - mask: `best_mask` (0.125), all that is needed of a run that has ended.
         - logits: with the one before, all that is needed to go on with coarser logits and new moments (0.875, and 0.125

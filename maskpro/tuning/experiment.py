@@ -18,6 +18,7 @@ from ray.tune import Callback, Checkpoint, CheckpointConfig, FailureConfig, RunC
 from maskpro.errors import MaskproError
 from maskpro.files import atomic_path, write_json, write_text
 from maskpro.tuning.adapters import MAX_FAILURES, HistoryCallback, SourceScheduler, SourceSearcher, trial_folder
+from maskpro.tuning.checkpoints import open_checkpoint
 from maskpro.tuning.early_stopping import SuccessiveHalving, make_pruner
 from maskpro.tuning.history import EXPERIMENT_FILE, HISTORY_FILE, History, TrialRecord, drop_torn_line
 from maskpro.tuning.interruption import Interruption, interruptible, parse_duration
@@ -28,7 +29,7 @@ from maskpro.tuning.search import Search
 from maskpro.tuning.searcher import STUDY_FILE, SearchStudy
 from maskpro.tuning.shared import SharedValues, TrialContext, share_values
 from maskpro.tuning.state import Plan, PlannedTrials, SearchState, TrialSource
-from maskpro.tuning.trainable import MaskTrainable, open_checkpoint
+from maskpro.tuning.trainable import MaskTrainable
 from maskpro.tuning.trial_table import tabulate_trials
 
 TRIALS_FILE = "trials.csv"
@@ -170,8 +171,13 @@ class Session:
             return
         search, history = self.experiment.search, self.experiment.history
         checkpoints = {
-            record.number: self.experiment.checkpoint(record) for record in history.trials.values() if record.checkpoint
+            record.number: self.experiment.checkpoint(record)
+            for record in history.trials.values()
+            if record.checkpoint and record.checkpoint_parts
         }
+        callback = HistoryCallback(source, checkpoints)
+        for number in checkpoints:  # whose session was killed before it came to this
+            callback.remove_unneeded(number)
         storage, _, name = self.context.storage.rpartition("/")
         run_trials(
             source,
@@ -182,7 +188,7 @@ class Session:
             storage_path=storage,
             name=name,
             callbacks=[
-                HistoryCallback(source, checkpoints),
+                callback,
                 SearchMonitor(history, num_trials=shown, max_samples=self.context.max_samples),
                 *_trackers(search),
             ],

@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file
 
 from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import ChunkMaker, evaluate_models, make_chunks, masked_copy, with_recovery
@@ -19,14 +18,16 @@ from maskpro.files import read_json, replaced_folder, write_json
 from maskpro.layer_statistics import layer_changes
 from maskpro.mask_file import MaskFile, save_mask_file
 from maskpro.masked_model import MaskedModel, model_hash
+from maskpro.pattern import PackedMask
 from maskpro.precision import parse_precision
 from maskpro.trainer import TrainerConfig
+from maskpro.tuning.checkpoints import read_counters, read_part
 from maskpro.tuning.experiment import Experiment, say
 from maskpro.tuning.history import EVALUATION_FILE, TrialRecord
 from maskpro.tuning.shared import MaskFormat, initial_masked, mask_format
 from maskpro.tuning.space import FORMAT
 from maskpro.tuning.state import Plan
-from maskpro.tuning.trainable import COUNTERS_FILE, TENSORS_FILE, split_targets
+from maskpro.tuning.trainable import split_targets
 from maskpro.workloads import save_pipeline
 
 BEST_FOLDER = "best"
@@ -246,7 +247,8 @@ def load_masks(experiment: Experiment, record: TrialRecord) -> MaskedModel:
     """The dense network with the best of a trial's validated masks and the initial one."""
     masked = _initial(experiment, record)
     with experiment.checkpoint(record).as_directory() as folder:
-        masked.set_mask(load_file(Path(folder) / TENSORS_FILE)["best_mask"])
+        bits = read_part(Path(folder), "mask")["best_mask"]
+    masked.set_mask(PackedMask(masked.mask[: len(masked.learned_base)]).of_bits(bits).unpack())
     return masked
 
 
@@ -270,7 +272,7 @@ def _facts(experiment: Experiment, record: TrialRecord, masked: MaskedModel) -> 
     settings = {name: value for name, value in (search.space.fixed | record.params).items() if name not in FORMAT}
     config = TrainerConfig(**settings, budget_samples=search.context.max_samples, seed=record.seed)
     with experiment.checkpoint(record).as_directory() as folder:
-        counters = read_json(Path(folder) / COUNTERS_FILE)["trainer"]
+        counters = read_counters(Path(folder))["trainer"]
     return {
         "trial": record.number,
         "trial_id": record.name,
