@@ -84,6 +84,20 @@ class Experiment:
         """The newest checkpoint of a trial that has one."""
         return open_checkpoint(self.search.context.storage, record.checkpoint)
 
+    def checkpoints(self) -> dict[int, Checkpoint]:
+        """The newest of each trial that has one, by its number."""
+        records = self.history.trials.values()
+        return {
+            record.number: self.checkpoint(record) for record in records if record.checkpoint and record.checkpoint_parts
+        }
+
+    def remove_unneeded(self, state: SearchState) -> None:
+        """Remove what a session that was killed did not come to remove."""
+        checkpoints = self.checkpoints()
+        callback = HistoryCallback(state, checkpoints)
+        for number in checkpoints:
+            callback.remove_unneeded(number)
+
 
 @contextmanager
 def open_experiment(search: Search, *, resume: bool, extend: int = 0) -> Iterator[Experiment]:
@@ -170,14 +184,6 @@ class Session:
         if source.is_over or self.interruption.reason:
             return
         search, history = self.experiment.search, self.experiment.history
-        checkpoints = {
-            record.number: self.experiment.checkpoint(record)
-            for record in history.trials.values()
-            if record.checkpoint and record.checkpoint_parts
-        }
-        callback = HistoryCallback(source, checkpoints)
-        for number in checkpoints:  # whose session was killed before it came to this
-            callback.remove_unneeded(number)
         storage, _, name = self.context.storage.rpartition("/")
         run_trials(
             source,
@@ -188,7 +194,7 @@ class Session:
             storage_path=storage,
             name=name,
             callbacks=[
-                callback,
+                HistoryCallback(source, self.experiment.checkpoints()),
                 SearchMonitor(history, num_trials=shown, max_samples=self.context.max_samples),
                 *_trackers(search),
             ],
