@@ -560,8 +560,9 @@ class MaskTrainer:
         if logits["generator"].shape != self._generator.get_state().shape:
             raise MaskproError(f"checkpoint is from another type of device; allowed: {device.type}")
         count = self.logits.numel()
-        if logits["logits.upper"].shape[1] != math.ceil(count / 8):
-            raise MaskproError(f"checkpoint has not {count} logits; allowed: one of the same model")
+        found = logits["logits.upper"].shape[1]
+        if found != math.ceil(count / 8):
+            raise MaskproError(f"checkpoint has about {8 * found} logits; allowed: {count}, as the model has")
         self._best_mask = self._initial_mask.of_bits(parts["mask"]["best_mask"])
         self._lowest_losses = logits["lowest_losses"]
         self._generator.set_state(logits["generator"])
