@@ -177,7 +177,7 @@ def test_small_steps_are_not_lost_to_the_rounding(digits):
 
 def test_a_state_of_another_model_or_device_is_refused(digits):
     parts, counters = make_trainer(digits).state_dict()
-    with pytest.raises(MaskproError, match="checkpoint has about 621568 logits; allowed: [0-9]+, as the model has"):
+    with pytest.raises(MaskproError, match=r"checkpoint has about 621568 logits; allowed: \d+, as the model has"):
         make_trainer(digits, targets=("mid_block",)).load_state_dict(parts, counters)
     parts["logits"]["generator"] = torch.zeros(16, dtype=torch.uint8)
     with pytest.raises(MaskproError, match="checkpoint is from another type of device; allowed: cpu"):
