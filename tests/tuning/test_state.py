@@ -12,7 +12,7 @@ from benchmarks.simulated_search import DiedError, KilledError, SimulatedSearch,
 from maskpro.tuning.early_stopping import SCHEDULERS
 from maskpro.tuning.history import HISTORY_FILE, PARTS, History, drop_torn_line, read_events
 from maskpro.tuning.searcher import SEARCHERS
-from maskpro.tuning.state import Plan, PlannedTrials
+from maskpro.tuning.state import Plan, PlannedTrials, plain_metrics
 
 EVERY = list(itertools.product(SCHEDULERS, SEARCHERS))
 # Good, slow, failing at 200 samples, dying after 200 samples, bad.
@@ -282,13 +282,13 @@ def test_a_trial_whose_checkpoint_is_gone_is_never_promoted(tmp_path):
 def test_a_promoted_trial_goes_on_from_its_coarse_logits_until_its_next_checkpoint(tmp_path):
     history = History(tmp_path / HISTORY_FILE)
     history.start({"lr": 1.0}, source="optuna", seed=0)
-    history.report(1, SEARCH.metrics(0.5, 100), stopped=True)
+    history.report(1, plain_metrics(SEARCH.metrics(0.5, 100)), stopped=True)
     history.checkpoint(1, "first", 100)
     told = []
     for event in (
         lambda: history.go_on(1, promoted=True),
         lambda: history.go_on(1, promoted=False),  # its process was lost, or the session killed
-        lambda: history.report(1, SEARCH.metrics(0.4, 200), stopped=False),
+        lambda: history.report(1, plain_metrics(SEARCH.metrics(0.4, 200)), stopped=False),
         lambda: history.checkpoint(1, "second", 200),
         lambda: history.go_on(1, promoted=False),
     ):
