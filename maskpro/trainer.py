@@ -241,6 +241,7 @@ class MaskTrainer:
             self._optimizer = torch.optim.SGD([self.logits], lr=1.0)
         self._generator = torch.Generator(masked.base.device).manual_seed(config.seed)
         self._tracker = Tracker.start(masked.base.device)
+        self._stored: StoredLogits | None = None  # of the state as it is
         self._baseline = baseline
         self._initial_mask = self._best_mask = self._reference = PackedMask(initial_mask)
         self.num_samples_seen = 0
@@ -356,6 +357,7 @@ class MaskTrainer:
         first, count = self.num_samples_seen // masks, min(config.step_samples, end - self.num_samples_seen) // masks
         indices = torch.arange(first, first + count) % config.dataset_size
         self.logits.grad, loss = self._estimate_in_memory(indices)
+        self._stored = None
         self._optimizer.param_groups[0]["lr"] = self._step_size()
         self._optimizer.step()
         self.num_samples_seen += count * masks
@@ -504,6 +506,11 @@ class MaskTrainer:
 
         Returns: what a checkpoint holds of logits and optimizer.
         """
+        if self._stored is None:
+            self._stored = self._rounded()
+        return self._stored
+
+    def _rounded(self) -> StoredLogits:
         # A generator of its own: the masks that are drawn don't depend on how often a run is validated.
         generator = torch.Generator(self.logits.device).manual_seed(self.config.seed + (self.num_samples_seen << 32))
         rounded = fixed_point(self.logits, generator)
@@ -579,6 +586,7 @@ class MaskTrainer:
             self._optimizer.load_state_dict(
                 {"state": {0: state}, "param_groups": self._optimizer.state_dict()["param_groups"]}
             )
+        self._stored = None
         for name in _COUNTERS:
             setattr(self, name, counters[name])
 
