@@ -26,6 +26,8 @@ METRIC = "val_loss"
 Status = Literal["completed", "stopped", "failed", "unfinished"]
 # Of a checkpoint, as `MaskTrainer.state_dict` has them: each needs those before it.
 PARTS = ("mask", "logits", "exact")
+# What a stopped trial keeps and goes on from when it is promoted.
+STOPPED_PARTS = PARTS[:2]
 
 
 @dataclass(kw_only=True)
@@ -109,7 +111,7 @@ class TrialRecord:
             return PARTS
         if self.status == "completed":
             return PARTS[:1]
-        return PARTS[:2] if self.status == "stopped" and may_go_on else ()
+        return STOPPED_PARTS if self.status == "stopped" and may_go_on else ()
 
     @property
     def seed_point(self) -> int | None:

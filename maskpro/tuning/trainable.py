@@ -16,7 +16,7 @@ from maskpro.objectives import Objective, SampleValues, Shelf, baseline_losses, 
 from maskpro.trainer import MaskTrainer, NonFiniteLossError, TrainerConfig
 from maskpro.tuning.adapters import CHECKPOINT, FOLDER, NUMBER, PROMOTED, SEED
 from maskpro.tuning.checkpoints import open_checkpoint, read_counters, read_part, write_checkpoint
-from maskpro.tuning.history import PARTS
+from maskpro.tuning.history import PARTS, STOPPED_PARTS
 from maskpro.tuning.shared import (
     TEACHER,
     MaskFormat,
@@ -82,7 +82,7 @@ class MaskTrainable(Trainable):
         )
         if checkpoint:
             with open_checkpoint(context.storage, checkpoint).as_directory() as folder:
-                self._load(Path(folder), PARTS[:2] if promoted else PARTS)
+                self._load(Path(folder), STOPPED_PARTS if promoted else PARTS)
 
     def _running_trainer(self) -> MaskTrainer:
         assert self._trainer is not None
