@@ -37,7 +37,7 @@ def make_experiment(folder: Path, *, trials: int = 12, reports: int = 9, finishe
     folder.mkdir(parents=True)
     random = np.random.default_rng(seed)
     description = {
-        "format": 4,
+        "format": 5,
         "options": {"seed": seed},
         "space": {
             "param_space": {"estimator": "straight_through", **_DOMAINS},

@@ -328,7 +328,11 @@ def train(
         np.save(folder / "loss_improvements.npy", trainer.initial_val_loss - np.array([loss for _, loss in curve]))
         if save_logits:
             (folder / "logits").mkdir()
-            save_file(trainer.state_dict()[0], folder / "logits" / "logits.safetensors")
+            tensors = {"logits": trainer.logits, "initial_mask": trainer.initial_mask, "best_mask": trainer.best_mask}
+            save_file(
+                {name: value.cpu().contiguous() for name, value in tensors.items()},
+                folder / "logits" / "logits.safetensors",
+            )
         _plot_curves(folder / "training_curves.png", losses, curve, summary)
         (folder / "checkpoint").mkdir()
         save_pipeline(folder / "checkpoint", masked.model, workload.scheduler)

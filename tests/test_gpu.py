@@ -46,8 +46,11 @@ def test_straight_through_is_as_good_on_a_gpu_as_on_a_cpu(trainer_on):
 
 def test_a_run_on_a_gpu_goes_on_bit_for_bit(trainer_on):
     whole, half = trainer_on("cuda"), trainer_on("cuda")
-    whole.train(512)
+    whole.train(256)
+    whole.validate()
+    whole.train(256)
     half.train(256)
+    half.validate()
     resumed = trainer_on("cuda")
     resumed.load_state_dict(*half.state_dict())
     resumed.train(256)

@@ -50,7 +50,9 @@ def run_main_job(search: Search, *, resume: bool, extend: int = 0) -> int:
 
 def _run_trials(experiment: Experiment) -> str:
     """Run what is left; why it was ended before it was complete, or ""."""
-    if experiment.search_state().is_over and not experiment.is_left(confirmation_plans(experiment)):
+    state = experiment.search_state()
+    experiment.remove_unneeded(state)
+    if state.is_over and not experiment.is_left(confirmation_plans(experiment)):
         return ""
     interruption = Interruption()
     try:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from safetensors.torch import load_file
 
 from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import ChunkMaker, evaluate_models, make_chunks, masked_copy, with_recovery
@@ -18,14 +17,16 @@ from maskpro.files import read_json, replaced_folder, write_json
 from maskpro.layer_statistics import layer_changes
 from maskpro.mask_file import MaskFile, save_mask_file
 from maskpro.masked_model import MaskedModel, model_hash
+from maskpro.pattern import PackedMask
 from maskpro.precision import parse_sampling_precision
 from maskpro.trainer import TrainerConfig
+from maskpro.tuning.checkpoints import read_counters, read_part
 from maskpro.tuning.experiment import Experiment, say
 from maskpro.tuning.history import EVALUATION_FILE, TrialRecord
 from maskpro.tuning.shared import MaskFormat, initial_masked, mask_format
 from maskpro.tuning.space import FORMAT
 from maskpro.tuning.state import Plan
-from maskpro.tuning.trainable import COUNTERS_FILE, TENSORS_FILE, split_targets
+from maskpro.tuning.trainable import split_targets
 from maskpro.workloads import save_pipeline
 
 BEST_FOLDER = "best"
@@ -244,7 +245,8 @@ def load_masks(experiment: Experiment, record: TrialRecord) -> MaskedModel:
     """The dense network with the best of a trial's validated masks and the initial one."""
     masked = _initial(experiment, record)
     with experiment.checkpoint(record).as_directory() as folder:
-        masked.set_mask(load_file(Path(folder) / TENSORS_FILE)["best_mask"])
+        bits = read_part(Path(folder), "mask")["best_mask"]
+    masked.set_mask(PackedMask(masked.mask[: len(masked.learned_base)]).of_bits(bits).unpack())
     return masked
 
 
@@ -288,7 +290,7 @@ def _kept_figures(experiment: Experiment, record: TrialRecord) -> dict[str, floa
     is linear in the loss, so that theirs gives the kept mask's without the dense network's loss.
     """
     with experiment.checkpoint(record).as_directory() as folder:
-        kept = read_json(Path(folder) / COUNTERS_FILE)["trainer"]["best_val_loss"]
+        kept = read_counters(Path(folder))["trainer"]["best_val_loss"]
     initial, lowest, recovered = (record.last[name] for name in ("initial_val_loss", "val_loss", "recovery"))
     if recovered is not None:
         recovered = 0.0 if kept == initial else recovered * (initial - kept) / (initial - lowest)

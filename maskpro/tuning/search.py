@@ -35,7 +35,7 @@ from maskpro.tuning.state import Plan
 from maskpro.tuning.trainable import split_targets
 from maskpro.workloads import Workload, open_workload
 
-EXPERIMENT_FORMAT = 4
+EXPERIMENT_FORMAT = 5
 _PACKAGES = ("maskpro", "torch", "torchvision", "diffusers", "ray", "optuna", "torch-fidelity", "pandas")
 
 
