@@ -12,10 +12,10 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 
-from maskpro.data import ImageSplits, Split, cifar10_images, digits_images, folder_images
 from maskpro.embedded import DIGITS_MODEL
 from maskpro.errors import MaskproError
 from maskpro.files import read_json
+from maskpro.images import ImageSplits, Split, cifar10_images, digits_images, folder_images
 from maskpro.objectives import HeldOutSamples
 from maskpro.objectives.diffusion import DiffusionObjective, timestep_shares
 
