@@ -44,6 +44,10 @@ def main(
     num_generated: Annotated[int | None, _Option(help="Images per model in the final evaluation.")] = None,
     sampler: Annotated[str | None, _Option(help="Of these images: ddim or ddpm; default: ddim.")] = None,
     sampling_steps: Annotated[int | None, _Option(help="Default: the workload's for ddim, all for ddpm.")] = None,
+    timestep_spacing: Annotated[
+        str | None,
+        _Option(help="leading, trailing, linspace or quad; default: leading where the steps fit, else trailing."),
+    ] = None,
     sampling_precision: Annotated[
         str | None, _Option(help="Of the network while it samples: float32 or bfloat16; default: float32.")
     ] = None,

@@ -327,6 +327,10 @@ def evaluate(
     sampling_steps: Annotated[
         int | None, typer.Option(help="Per image; default: the workload's (ddim), all of the noise schedule (ddpm).")
     ] = None,
+    timestep_spacing: Annotated[
+        str | None,
+        typer.Option(help="leading, trailing, linspace or quad; default: leading where the steps fit, else trailing."),
+    ] = None,
     sampling_precision: Annotated[str, typer.Option(help="Of the networks: float32 or bfloat16.")] = "float32",
     compile_sampling: Annotated[bool, typer.Option(help="Let torch compile the networks first.")] = False,
     compute_fid: Annotated[bool, typer.Option(help="Also the Frechet distance (FID with Inception features).")] = False,
@@ -342,13 +346,14 @@ def evaluate(
     from maskpro import pipeline
     from maskpro.evaluation.comparison import masked_copy
     from maskpro.evaluation.sampling import parse_sampler
+    from maskpro.evaluation.timesteps import parse_spacing
     from maskpro.pattern import NMPattern, parse_layout
     from maskpro.precision import parse_precision
     from maskpro.workloads import open_workload
 
     if (masks is None) == (checkpoint_path is None):
         raise MaskproError("masks and checkpoint_path are both given or both missing; allowed: exactly one of them")
-    parsed_sampler = parse_sampler(sampler)
+    parsed_sampler, spacing = parse_sampler(sampler), parse_spacing(timestep_spacing)
     opened = open_workload(workload, model=model, data=data)
     parsed, parsed_layout = NMPattern.parse(pattern), parse_layout(layout)
     if masks is not None:
@@ -367,6 +372,7 @@ def evaluate(
         num_samples=num_samples,
         sampler=parsed_sampler,
         sampling_steps=sampling_steps,
+        timestep_spacing=spacing,
         sampling_precision=parse_precision(sampling_precision),
         compile_sampling=compile_sampling,
         compute_fid=compute_fid,

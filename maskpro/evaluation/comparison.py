@@ -24,6 +24,7 @@ from maskpro.errors import MaskproError
 from maskpro.evaluation.cache import ModelCache
 from maskpro.evaluation.frechet import FeatureExtractor, FeatureStatistics, frechet_distance, open_features
 from maskpro.evaluation.sampling import Sampler, SamplingPlan, check_sampling, sampling_protocol, write_images
+from maskpro.evaluation.timesteps import TimestepSpacing
 from maskpro.files import atomic_path
 from maskpro.masked_model import MaskedModel, maskable_layers, model_hash
 from maskpro.objectives import HeldOutSamples
@@ -85,6 +86,7 @@ def compare_models(
     cache: Path | None = None,
     sampler: Sampler = "ddim",
     sampling_steps: int | None = None,
+    timestep_spacing: TimestepSpacing | None = None,
     sampling_precision: Precision = "float32",
     compile_sampling: bool = False,
     compute_frechet: bool = True,
@@ -102,6 +104,7 @@ def compare_models(
         cache=cache,
         sampler=sampler,
         sampling_steps=sampling_steps,
+        timestep_spacing=timestep_spacing,
         sampling_precision=sampling_precision,
         compile_sampling=compile_sampling,
         compute_frechet=compute_frechet,
@@ -140,6 +143,7 @@ def evaluate_models(
     cache: Path | None,
     sampler: Sampler = "ddim",
     sampling_steps: int | None = None,
+    timestep_spacing: TimestepSpacing | None = None,
     sampling_precision: Precision = "float32",
     compile_sampling: bool = False,
     compute_frechet: bool = True,
@@ -165,7 +169,7 @@ def evaluate_models(
     Raises:
         MaskproError: a sampler that doesn't fit, or Inception weights that can't be had.
     """
-    sampling_steps = resolve_sampling(workload, sampler, sampling_steps)
+    sampling_steps = resolve_sampling(workload, sampler, sampling_steps, timestep_spacing)
     extractor = None
     if compute_frechet:
         extractor = open_features(workload.features, device=device, inception_weights=inception_weights)
@@ -174,6 +178,7 @@ def evaluate_models(
         shape=tuple(workload.images.train.shape[1:]),
         sampler=sampler,
         steps=sampling_steps,
+        spacing=timestep_spacing,
         seed=GENERATION_SEED,
         batch_size=_SAMPLING_BATCH,
         precision=sampling_precision,
@@ -193,7 +198,9 @@ def evaluate_models(
     return {"protocol": {**record, "search_budgets": search}, "models": figures}
 
 
-def resolve_sampling(workload: Workload, sampler: Sampler, steps: int | None) -> int:
+def resolve_sampling(
+    workload: Workload, sampler: Sampler, steps: int | None, spacing: TimestepSpacing | None = None
+) -> int:
     """The sampler's steps (None: the workload's for "ddim", all of the noise schedule for "ddpm").
 
     Raises:
@@ -202,7 +209,7 @@ def resolve_sampling(workload: Workload, sampler: Sampler, steps: int | None) ->
     if steps is None:
         every: int = workload.scheduler.config["num_train_timesteps"]
         steps = workload.budgets.sampling_steps if sampler == "ddim" else every
-    check_sampling(workload.scheduler, sampler, steps)
+    check_sampling(workload.scheduler, sampler, steps, spacing)
     return steps
 
 

@@ -28,6 +28,7 @@ SESSION_OPTIONS = (
     "num_generated",
     "sampler",
     "sampling_steps",
+    "timestep_spacing",
     "sampling_precision",
     "compile_sampling",
     "frechet",

@@ -16,6 +16,7 @@ from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import resolve_sampling
 from maskpro.evaluation.frechet import open_features
 from maskpro.evaluation.sampling import parse_sampler
+from maskpro.evaluation.timesteps import parse_spacing
 from maskpro.files import refuse_existing
 from maskpro.hardware import hardware
 from maskpro.initial_masks import parse_initial_mask
@@ -57,6 +58,7 @@ class SearchOptions:
     num_generated: int | None = None
     sampler: str = "ddim"
     sampling_steps: int | None = None
+    timestep_spacing: str | None = None
     sampling_precision: str = "float32"
     compile_sampling: bool = False
     inception_weights: Path | None = None
@@ -97,6 +99,7 @@ class SearchOptions:
             value = getattr(self, name)
             if value is not None and value not in known:
                 raise MaskproError(f"{name} is {value!r}; allowed: {', '.join(known)}")
+        parse_spacing(self.timestep_spacing)
         parse_precision(self.sampling_precision)
         for tracker in get_args(Tracker):
             check_tracker(tracker, getattr(self, tracker))
@@ -226,7 +229,8 @@ def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Pl
     max_samples = options.max_samples or space_samples or workload.budgets.max_samples
     report_samples = math.ceil(max_samples / space.num_reports)
     workload = replace(workload, budgets=replace(workload.budgets, max_samples=max_samples, report_samples=report_samples))
-    resolve_sampling(workload, parse_sampler(options.sampler), options.sampling_steps)
+    spacing = parse_spacing(options.timestep_spacing)
+    resolve_sampling(workload, parse_sampler(options.sampler), options.sampling_steps, spacing)
     context = _context(options, space, workload, max_samples)
     for targets in (space.targets, *(split_targets(text) for text in space.choices("targets", None))):
         for form in context.formats if targets else ():
