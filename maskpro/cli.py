@@ -44,6 +44,9 @@ Model = Annotated[
     typer.Option("--model", "--original-model", help="Dense diffusers DDPM folder or hub name; default: the workload's."),
 ]
 Data = Annotated[Path | None, typer.Option(help="Folder of images (cifar10 workload); default: CIFAR-10.")]
+Resize = Annotated[str, typer.Option(help="Filter: bilinear, bicubic, lanczos, box, hamming or nearest.")]
+Crop = Annotated[str, typer.Option(help="centre, none, celeba, a number of pixels, or left,top,right,bottom in pixels.")]
+SkipUnreadable = Annotated[bool, typer.Option("--skip-unreadable", help="Go on without images that can't be read.")]
 Output = Annotated[Path, typer.Option("--output-dir", help="New folder for the results.")]
 Pattern = Annotated[str, typer.Option(help="n:m, n weights kept of every m.")]
 LayoutName = Annotated[str, typer.Option("--layout", help="channel or flattened.")]
@@ -90,6 +93,9 @@ def prune(
     workload: Workload = "digits",
     model: Model = None,
     data: Data = None,
+    resize: Resize = "bilinear",
+    crop: Crop = "centre",
+    skip_unreadable: SkipUnreadable = False,
     pattern: Pattern = "2:4",
     layout: LayoutName = "channel",
     method: Annotated[str, typer.Option(help="magnitude, wanda, sparsegpt (its mask alone) or random.")] = "magnitude",
@@ -100,12 +106,11 @@ def prune(
     from maskpro import pipeline
     from maskpro.initial_masks import parse_initial_mask
     from maskpro.pattern import NMPattern, parse_layout
-    from maskpro.workloads import open_workload
 
     parsed, chosen = NMPattern.parse(pattern), parse_initial_mask(method)
     if ratio is not None and ratio != parsed.sparsity:
         raise MaskproError(f"ratio is {ratio}; allowed with pattern {pattern}: {parsed.sparsity}")
-    opened = open_workload(workload, model=model, data=data)
+    opened = _opened(workload, model, data, _reading(resize, crop, skip_unreadable), output_dir)
     pipeline.prune(opened, output_dir, pattern=parsed, layout=parse_layout(layout), method=chosen, seed=seed)
     print(f"pruned to {pattern} ({parsed.sparsity:.0%} of the maskable weights removed): {output_dir}")
 
@@ -151,6 +156,9 @@ def verify(
     ] = None,
     model: Model = None,
     data: Data = None,
+    resize: Resize = "bilinear",
+    crop: Crop = "centre",
+    skip_unreadable: SkipUnreadable = False,
 ) -> None:
     """Check a mask file: whole, every group n:m, and (with --workload) made for that model; exit status 2 if not."""
     from maskpro import pipeline
@@ -158,7 +166,8 @@ def verify(
 
     if workload is None and (model is not None or data is not None):
         raise MaskproError("workload is missing with model or data; allowed: --workload digits or cifar10")
-    opened = None if workload is None else open_workload(workload, model=model, data=data)
+    reading = _reading(resize, crop, skip_unreadable)
+    opened = None if workload is None else open_workload(workload, model=model, data=data, reading=reading, say=_say)
     found = pipeline.verify(masks, opened)
     for name, problem in found.items():
         print(f"{name}: {problem or 'ok'}")
@@ -175,6 +184,9 @@ def baseline(
     workload: Workload = "digits",
     model: Model = None,
     data: Data = None,
+    resize: Resize = "bilinear",
+    crop: Crop = "centre",
+    skip_unreadable: SkipUnreadable = False,
     masks: Masks = None,
     pattern: Pattern = "2:4",
     layout: LayoutName = "channel",
@@ -186,9 +198,8 @@ def baseline(
 ) -> None:
     """Losses of the original weights under the initial mask."""
     from maskpro import pipeline
-    from maskpro.workloads import open_workload
 
-    opened = open_workload(workload, model=model, data=data)
+    opened = _opened(workload, model, data, _reading(resize, crop, skip_unreadable), output_dir)
     report = pipeline.baseline(
         opened,
         output_dir,
@@ -208,6 +219,9 @@ def train(
     workload: Workload = "digits",
     model: Model = None,
     data: Data = None,
+    resize: Resize = "bilinear",
+    crop: Crop = "centre",
+    skip_unreadable: SkipUnreadable = False,
     masks: Masks = None,
     pattern: Pattern = "2:4",
     layout: LayoutName = "channel",
@@ -260,7 +274,6 @@ def train(
     from maskpro.pattern import NMPattern, parse_layout
     from maskpro.trackers import swanlab_log
     from maskpro.trainer import TrainerConfig
-    from maskpro.workloads import open_workload
 
     for name, value in (("epoch", epoch), ("max_step", max_step)):
         if value < 1:
@@ -290,7 +303,7 @@ def train(
         seed=seed,
         **settings,
     )
-    opened = open_workload(workload, model=model, data=data)
+    opened = _opened(workload, model, data, _reading(resize, crop, skip_unreadable), output_dir)
     initial = None if masks is None else pipeline.load_masks_for(opened, masks)
     with swanlab_log(swanlab, name=experiment_name, config=asdict(config)) as log:
         summary = pipeline.train(
@@ -320,6 +333,9 @@ def evaluate(
     workload: Workload = "digits",
     model: Model = None,
     data: Data = None,
+    resize: Resize = "bilinear",
+    crop: Crop = "centre",
+    skip_unreadable: SkipUnreadable = False,
     pattern: Pattern = "2:4",
     layout: LayoutName = "channel",
     num_samples: Annotated[int, typer.Option(help="Images generated by each model.")] = 1000,
@@ -349,12 +365,11 @@ def evaluate(
     from maskpro.evaluation.timesteps import parse_spacing
     from maskpro.pattern import NMPattern, parse_layout
     from maskpro.precision import parse_precision
-    from maskpro.workloads import open_workload
 
     if (masks is None) == (checkpoint_path is None):
         raise MaskproError("masks and checkpoint_path are both given or both missing; allowed: exactly one of them")
     parsed_sampler, spacing = parse_sampler(sampler), parse_spacing(timestep_spacing)
-    opened = open_workload(workload, model=model, data=data)
+    opened = _opened(workload, model, data, _reading(resize, crop, skip_unreadable), output_dir)
     parsed, parsed_layout = NMPattern.parse(pattern), parse_layout(layout)
     if masks is not None:
         content = pipeline.load_masks_for(opened, masks)
@@ -416,3 +431,22 @@ def _masks_or_magnitude(workload: Any, masks: Path | None, pattern: str, layout:
     if masks is not None:
         return pipeline.load_masks_for(workload, masks)
     return pipeline.magnitude_mask_file(workload, pattern=NMPattern.parse(pattern), layout=parse_layout(layout))
+
+
+def _reading(resize: str, crop: str, skip_unreadable: bool) -> Any:
+    from maskpro.images import ImageReading
+
+    return ImageReading(resize=resize, crop=crop, skip_unreadable=skip_unreadable)
+
+
+def _opened(workload: str, model: str | None, data: Path | None, reading: Any, output: Path) -> Any:
+    """The workload; images that don't fit into memory are kept beside the results."""
+    from maskpro.images import IMAGE_CACHE
+    from maskpro.workloads import open_workload
+
+    cache = output.absolute().parent / IMAGE_CACHE
+    return open_workload(workload, model=model, data=data, reading=reading, image_cache=cache, say=_say)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -361,6 +361,7 @@ def protocol(
         "model_hash": model_hash(workload.model),
         "model_ema": workload.ema,
         "data": workload.data_source,
+        "images": images.counts.describe(),
         "num_images": {split: len(part) for split, part in splits.items()},
         "images_sha256": {split: _images_hash(part) for split, part in splits.items()},
         "loss": "MSE of the noise prediction; timesteps stratified over the schedule",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import platform
+import sys
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,7 @@ from maskpro.evaluation.sampling import parse_sampler
 from maskpro.evaluation.timesteps import parse_spacing
 from maskpro.files import refuse_existing
 from maskpro.hardware import hardware
+from maskpro.images import IMAGE_CACHE, ImageReading
 from maskpro.initial_masks import parse_initial_mask
 from maskpro.masked_model import MaskedModel, model_hash
 from maskpro.pattern import NMPattern, parse_layout
@@ -48,6 +50,9 @@ class SearchOptions:
     workload: str | None = None
     model: str | None = None
     data: Path | None = None
+    resize: str = "bilinear"
+    crop: str = "centre"
+    skip_unreadable: bool = False
     num_trials: int | None = None
     max_samples: int | None = None
     seed_points: tuple[int, ...] | None = None
@@ -99,6 +104,7 @@ class SearchOptions:
             value = getattr(self, name)
             if value is not None and value not in known:
                 raise MaskproError(f"{name} is {value!r}; allowed: {', '.join(known)}")
+        self.reading  # noqa: B018  checks its options
         parse_spacing(self.timestep_spacing)
         parse_precision(self.sampling_precision)
         for tracker in get_args(Tracker):
@@ -124,6 +130,11 @@ class SearchOptions:
         """The search-space file, which a checked instance has."""
         assert self.space is not None
         return self.space
+
+    @property
+    def reading(self) -> ImageReading:
+        """How the images of a folder are read."""
+        return ImageReading(resize=self.resize, crop=self.crop, skip_unreadable=self.skip_unreadable)
 
     @property
     def folder(self) -> Path:
@@ -175,6 +186,7 @@ class Search:
                 "model": self.workload.model_source,
                 "model_hash": model_hash(self.workload.model),
                 "data": self.workload.data_source,
+                "images": self.workload.images.counts.describe(),
                 "budgets": asdict(self.workload.budgets),
             },
             "searcher": self.searcher,
@@ -219,7 +231,14 @@ def prepare_search(options: SearchOptions) -> Search:
 
 def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Plan, ...], num_trials: int) -> Search:
     """A search whose trials are decided on, with its model and data."""
-    workload = open_workload(options.workload or space.workload, model=options.model, data=options.data)
+    workload = open_workload(
+        options.workload or space.workload,
+        model=options.model,
+        data=options.data,
+        reading=options.reading,
+        image_cache=options.results_dir.absolute() / IMAGE_CACHE,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )
     if options.num_generated is not None:
         workload = replace(workload, budgets=replace(workload.budgets, num_generated=options.num_generated))
     if options.frechet:  # a search of hours must not end in an evaluation that can't be made
