@@ -195,7 +195,9 @@ def evaluate_models(
             shutil.copyfile(model_cache.grid, folder / f"samples_{name}.png")
     # Of the search: it made the masks, and has no part in the figures of given ones.
     search = {"max_samples": workload.budgets.max_samples, "report_samples": workload.budgets.report_samples}
-    return {"protocol": {**record, "search_budgets": search}, "models": figures}
+    # The files that were passed over neither.
+    read = {"images": workload.images.counts.describe(), "search_budgets": search}
+    return {"protocol": {**record, **read}, "models": figures}
 
 
 def resolve_sampling(
@@ -361,7 +363,7 @@ def protocol(
         "model_hash": model_hash(workload.model),
         "model_ema": workload.ema,
         "data": workload.data_source,
-        "images": images.counts.describe(),
+        "image_reading": dict(images.counts.reading),
         "num_images": {split: len(part) for split, part in splits.items()},
         "images_sha256": {split: _images_hash(part) for split, part in splits.items()},
         "loss": "MSE of the noise prediction; timesteps stratified over the schedule",

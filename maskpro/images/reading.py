@@ -135,11 +135,15 @@ def read_image(path: Path, reading: ImageReading, *, resolution: int, channels: 
     try:
         with Image.open(path, formats=sorted({*picture_formats().values()})) as opened:
             done = ["first of several frames"] if getattr(opened, "is_animated", False) else []
-            orientation = _orientation(opened)
-            picture = _opaque(_eight_bits(opened, path, done), done)
-            if orientation in _UPRIGHT:
-                picture = picture.transpose(_UPRIGHT[orientation])
+            is_deep = _is_16_bit_colour_png(opened)
+            stored_as = _orientation(opened)
+            if stored_as in _UPRIGHT:
                 done.append("turned as EXIF says")
+            opened.load()
+            left = _orientation(opened)  # Pillow turns TIFF by itself
+            picture = _opaque(_eight_bits(opened, path if is_deep else None, done), done)
+            if left in _UPRIGHT:
+                picture = picture.transpose(_UPRIGHT[left])
             return _pixels(picture, reading, resolution, channels, done), done
     except UnreadableImageError:
         raise
@@ -158,8 +162,17 @@ def _orientation(opened: Image.Image) -> int:
         return 1
 
 
-def _eight_bits(opened: Image.Image, path: Path, done: list[str]) -> Image.Image:
-    """The image with 8 bits a channel: their full range is scaled to 0 to 255, and rounded."""
+def _is_16_bit_colour_png(opened: Image.Image) -> bool:
+    """To be asked before the pixels are loaded, which Pillow does with the upper 8 bits."""
+    return opened.format == "PNG" and any(str(tile[3]).endswith(";16B") for tile in getattr(opened, "tile", ()))
+
+
+def _eight_bits(opened: Image.Image, deep: Path | None, done: list[str]) -> Image.Image:
+    """The image with 8 bits a channel: their full range is scaled to 0 to 255, and rounded.
+
+    Args:
+        deep: the file of a PNG of which Pillow has cut off the lower 8 bits.
+    """
     if opened.mode.startswith("I;16"):
         bits = _tiff_bits(opened) or 16
         return _scaled(np.asarray(opened)[None], 2**bits - 1, opened.info.get("transparency"), done)
@@ -173,9 +186,8 @@ def _eight_bits(opened: Image.Image, path: Path, done: list[str]) -> Image.Image
             raise UnreadableImageError(f"floating-point values from {values.min():g} to {values.max():g}; allowed: 0 to 1")
         done.append("floating-point values 0 to 1 scaled to 8 bits")
         return Image.fromarray(np.rint(values * 255.0).astype(np.uint8))
-    if opened.format == "PNG" and any(str(tile[3]).endswith(";16B") for tile in getattr(opened, "tile", ())):
-        # Pillow would cut the lower 8 bits off.
-        data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+    if deep is not None:
+        data = torch.frombuffer(bytearray(deep.read_bytes()), dtype=torch.uint8)
         return _scaled(decode_image(data).numpy(), 65535, opened.info.get("transparency"), done)
     if (_tiff_bits(opened) or 8) > 8:
         done.append("16-bit colour cut to 8 bits")

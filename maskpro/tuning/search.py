@@ -104,7 +104,7 @@ class SearchOptions:
             value = getattr(self, name)
             if value is not None and value not in known:
                 raise MaskproError(f"{name} is {value!r}; allowed: {', '.join(known)}")
-        self.reading  # noqa: B018  checks its options
+        ImageReading(resize=self.resize, crop=self.crop)  # refuses what isn't allowed
         parse_spacing(self.timestep_spacing)
         parse_precision(self.sampling_precision)
         for tracker in get_args(Tracker):
