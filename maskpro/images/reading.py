@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
-from torchvision.io import decode_image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import center_crop, resize
 
@@ -38,6 +36,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION_TAG = 0x0112
+_GREY = ("1", "L", "LA", "La")
 _BITS_TAG = 258  # of TIFF
 # Above this ratio of its sides only the middle of an image is resized: the whole would take gigabytes.
 _LARGEST_RATIO = 16
@@ -135,15 +134,17 @@ def read_image(path: Path, reading: ImageReading, *, resolution: int, channels: 
     try:
         with Image.open(path, formats=sorted({*picture_formats().values()})) as opened:
             done = ["first of several frames"] if getattr(opened, "is_animated", False) else []
-            is_deep = _is_16_bit_colour_png(opened)
+            is_deep = _is_16_bit_colour(opened)
             stored_as = _orientation(opened)
             if stored_as in _UPRIGHT:
                 done.append("turned as EXIF says")
             opened.load()
             left = _orientation(opened)  # Pillow turns TIFF by itself
-            picture = _opaque(_eight_bits(opened, path if is_deep else None, done), done)
+            picture = _opaque(_eight_bits(opened, done), done)
             if left in _UPRIGHT:
                 picture = picture.transpose(_UPRIGHT[left])
+            if is_deep:
+                done.append("16-bit colour cut to 8 bits")
             return _pixels(picture, reading, resolution, channels, done), done
     except UnreadableImageError:
         raise
@@ -162,35 +163,31 @@ def _orientation(opened: Image.Image) -> int:
         return 1
 
 
-def _is_16_bit_colour_png(opened: Image.Image) -> bool:
-    """To be asked before the pixels are loaded, which Pillow does with the upper 8 bits."""
-    return opened.format == "PNG" and any(str(tile[3]).endswith(";16B") for tile in getattr(opened, "tile", ()))
+def _is_16_bit_colour(opened: Image.Image) -> bool:
+    """Of such colours Pillow takes the upper 8 bits, up to one level off; to be asked before it loads them."""
+    if opened.mode.startswith(("I", "F")):
+        return False
+    tiles = getattr(opened, "tile", ())
+    return (_tiff_bits(opened) or 8) > 8 or (
+        opened.format == "PNG" and any(str(tile[3]).endswith(";16B") for tile in tiles)
+    )
 
 
-def _eight_bits(opened: Image.Image, deep: Path | None, done: list[str]) -> Image.Image:
-    """The image with 8 bits a channel: their full range is scaled to 0 to 255, and rounded.
-
-    Args:
-        deep: the file of a PNG of which Pillow has cut off the lower 8 bits.
-    """
+def _eight_bits(opened: Image.Image, done: list[str]) -> Image.Image:
+    """The image with 8 bits a channel: their full range is scaled to 0 to 255, and rounded."""
     if opened.mode.startswith("I;16"):
         bits = _tiff_bits(opened) or 16
-        return _scaled(np.asarray(opened)[None], 2**bits - 1, opened.info.get("transparency"), done)
+        return _scaled(np.asarray(opened), 2**bits - 1, opened.info.get("transparency"), done)
     if opened.mode == "I":
         if opened.format not in ("PNG", "PPM"):
             raise UnreadableImageError("32-bit or signed integers, whose range isn't known; save it with 8 or 16 bits")
-        return _scaled(np.asarray(opened)[None], 65535, opened.info.get("transparency"), done)
+        return _scaled(np.asarray(opened), 65535, opened.info.get("transparency"), done)
     if opened.mode == "F":
         values = np.asarray(opened)
         if not (values.min() >= 0 and values.max() <= 1):
             raise UnreadableImageError(f"floating-point values from {values.min():g} to {values.max():g}; allowed: 0 to 1")
         done.append("floating-point values 0 to 1 scaled to 8 bits")
         return Image.fromarray(np.rint(values * 255.0).astype(np.uint8))
-    if deep is not None:
-        data = torch.frombuffer(bytearray(deep.read_bytes()), dtype=torch.uint8)
-        return _scaled(decode_image(data).numpy(), 65535, opened.info.get("transparency"), done)
-    if (_tiff_bits(opened) or 8) > 8:
-        done.append("16-bit colour cut to 8 bits")
     return opened
 
 
@@ -200,14 +197,13 @@ def _tiff_bits(opened: Image.Image) -> int | None:
 
 
 def _scaled(values: np.ndarray, largest: int, transparent: Any, done: list[str]) -> Image.Image:
-    """Integers `[channels, height, width]` up to `largest` as an 8-bit image; one value (or colour) may be transparent."""
+    """Integers `[height, width]` up to `largest` as an 8-bit image; one value may be transparent."""
     done.append("16 bits scaled to 8")
     eight = np.rint(values.astype(np.float64) * (255 / largest)).clip(0, 255).astype(np.uint8)
-    if transparent is not None and len(values) in (1, 3):
-        key = np.reshape(transparent, (-1, 1, 1))
-        alpha = np.where((values == key).all(axis=0), 0, 255).astype(np.uint8)
-        eight = np.concatenate([eight, alpha[None]])
-    return Image.fromarray(eight.transpose(1, 2, 0).squeeze(2) if len(eight) == 1 else eight.transpose(1, 2, 0))
+    grey = Image.fromarray(eight)
+    if transparent is not None:
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def _opaque(picture: Image.Image, done: list[str]) -> Image.Image:
@@ -215,17 +211,17 @@ def _opaque(picture: Image.Image, done: list[str]) -> Image.Image:
     if not picture.has_transparency_data:
         return picture
     layer = picture.convert("RGBA")
+    mode = "L" if picture.mode in _GREY else "RGB"
     if layer.getchannel("A").getextrema() == (255, 255):
-        return layer.convert("RGB")
+        return layer.convert(mode)
     done.append(f"transparency put on {BACKGROUND}")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, BACKGROUND), layer).convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, BACKGROUND), layer).convert(mode)
 
 
 def _pixels(picture: Image.Image, reading: ImageReading, resolution: int, channels: int, done: list[str]) -> np.ndarray:
-    is_grey = picture.mode in ("1", "L", "LA")
     if picture.mode == "CMYK":
         done.append("CMYK made RGB")
-    if channels == 1 and not is_grey:
+    if channels == 1 and picture.mode not in _GREY:
         done.append("colour made grey")
         picture = picture.convert("RGB")
     picture = picture.convert("L" if channels == 1 else "RGB")
