@@ -25,6 +25,11 @@ def main(
     workload: Annotated[str | None, _Option(help="digits (embedded) or cifar10; default: the space's.")] = None,
     model: Annotated[str | None, _Option(help="Diffusers DDPM folder or hub name; default: the workload's.")] = None,
     data: Annotated[Path | None, _Option(help="Folder of images (cifar10 workload); default: CIFAR-10.")] = None,
+    resize: Annotated[str | None, _Option(help="Filter that brings them to the model's size; default: bilinear.")] = None,
+    crop: Annotated[
+        str | None, _Option(help="centre (default), none, celeba, a number of pixels, or left,top,right,bottom in pixels.")
+    ] = None,
+    skip_unreadable: Annotated[bool, _Option("--skip-unreadable", help="Go on without images that can't be read.")] = False,
     experiment: Annotated[str | None, _Option(help="Name of the results folder; default: space and time.")] = None,
     results_dir: Annotated[Path | None, _Option(help="Where experiments are kept; default: results.")] = None,
     storage_path: Annotated[
@@ -44,6 +49,10 @@ def main(
     num_generated: Annotated[int | None, _Option(help="Images per model in the final evaluation.")] = None,
     sampler: Annotated[str | None, _Option(help="Of these images: ddim or ddpm; default: ddim.")] = None,
     sampling_steps: Annotated[int | None, _Option(help="Default: the workload's for ddim, all for ddpm.")] = None,
+    timestep_spacing: Annotated[
+        str | None,
+        _Option(help="leading, trailing, linspace or quad; default: leading where the steps fit, else trailing."),
+    ] = None,
     sampling_precision: Annotated[
         str | None, _Option(help="float32 or bfloat16; auto (the default): bfloat16 on a GPU that computes in it.")
     ] = None,

@@ -21,6 +21,7 @@ from maskpro.evaluation.comparison import compare_models, loss_improvement, mask
 from maskpro.evaluation.features import open_features
 from maskpro.evaluation.references import real_features, write_reference
 from maskpro.evaluation.sampling import Sampler
+from maskpro.evaluation.timesteps import TimestepSpacing
 from maskpro.files import atomic_folder, refuse_existing, write_json
 from maskpro.initial_masks import InitialMaskMethod, extract_masks, magnitude_masked_model, one_shot_mask
 from maskpro.layer_statistics import layer_statistics
@@ -351,6 +352,7 @@ def evaluate(
     num_samples: int = 1000,
     sampler: Sampler = "ddim",
     sampling_steps: int | None = None,
+    timestep_spacing: TimestepSpacing | None = None,
     sampling_precision: SamplingPrecision = "auto",
     compile_sampling: bool | None = None,
     compute_fid: bool = False,
@@ -391,6 +393,7 @@ def evaluate(
             cache=cache,
             sampler=sampler,
             sampling_steps=sampling_steps,
+            timestep_spacing=timestep_spacing,
             sampling_precision=sampling_precision,
             compile_sampling=compile_sampling,
             compute_frechet=compute_fid,

@@ -32,6 +32,7 @@ from maskpro.evaluation.distances import (
 from maskpro.evaluation.features import FeatureExtractor, open_features
 from maskpro.evaluation.references import Reference, images_hash, read_reference, real_features
 from maskpro.evaluation.sampling import Sampler, SamplingPlan, check_sampling, sampling_protocol, write_images
+from maskpro.evaluation.timesteps import TimestepSpacing
 from maskpro.files import file_hash
 from maskpro.masked_model import MaskedModel, maskable_layers, model_hash
 from maskpro.objectives import HeldOutSamples
@@ -93,6 +94,7 @@ def compare_models(
     cache: Path | None = None,
     sampler: Sampler = "ddim",
     sampling_steps: int | None = None,
+    timestep_spacing: TimestepSpacing | None = None,
     sampling_precision: SamplingPrecision = "auto",
     compile_sampling: bool | None = None,
     compute_frechet: bool = True,
@@ -111,6 +113,7 @@ def compare_models(
         cache=cache,
         sampler=sampler,
         sampling_steps=sampling_steps,
+        timestep_spacing=timestep_spacing,
         sampling_precision=sampling_precision,
         compile_sampling=compile_sampling,
         compute_frechet=compute_frechet,
@@ -150,6 +153,7 @@ def evaluate_models(
     cache: Path | None,
     sampler: Sampler = "ddim",
     sampling_steps: int | None = None,
+    timestep_spacing: TimestepSpacing | None = None,
     sampling_precision: SamplingPrecision = "auto",
     compile_sampling: bool | None = None,
     compute_frechet: bool = True,
@@ -180,7 +184,7 @@ def evaluate_models(
     Raises:
         MaskproError: a sampler, a precision or a reference that doesn't fit, or features that can't be had.
     """
-    sampling_steps = resolve_sampling(workload, sampler, sampling_steps)
+    sampling_steps = resolve_sampling(workload, sampler, sampling_steps, timestep_spacing)
     shape = tuple(workload.images.train.shape[1:])
     extractor, reference = None, None
     if compute_frechet:
@@ -194,6 +198,7 @@ def evaluate_models(
         shape=shape,
         sampler=sampler,
         steps=sampling_steps,
+        spacing=timestep_spacing,
         seed=GENERATION_SEED,
         batch_size=_SAMPLING_BATCH,
         precision=resolved.precision,
@@ -230,7 +235,9 @@ def evaluate_models(
             shutil.copyfile(model_cache.grid, folder / f"samples_{name}.png")
     # Of the search: it made the masks, and has no part in the figures of given ones.
     search = {"max_samples": workload.budgets.max_samples, "report_samples": workload.budgets.report_samples}
-    return {"protocol": {**record, "search_budgets": search}, "warnings": found, "models": figures}
+    # The files that were passed over neither.
+    read = {"images": workload.images.counts.describe(), "search_budgets": search}
+    return {"protocol": {**record, **read}, "warnings": found, "models": figures}
 
 
 def _warnings(extractor: FeatureExtractor | None, record: Mapping[str, Any]) -> list[str]:
@@ -240,7 +247,9 @@ def _warnings(extractor: FeatureExtractor | None, record: Mapping[str, Any]) -> 
     return few_images_warnings(**counts, width=extractor.width)
 
 
-def resolve_sampling(workload: Workload, sampler: Sampler, steps: int | None) -> int:
+def resolve_sampling(
+    workload: Workload, sampler: Sampler, steps: int | None, spacing: TimestepSpacing | None = None
+) -> int:
     """The sampler's steps (None: the workload's for "ddim", all of the noise schedule for "ddpm").
 
     Raises:
@@ -249,7 +258,7 @@ def resolve_sampling(workload: Workload, sampler: Sampler, steps: int | None) ->
     if steps is None:
         every: int = workload.scheduler.config["num_train_timesteps"]
         steps = workload.budgets.sampling_steps if sampler == "ddim" else every
-    check_sampling(workload.scheduler, sampler, steps)
+    check_sampling(workload.scheduler, sampler, steps, spacing)
     return steps
 
 
@@ -393,6 +402,7 @@ def protocol(
         "model_hash": model_hash(workload.model),
         "model_ema": workload.ema,
         "data": workload.data_source,
+        "image_reading": dict(images.counts.reading),
         "num_images": {split: len(part) for split, part in splits.items()},
         "images_sha256": {split: images_hash(part) for split, part in splits.items()},
         "loss": "MSE of the noise prediction; timesteps stratified over the schedule",

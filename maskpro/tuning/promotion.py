@@ -13,6 +13,7 @@ import pandas as pd
 from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import ChunkMaker, evaluate_models, make_chunks, masked_copy, with_recovery
 from maskpro.evaluation.sampling import parse_sampler
+from maskpro.evaluation.timesteps import parse_spacing
 from maskpro.files import read_json, replaced_folder, write_json
 from maskpro.layer_statistics import layer_changes
 from maskpro.mask_file import MaskFile, save_mask_file
@@ -130,6 +131,7 @@ def promote(experiment: Experiment, *, make: ChunkMaker = make_chunks) -> dict[s
         cache=folder / EVALUATION_FOLDER / "cache",
         sampler=parse_sampler(search.options.sampler),
         sampling_steps=search.options.sampling_steps,
+        timestep_spacing=parse_spacing(search.options.timestep_spacing),
         sampling_precision=parse_sampling_precision(search.options.sampling_precision),
         compile_sampling=search.options.compile_sampling,
         compute_frechet=search.options.frechet,

@@ -28,6 +28,7 @@ SESSION_OPTIONS = (
     "num_generated",
     "sampler",
     "sampling_steps",
+    "timestep_spacing",
     "sampling_precision",
     "compile_sampling",
     "frechet",
@@ -153,6 +154,7 @@ def warm_started(search: Search, folder: Path) -> Search:
     for what, theirs, ours in (
         ("another model", described["workload"]["model_hash"], mine["workload"]["model_hash"]),
         ("other data", described["workload"]["data"], mine["workload"]["data"]),
+        ("another resize or crop", _reading(described), _reading(mine)),
         ("another max_samples", described["trial"]["max_samples"], mine["trial"]["max_samples"]),
         ("other fixed parameters", _fixed(described), _fixed(mine)),
     ):
@@ -171,6 +173,11 @@ def warm_started(search: Search, folder: Path) -> Search:
             f"warm_start is {folder}; none of its trials fits; allowed: a search over {', '.join(distributions)}"
         )
     return replace(search, warm_start=tuple(told))
+
+
+def _reading(described: Mapping[str, Any]) -> dict[str, Any]:
+    reading: dict[str, Any] = described["workload"].get("images", {}).get("reading", {})
+    return reading
 
 
 def _fixed(described: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import platform
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -18,8 +19,10 @@ from maskpro.evaluation.comparison import resolve_sampling
 from maskpro.evaluation.features import feature_names, open_features
 from maskpro.evaluation.references import read_reference
 from maskpro.evaluation.sampling import parse_sampler
+from maskpro.evaluation.timesteps import parse_spacing
 from maskpro.files import refuse_existing
 from maskpro.hardware import hardware
+from maskpro.images import IMAGE_CACHE, ImageReading
 from maskpro.initial_masks import parse_initial_mask
 from maskpro.masked_model import MaskedModel, model_hash
 from maskpro.pattern import NMPattern, parse_layout
@@ -49,6 +52,9 @@ class SearchOptions:
     workload: str | None = None
     model: str | None = None
     data: Path | None = None
+    resize: str = "bilinear"
+    crop: str = "centre"
+    skip_unreadable: bool = False
     num_trials: int | None = None
     max_samples: int | None = None
     seed_points: tuple[int, ...] | None = None
@@ -59,6 +65,7 @@ class SearchOptions:
     num_generated: int | None = None
     sampler: str = "ddim"
     sampling_steps: int | None = None
+    timestep_spacing: str | None = None
     sampling_precision: str = "auto"
     compile_sampling: bool | None = None
     features: str | None = None
@@ -101,6 +108,8 @@ class SearchOptions:
             value = getattr(self, name)
             if value is not None and value not in known:
                 raise MaskproError(f"{name} is {value!r}; allowed: {', '.join(known)}")
+        ImageReading(resize=self.resize, crop=self.crop)  # refuses what isn't allowed
+        parse_spacing(self.timestep_spacing)
         parse_sampling_precision(self.sampling_precision)
         for tracker in get_args(Tracker):
             check_tracker(tracker, getattr(self, tracker))
@@ -125,6 +134,11 @@ class SearchOptions:
         """The search-space file, which a checked instance has."""
         assert self.space is not None
         return self.space
+
+    @property
+    def reading(self) -> ImageReading:
+        """How the images of a folder are read."""
+        return ImageReading(resize=self.resize, crop=self.crop, skip_unreadable=self.skip_unreadable)
 
     @property
     def folder(self) -> Path:
@@ -183,6 +197,7 @@ class Search:
                 "model": self.workload.model_source,
                 "model_hash": model_hash(self.workload.model),
                 "data": self.workload.data_source,
+                "images": self.workload.images.counts.describe(),
                 "budgets": asdict(self.workload.budgets),
             },
             "judged_by": dict(self.judged_by),
@@ -229,7 +244,14 @@ def prepare_search(options: SearchOptions) -> Search:
 
 def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Plan, ...], num_trials: int) -> Search:
     """A search whose trials are decided on, with its model and data."""
-    workload = open_workload(options.workload or space.workload, model=options.model, data=options.data)
+    workload = open_workload(
+        options.workload or space.workload,
+        model=options.model,
+        data=options.data,
+        reading=options.reading,
+        image_cache=options.results_dir.absolute() / IMAGE_CACHE,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )
     if options.num_generated is not None:
         workload = replace(workload, budgets=replace(workload.budgets, num_generated=options.num_generated))
     if options.features is not None:
@@ -240,7 +262,8 @@ def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Pl
     max_samples = options.max_samples or space_samples or workload.budgets.max_samples
     report_samples = math.ceil(max_samples / space.num_reports)
     workload = replace(workload, budgets=replace(workload.budgets, max_samples=max_samples, report_samples=report_samples))
-    resolve_sampling(workload, parse_sampler(options.sampler), options.sampling_steps)
+    spacing = parse_spacing(options.timestep_spacing)
+    resolve_sampling(workload, parse_sampler(options.sampler), options.sampling_steps, spacing)
     context = _context(options, space, workload, max_samples)
     for targets in (space.targets, *(split_targets(text) for text in space.choices("targets", None))):
         for form in context.formats if targets else ():
