@@ -14,7 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from maskpro.samples import KEY_STEPS, MULTIPLIERS
+
 _BLOCK = 128
+_MULTIPLIER_A, _MULTIPLIER_C = tl.constexpr(MULTIPLIERS[0]), tl.constexpr(MULTIPLIERS[1])
+_KEY_STEP_A, _KEY_STEP_B = tl.constexpr(KEY_STEPS[0]), tl.constexpr(KEY_STEPS[1])
 _SCALE = tl.constexpr(2.0**-32)
 _HALF = tl.constexpr(2.0**-33)
 _TURN = tl.constexpr(2 * math.pi / 2**24)
@@ -28,8 +32,27 @@ def normal_values(seed: int, indices: Tensor, size: int) -> Tensor:
     if rows:
         # As two words, each of which is a whole number of 32 bits for Triton, whatever the seed.
         low, high = (word - (word >> 31 << 32) for word in (seed & 0xFFFFFFFF, seed >> 32))
-        _normal_values[(triton.cdiv(rows, _BLOCK),)](indices.contiguous(), values, low, high, blocks, size, rows, BLOCK=_BLOCK)
+        _normal_values[(triton.cdiv(rows, _BLOCK),)](
+            indices.contiguous(), values, low, high, blocks, size, rows, BLOCK=_BLOCK
+        )
     return values
+
+
+@triton.jit
+def _philox(a, b, c, d, key_a, key_b):
+    """Philox4x32-10 on uint32: `philox4x32`; Triton's own can't be run by its interpreter once it has been imported."""
+    for _ in tl.static_range(10):
+        low_a = tl.mul(a, _MULTIPLIER_A, sanitize_overflow=False)
+        low_c = tl.mul(c, _MULTIPLIER_C, sanitize_overflow=False)
+        high_a = tl.umulhi(a, _MULTIPLIER_A)
+        high_c = tl.umulhi(c, _MULTIPLIER_C)
+        a = high_c ^ b ^ key_a
+        b = low_c
+        c = high_a ^ d ^ key_b
+        d = low_a
+        key_a = tl.add(key_a, _KEY_STEP_A, sanitize_overflow=False)
+        key_b = tl.add(key_b, _KEY_STEP_B, sanitize_overflow=False)
+    return a, b, c, d
 
 
 @triton.jit
@@ -47,15 +70,14 @@ def _normal_values(indices, values, low, high, blocks, size, rows, BLOCK: tl.con
     sample = row // blocks
     block = row % blocks
     index = tl.load(indices + sample, mask=inside, other=0)
-    key_low = tl.full([BLOCK], 0, tl.uint32) + low.to(tl.uint32, bitcast=True)
-    key_high = tl.full([BLOCK], 0, tl.uint32) + high.to(tl.uint32, bitcast=True)
-    a, b, c, d = tl.philox_impl(
+    zero = tl.full([BLOCK], 0, tl.uint32)
+    a, b, c, d = _philox(
         index.to(tl.uint32),
         (index >> 32).to(tl.uint32),
         (block + 1).to(tl.uint32),
-        tl.full([BLOCK], 0, tl.uint32),
-        key_low,
-        key_high,
+        zero,
+        zero + low.to(tl.uint32, bitcast=True),
+        zero + high.to(tl.uint32, bitcast=True),
     )
     first, second = _pair(a, b)
     third, fourth = _pair(c, d)

@@ -3,13 +3,13 @@
 A calibration sample is an (image, timestep, noise) triple and a pure function of (seed, index): batch size, order,
 resuming and device never change it, so every trial and every model sees the same triples. Images, timesteps and weights are
 the same bits everywhere. Noise comes from the same integers and the same uniform numbers; the logarithm, sine and cosine
-that make it normal round differently from one library to the next, so that its values are equal to 2e-6 (absolute; they
-reach 6.8).
+that make it normal round differently from one library to the next, so that its values differ by at most 2e-6
+(absolute; they reach 6.8), and by 5e-6 from float64's of the same uniform numbers.
 
 The integers are Philox4x32-10 of (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): a sample's index and
 the number of a block are its counter, the seed is its key. Block 0 is the timestep's; block 1 + j holds the values 4j to
-4j + 3 of the noise. numpy computes it on a CPU, where torch takes four times as long for small batches, a Triton kernel on a
-GPU (`maskpro.sample_kernels`), torch on any other device and where Triton does not run.
+4j + 3 of the noise. numpy computes it on a CPU, where torch takes several times as long for small batches, a Triton kernel
+on a GPU (`maskpro.sample_kernels`), torch on any other device and where Triton does not run.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from maskpro.data import SPLIT_STREAM, move, philox, to_model_range
 from maskpro.errors import MaskproError
 
 # The multipliers and the steps of the key of Philox4x32.
-_MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
-_KEY_STEPS = 0x9E3779B9, 0xBB67AE85
+MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
+KEY_STEPS = 0x9E3779B9, 0xBB67AE85
 _WORD = 2**32 - 1
 _ROUNDS = 10
 # Blocks that a CPU computes together: their intermediate values stay in a core's cache.
@@ -146,18 +146,18 @@ def philox4x32(counter: Sequence[Any], key: tuple[int, int]) -> tuple[Any, Any, 
     """
     a, b, c, d = counter
     for first, second in _round_keys(key):
-        low, high = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]
+        low, high = a * MULTIPLIERS[0], c * MULTIPLIERS[1]
         # The mask drops the sign that torch's shift fills in.
         a, b, c, d = (high >> 32 & _WORD) ^ b ^ first, high & _WORD, (low >> 32 & _WORD) ^ d ^ second, low & _WORD
     return a, b, c, d
 
 
 def philox4x32_by_numpy(counter: Sequence[Any], key: tuple[int, int]) -> tuple[Any, Any, Any, Any]:
-    """The same of arrays `[B, N]`, or what broadcasts to them, as uint32: with few operations, which is what small ones cost."""
+    """The same of arrays `[B, N]`, or what broadcasts to them, as uint32: by few operations, whose number is the cost."""
     shape = np.broadcast_shapes(*(np.shape(word) for word in counter))
     even, odd = (np.empty((2, *shape), dtype=np.uint32) for _ in range(2))
     even[0], odd[0], even[1], odd[1] = counter
-    multipliers = np.array(_MULTIPLIERS, dtype=np.uint64)[:, None, None]
+    multipliers = np.array(MULTIPLIERS, dtype=np.uint64)[:, None, None]
     product = np.empty((2, *shape), dtype=np.uint64)
     halves = product.view(np.uint32).reshape(2, *shape, 2)[::-1]
     low, high = (halves[..., place] for place in ((0, 1) if sys.byteorder == "little" else (1, 0)))
@@ -171,7 +171,7 @@ def philox4x32_by_numpy(counter: Sequence[Any], key: tuple[int, int]) -> tuple[A
 
 def _round_keys(key: tuple[int, int]) -> list[tuple[int, int]]:
     first, second = key
-    return [((first + step * _KEY_STEPS[0]) & _WORD, (second + step * _KEY_STEPS[1]) & _WORD) for step in range(_ROUNDS)]
+    return [((first + step * KEY_STEPS[0]) & _WORD, (second + step * KEY_STEPS[1]) & _WORD) for step in range(_ROUNDS)]
 
 
 @lru_cache(maxsize=64)
@@ -219,7 +219,7 @@ def _positions(words: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _drawn_by_numpy(seed: int, indices: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions `[B]` and noise `[B, size]` of samples, on a CPU: a few samples at a time, on as many threads as torch's."""
+    """Positions `[B]` and noise `[B, size]` of samples, on a CPU: a few samples at a time, on as many threads as torch."""
     positions, values = np.empty(len(indices)), np.empty((len(indices), size), dtype=np.float32)
     blocks = -(-size // 4)
     rows = max(1, _CACHED_BLOCKS // (1 + blocks))
