@@ -198,6 +198,11 @@ def normal_values(seed: int, indices: Tensor, size: int) -> Tensor:
     """The noise of the samples of `indices` (`[B]`, int64), float32 `[B, size]`, on the indices' device."""
     if indices.is_cuda and (kernels := _kernels()):
         return kernels.normal_values(seed, indices, size)  # type: ignore[no-any-return]
+    return noise_by_torch(seed, indices, size)
+
+
+def noise_by_torch(seed: int, indices: Tensor, size: int) -> Tensor:
+    """`normal_values` on any device, one operation after another."""
     words = _words_of(seed, indices, 1, -(-size // 4))
     values: Tensor = box_muller(words, torch).flatten(1)[:, :size]
     return values.contiguous()
