@@ -10,14 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskpro.data import philox
+from maskpro.data import SPLIT_STREAM, philox
 from maskpro.errors import MaskproError
 from maskpro.images.storage import StoredImages, as_tensor
 
 Split = Literal["train", "validation", "test"]
-
-# Stream number of the draws that split a set of images.
-_SPLIT_STREAM = 2**63
 
 
 class DataNotFoundError(MaskproError):
@@ -118,7 +115,7 @@ def split_indices(count: int, *, validation: int, seed: int) -> tuple[np.ndarray
     """(rest, validation): the places of `split_images` among `count`."""
     if not 0 < validation < count:
         raise MaskproError(f"validation is {validation}; allowed: 1 to {count - 1} (there are {count} images)")
-    order = philox(seed, _SPLIT_STREAM).permutation(count)
+    order = philox(seed, SPLIT_STREAM).permutation(count)
     return order[validation:], order[:validation]
 
 
@@ -133,6 +130,6 @@ def labelled_digits() -> tuple[Tensor, Tensor]:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    order = philox(0, _SPLIT_STREAM).permutation(len(digits.images))
+    order = philox(0, SPLIT_STREAM).permutation(len(digits.images))
     images = torch.from_numpy(np.rint(digits.images[order] * (255 / 16)).astype(np.uint8)).unsqueeze(1)
     return images, torch.from_numpy(digits.target[order])
