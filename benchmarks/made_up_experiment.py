@@ -37,7 +37,7 @@ def make_experiment(folder: Path, *, trials: int = 12, reports: int = 9, finishe
     folder.mkdir(parents=True)
     random = np.random.default_rng(seed)
     description = {
-        "format": 4,
+        "format": 5,
         "options": {"seed": seed},
         "space": {
             "param_space": {"estimator": "straight_through", **_DOMAINS},
@@ -96,6 +96,10 @@ def _finish(folder: Path) -> None:
             "test_loss": loss,
             "test_loss_by_timestep": [loss * 10 ** (-tenth / 5) for tenth in range(10)],
             "frechet_distance": 500 * loss,
+            "kernel_distance": loss,
+            "kernel_distance_error": loss / 20,
+            "precision": 0.9 - loss,
+            "recall": 0.8 - loss,
             "sparsity": 0.0 if name == "dense" else 0.5,
         }
         for name, loss in losses.items()

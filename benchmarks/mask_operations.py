@@ -2,13 +2,17 @@
 
 python -m benchmarks.mask_operations                  # 8.9 million groups of four, as many as the CIFAR-10 UNet has
 
-"floor" is the time in which the card copies as many bytes as the operation has to read and write.
+"floor" is the time in which the card copies as many bytes as the operation has to read and write. A second table is of the
+noise of calibration samples; with --cpu it is all, beside what numpy takes for it, which draws it there.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -16,7 +20,7 @@ import typer
 from torch import Tensor
 
 from benchmarks.report import hardware_line, print_table
-from maskpro import distribution, kernels
+from maskpro import distribution, samples
 from maskpro.cli import run_command
 
 _GROUPS = 8_920_000
@@ -54,10 +58,45 @@ def _inclusion_gradient(logits: Tensor, values: Tensor) -> Tensor:
     return _rows(distribution._inclusion_gradient_of_pairs(*columns))
 
 
+def _noise_rows(device: torch.device) -> list[dict[str, str]]:
+    """What the noise of a batch takes: of the embedded network's images, and of CIFAR-10's."""
+    rows = []
+    for shape, batch_size in (((1, 8, 8), 8), ((1, 8, 8), 64), ((3, 32, 32), 32), ((3, 32, 32), 128)):
+        indices, size = torch.arange(batch_size), math.prod(shape)
+        by_torch = partial(samples.noise_by_torch, 0, indices.to(device), size)
+        row = {"images": f"{batch_size} of {shape}"}
+        if device.type == "cuda":
+            ways = {"torch, ms": by_torch, "Triton, ms": partial(samples.normal_values, 0, indices.to(device), size)}
+            row |= {name: f"{_milliseconds(way):.3f}" for name, way in ways.items()}
+        else:
+            images = torch.zeros(256, *shape, dtype=torch.uint8)
+            whole = samples.CalibrationSamples(images, num_train_timesteps=1000, seed=0)
+            ways = {"torch, ms": by_torch, "whole batch by numpy, ms": partial(whole.batch, indices)}
+            row |= {name: f"{_milliseconds_of_cpu(way):.3f}" for name, way in ways.items()}
+        rows.append(row)
+    return rows
+
+
+def _milliseconds_of_cpu(run: Callable[[], object]) -> float:
+    times = []
+    for _ in range(2 * _ROUNDS):
+        started = time.perf_counter()
+        run()
+        times.append(1000 * (time.perf_counter() - started))
+    return statistics.median(times)
+
+
 def main(
     groups: Annotated[int, typer.Option(min=1, help="Of four weights.")] = _GROUPS,
+    cpu: Annotated[bool, typer.Option("--cpu", help="The noise of samples alone, on one thread.")] = False,
 ) -> None:
-    """Print the table of operations."""
+    """Print the tables of operations."""
+    if cpu:
+        torch.set_num_threads(1)
+        print_table(f"noise of calibration samples, one thread; {hardware_line()}", _noise_rows(torch.device("cpu")))
+        return
+    from maskpro import kernels
+
     device = torch.device("cuda")
     generator = torch.Generator(device).manual_seed(0)
     logits, values = (torch.randn(groups, 4, device=device, generator=generator) for _ in range(2))
@@ -85,6 +124,7 @@ def main(
             }
         )
     print_table(f"{groups:,} groups of 4; a copy moves {bytes_a_millisecond / 1e9:.2f} TB/s; {hardware_line()}", rows)
+    print_table(f"noise of calibration samples; {hardware_line()}", _noise_rows(device))
 
 
 if __name__ == "__main__":

@@ -162,6 +162,14 @@ class SimulatedSearch:
             until = min((samples // self.unit + 1) * self.unit, self.max_samples)
             heapq.heappush(clock, (now + self.pace(history.trials[number].params), number, "report", until))
 
+        def remove_unneeded(number: int) -> None:
+            record = history.trials[number]
+            needed = record.needed_parts(may_go_on=source.stopped_may_go_on)
+            if record.checkpoint and len(needed) < len(record.checkpoint_parts):
+                history.removed(number, needed)
+
+        for number in history.trials:
+            remove_unneeded(number)
         fill(0.0)
         while clock:
             now, number, what, samples = heapq.heappop(clock)
@@ -171,6 +179,7 @@ class SimulatedSearch:
                 except DiedError as error:
                     history.error(number, str(error))
                     source.finish(number)
+                    remove_unneeded(number)
                     fill(now)
                     continue
                 # Tune asks the scheduler unless the trial ends by itself, and tells the callback in either case.
@@ -181,6 +190,7 @@ class SimulatedSearch:
                 heapq.heappush(clock, (now + _SAVING, number, "end" if ends else "go on", samples))
             else:
                 history.checkpoint(number, f"{history.trials[number].name}/checkpoint_{samples}", samples)
+                remove_unneeded(number)
                 if what == "go on":
                     train(now, number, samples)
                 else:

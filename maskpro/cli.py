@@ -44,11 +44,21 @@ Model = Annotated[
     typer.Option("--model", "--original-model", help="Dense diffusers DDPM folder or hub name; default: the workload's."),
 ]
 Data = Annotated[Path | None, typer.Option(help="Folder of images (cifar10 workload); default: CIFAR-10.")]
+Resize = Annotated[str, typer.Option(help="Filter: bilinear, bicubic, lanczos, box, hamming or nearest.")]
+Crop = Annotated[str, typer.Option(help="centre, none, celeba, a number of pixels, or left,top,right,bottom in pixels.")]
+SkipUnreadable = Annotated[bool, typer.Option("--skip-unreadable", help="Go on without images that can't be read.")]
 Output = Annotated[Path, typer.Option("--output-dir", help="New folder for the results.")]
 Pattern = Annotated[str, typer.Option(help="n:m, n weights kept of every m.")]
 LayoutName = Annotated[str, typer.Option("--layout", help="channel or flattened.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Masks = Annotated[Path | None, typer.Option(help="Mask file; default: the magnitude mask.")]
+Features = Annotated[
+    str | None,
+    typer.Option(
+        help="What judges images: inception-v3 (FID), another name, or a program's file; default: the workload's."
+    ),
+]
+InceptionWeights = Annotated[Path | None, typer.Option(help="torch-fidelity's Inception weights (FID).")]
 Seed = Annotated[int, typer.Option(help="Of calibration samples and sampled masks.")]
 
 
@@ -90,6 +100,9 @@ def prune(
     workload: Workload = "digits",
     model: Model = None,
     data: Data = None,
+    resize: Resize = "bilinear",
+    crop: Crop = "centre",
+    skip_unreadable: SkipUnreadable = False,
     pattern: Pattern = "2:4",
     layout: LayoutName = "channel",
     method: Annotated[str, typer.Option(help="magnitude, wanda, sparsegpt (its mask alone) or random.")] = "magnitude",
@@ -100,12 +113,11 @@ def prune(
     from maskpro import pipeline
     from maskpro.initial_masks import parse_initial_mask
     from maskpro.pattern import NMPattern, parse_layout
-    from maskpro.workloads import open_workload
 
     parsed, chosen = NMPattern.parse(pattern), parse_initial_mask(method)
     if ratio is not None and ratio != parsed.sparsity:
         raise MaskproError(f"ratio is {ratio}; allowed with pattern {pattern}: {parsed.sparsity}")
-    opened = open_workload(workload, model=model, data=data)
+    opened = _opened(workload, model, data, _reading(resize, crop, skip_unreadable), output_dir)
     pipeline.prune(opened, output_dir, pattern=parsed, layout=parse_layout(layout), method=chosen, seed=seed)
     print(f"pruned to {pattern} ({parsed.sparsity:.0%} of the maskable weights removed): {output_dir}")
 
@@ -151,6 +163,9 @@ def verify(
     ] = None,
     model: Model = None,
     data: Data = None,
+    resize: Resize = "bilinear",
+    crop: Crop = "centre",
+    skip_unreadable: SkipUnreadable = False,
 ) -> None:
     """Check a mask file: whole, every group n:m, and (with --workload) made for that model; exit status 2 if not."""
     from maskpro import pipeline
@@ -158,7 +173,8 @@ def verify(
 
     if workload is None and (model is not None or data is not None):
         raise MaskproError("workload is missing with model or data; allowed: --workload digits or cifar10")
-    opened = None if workload is None else open_workload(workload, model=model, data=data)
+    reading = _reading(resize, crop, skip_unreadable)
+    opened = None if workload is None else open_workload(workload, model=model, data=data, reading=reading, say=_say)
     found = pipeline.verify(masks, opened)
     for name, problem in found.items():
         print(f"{name}: {problem or 'ok'}")
@@ -175,6 +191,9 @@ def baseline(
     workload: Workload = "digits",
     model: Model = None,
     data: Data = None,
+    resize: Resize = "bilinear",
+    crop: Crop = "centre",
+    skip_unreadable: SkipUnreadable = False,
     masks: Masks = None,
     pattern: Pattern = "2:4",
     layout: LayoutName = "channel",
@@ -186,9 +205,8 @@ def baseline(
 ) -> None:
     """Losses of the original weights under the initial mask."""
     from maskpro import pipeline
-    from maskpro.workloads import open_workload
 
-    opened = open_workload(workload, model=model, data=data)
+    opened = _opened(workload, model, data, _reading(resize, crop, skip_unreadable), output_dir)
     report = pipeline.baseline(
         opened,
         output_dir,
@@ -208,6 +226,9 @@ def train(
     workload: Workload = "digits",
     model: Model = None,
     data: Data = None,
+    resize: Resize = "bilinear",
+    crop: Crop = "centre",
+    skip_unreadable: SkipUnreadable = False,
     masks: Masks = None,
     pattern: Pattern = "2:4",
     layout: LayoutName = "channel",
@@ -261,7 +282,6 @@ def train(
     from maskpro.pattern import NMPattern, parse_layout
     from maskpro.trackers import swanlab_log
     from maskpro.trainer import TrainerConfig
-    from maskpro.workloads import open_workload
 
     for name, value in (("epoch", epoch), ("max_step", max_step)):
         if value < 1:
@@ -291,7 +311,7 @@ def train(
         seed=seed,
         **settings,
     )
-    opened = open_workload(workload, model=model, data=data)
+    opened = _opened(workload, model, data, _reading(resize, crop, skip_unreadable), output_dir)
     initial = None if masks is None else pipeline.load_masks_for(opened, masks)
     with swanlab_log(swanlab, name=experiment_name, config=asdict(config)) as log:
         summary = pipeline.train(
@@ -323,6 +343,9 @@ def evaluate(
     workload: Workload = "digits",
     model: Model = None,
     data: Data = None,
+    resize: Resize = "bilinear",
+    crop: Crop = "centre",
+    skip_unreadable: SkipUnreadable = False,
     pattern: Pattern = "2:4",
     layout: LayoutName = "channel",
     num_samples: Annotated[int, typer.Option(help="Images generated by each model.")] = 1000,
@@ -330,11 +353,25 @@ def evaluate(
     sampling_steps: Annotated[
         int | None, typer.Option(help="Per image; default: the workload's (ddim), all of the noise schedule (ddpm).")
     ] = None,
-    sampling_precision: Annotated[str, typer.Option(help="Of the networks: float32 or bfloat16.")] = "float32",
-    compile_sampling: Annotated[bool, typer.Option(help="Let torch compile the networks first.")] = False,
-    compute_fid: Annotated[bool, typer.Option(help="Also the Frechet distance (FID with Inception features).")] = False,
+    timestep_spacing: Annotated[
+        str | None,
+        typer.Option(help="leading, trailing, linspace or quad; default: leading where the steps fit, else trailing."),
+    ] = None,
+    sampling_precision: Annotated[
+        str, typer.Option(help="Of the networks: float32 or bfloat16; auto: bfloat16 on a GPU that computes in it.")
+    ] = "auto",
+    compile_sampling: Annotated[
+        bool | None, typer.Option(help="Whether torch compiles the networks; default: for many images on such a GPU.")
+    ] = None,
+    compute_fid: Annotated[
+        bool, typer.Option(help="Also judge the images: Frechet distance (FID with Inception features) and others.")
+    ] = False,
     save_images: Annotated[bool, typer.Option(help="Also write every generated image.")] = False,
-    inception_weights: Annotated[Path | None, typer.Option(help="torch-fidelity's Inception weights (FID).")] = None,
+    features: Features = None,
+    inception_weights: InceptionWeights = None,
+    reference_statistics: Annotated[
+        Path | None, typer.Option(help="File (.npz, mu and sigma) of real images; default: the workload's images.")
+    ] = None,
     cache: Annotated[
         Path | None,
         typer.Option(file_okay=False, help="Folder for finished parts, from which an interrupted evaluation goes on."),
@@ -345,14 +382,14 @@ def evaluate(
     from maskpro import pipeline
     from maskpro.evaluation.comparison import masked_copy
     from maskpro.evaluation.sampling import parse_sampler
+    from maskpro.evaluation.timesteps import parse_spacing
     from maskpro.pattern import NMPattern, parse_layout
-    from maskpro.precision import parse_precision
-    from maskpro.workloads import open_workload
+    from maskpro.precision import parse_sampling_precision
 
     if (masks is None) == (checkpoint_path is None):
         raise MaskproError("masks and checkpoint_path are both given or both missing; allowed: exactly one of them")
-    parsed_sampler = parse_sampler(sampler)
-    opened = open_workload(workload, model=model, data=data)
+    parsed_sampler, spacing = parse_sampler(sampler), parse_spacing(timestep_spacing)
+    opened = _opened(workload, model, data, _reading(resize, crop, skip_unreadable), output_dir)
     parsed, parsed_layout = NMPattern.parse(pattern), parse_layout(layout)
     if masks is not None:
         content = pipeline.load_masks_for(opened, masks)
@@ -370,15 +407,39 @@ def evaluate(
         num_samples=num_samples,
         sampler=parsed_sampler,
         sampling_steps=sampling_steps,
-        sampling_precision=parse_precision(sampling_precision),
+        timestep_spacing=spacing,
+        sampling_precision=parse_sampling_precision(sampling_precision),
         compile_sampling=compile_sampling,
         compute_fid=compute_fid,
         save_images=save_images,
+        features=features,
         inception_weights=inception_weights,
+        reference_statistics=reference_statistics,
         cache=cache,
         device=pipeline.parse_device(device),
     )
     print(f"recovery {report['recovery']}, loss improvement {report['loss_improvement']:.2%}: {output_dir}")
+
+
+@app.command()
+def reference_statistics(
+    output: Annotated[Path, typer.Argument(help="New .npz file.")],
+    workload: Workload = "digits",
+    model: Model = None,
+    data: Data = None,
+    features: Features = None,
+    inception_weights: InceptionWeights = None,
+    device: Device = "auto",
+) -> None:
+    """Write mean and covariance of the real images' features into a .npz file (mu, sigma)."""
+    from maskpro import pipeline
+    from maskpro.workloads import open_workload
+
+    opened = open_workload(workload, model=model, data=data)
+    found = pipeline.reference_statistics(
+        opened, output, features=features, inception_weights=inception_weights, device=pipeline.parse_device(device)
+    )
+    print(f"mean and covariance of {found['num_features']} features, {found['features']}: {output}")
 
 
 @app.command()
@@ -413,3 +474,22 @@ def _masks_or_magnitude(workload: Any, masks: Path | None, pattern: str, layout:
     if masks is not None:
         return pipeline.load_masks_for(workload, masks)
     return pipeline.magnitude_mask_file(workload, pattern=NMPattern.parse(pattern), layout=parse_layout(layout))
+
+
+def _reading(resize: str, crop: str, skip_unreadable: bool) -> Any:
+    from maskpro.images import ImageReading
+
+    return ImageReading(resize=resize, crop=crop, skip_unreadable=skip_unreadable)
+
+
+def _opened(workload: str, model: str | None, data: Path | None, reading: Any, output: Path) -> Any:
+    """The workload; images that don't fit into memory are kept beside the results."""
+    from maskpro.images import IMAGE_CACHE
+    from maskpro.workloads import open_workload
+
+    cache = output.absolute().parent / IMAGE_CACHE
+    return open_workload(workload, model=model, data=data, reading=reading, image_cache=cache, say=_say)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -12,6 +12,7 @@ Terms, used everywhere in this package:
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import dataclass
 from itertools import combinations
@@ -69,15 +70,33 @@ class NMPattern:
 
 
 class PackedMask:
-    """A mask that is kept in mind, not worked with: a bit a weight, on the CPU."""
+    """A mask that is kept in mind, not worked with: a bit a weight, on the CPU.
+
+    Attributes:
+        bits: as `numpy.packbits` has them, uint8 `[ceil(P / 8)]`.
+    """
 
     def __init__(self, mask: Tensor):
         self._shape, self._device = mask.shape, mask.device
-        self._bits = np.packbits(mask.cpu().numpy())
+        self.bits = torch.from_numpy(np.packbits(mask.cpu().numpy()))
+
+    def of_bits(self, bits: Tensor) -> PackedMask:
+        """Another mask of the same shape and device, from its `bits`.
+
+        Raises:
+            MaskproError: these are the bits of another number of weights.
+        """
+        if bits.shape != self.bits.shape or bits.dtype != torch.uint8:
+            raise MaskproError(
+                f"mask has {bits.numel()} bytes of bits; allowed: {self.bits.numel()}, for {self._shape.numel()} weights"
+            )
+        other = copy.copy(self)
+        other.bits = bits
+        return other
 
     def unpack(self) -> Tensor:
         """The mask, bool, on the device that it came from."""
-        bits = np.unpackbits(self._bits, count=self._shape.numel()).view(np.bool_)
+        bits = np.unpackbits(self.bits.numpy(), count=self._shape.numel()).view(np.bool_)
         return torch.from_numpy(bits).view(self._shape).to(self._device)
 
 

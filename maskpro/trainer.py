@@ -26,6 +26,17 @@ from maskpro.masked_model import MaskedModel
 from maskpro.objectives import HeldOutMeans, HeldOutSamples, HeldOutValues, Objective, SampleValues, baseline_losses
 from maskpro.pattern import PackedMask
 from maskpro.precision import Precision, autocast, parse_precision, reproducible
+from maskpro.rounding import (
+    CodedSquares,
+    FixedPoint,
+    code_squares,
+    fixed_point,
+    from_coded_squares,
+    from_fixed_point,
+    pack_upper,
+    round_to_bfloat16,
+    unpack_upper,
+)
 
 Target = Literal["teacher", "noise"]
 Timesteps = Literal["uniform", "importance"]
@@ -48,6 +59,14 @@ _SCHEDULES: dict[LearningRateDecay, Callable[[float], float]] = {
 
 # What a trainer knows of masks, as HeldOutMeans.
 _MEANS = ("initial", "best", "lowest")
+# Of a state.
+_COUNTERS = (
+    "num_samples_seen",
+    "num_steps",
+    "micro_batch_size",
+    *_MEANS,
+)
+
 # Of which `statistics` takes quantiles and entropy.
 _GROUPS_LOOKED_AT = 4_096
 
@@ -58,6 +77,13 @@ class _Batch(NamedTuple):
     size: int
     samples: Any
     teacher: Tensor | None
+
+
+class StoredLogits(NamedTuple):
+    """What a checkpoint holds of logits and optimizer: coarsely, and what more there is for going on exactly."""
+
+    rounded: FixedPoint
+    exact: dict[str, Tensor]
 
 
 class NonFiniteLossError(MaskproError):
@@ -218,6 +244,7 @@ class MaskTrainer:
             self._optimizer = torch.optim.SGD([self.logits], lr=1.0)
         self._generator = torch.Generator(masked.base.device).manual_seed(config.seed)
         self._tracker = Tracker.start(masked.base.device)
+        self._stored: StoredLogits | None = None  # of the state as it is
         self._baseline = baseline
         self._initial_mask = self._best_mask = self._reference = PackedMask(initial_mask)
         self.num_samples_seen = 0
@@ -262,7 +289,10 @@ class MaskTrainer:
         can't tell apart the latest has learned most; the luckiest would be the lowest of many noisy values. `best_mask`
         starts as the initial mask, so that a run never ends worse than it began; `lowest` is of the validated masks alone,
         so that runs that made things worse can be told from runs that did nothing.
+
+        The state is rounded first (`round_state`), as for a checkpoint, whether one is written or not.
         """
+        self.round_state()
         mask = self.mode()
         values = self._judge(mask)
         means = values.means()
@@ -330,6 +360,7 @@ class MaskTrainer:
         first, count = self.num_samples_seen // masks, min(config.step_samples, end - self.num_samples_seen) // masks
         indices = torch.arange(first, first + count) % config.dataset_size
         self.logits.grad, loss = self._estimate_in_memory(indices)
+        self._stored = None
         self._optimizer.param_groups[0]["lr"] = self._step_size()
         self._optimizer.step()
         self.num_samples_seen += count * masks
@@ -471,56 +502,97 @@ class MaskTrainer:
             raise NonFiniteLossError(f"held-out loss is not finite after {self.num_samples_seen} samples")
         return values
 
-    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(tensors on the CPU, counters): all that a run needs to go on bit for bit on the same type of device."""
-        tensors = {
-            "logits": self.logits,
-            "initial_mask": self.initial_mask,
-            "best_mask": self.best_mask,
-            "reference": self._reference.unpack(),
+    def round_state(self) -> StoredLogits:
+        """Round logits and moments to what `state_dict` can hold: a run is then the same whether it is resumed here or not.
+
+        Only Adam's state is rounded. Without moments there is room for the logits as they are.
+
+        Returns: what a checkpoint holds of logits and optimizer.
+        """
+        if self._stored is None:
+            self._stored = self._rounded()
+        return self._stored
+
+    def _rounded(self) -> StoredLogits:
+        # A generator of its own: the masks that are drawn don't depend on how often a run is validated.
+        generator = torch.Generator(self.logits.device).manual_seed(self.config.seed + (self.num_samples_seen << 32))
+        rounded = fixed_point(self.logits, generator)
+        if not isinstance(self._optimizer, torch.optim.Adam):
+            return StoredLogits(rounded, {"logits": self.logits})
+        self.logits.copy_(from_fixed_point(rounded, self.logits))
+        assert rounded.lower is not None
+        exact = {"logits.lower": rounded.lower}
+        state = self._optimizer.state[self.logits]
+        if state:  # Adam has made a step
+            mean = round_to_bfloat16(state["exp_avg"], generator)
+            squares = code_squares(state["exp_avg_sq"], generator)
+            state["exp_avg"].copy_(mean)
+            state["exp_avg_sq"].copy_(from_coded_squares(squares))
+            exact |= {"adam.step": state["step"], "adam.mean": mean}
+            exact |= {f"adam.squares.{name}": value for name, value in squares._asdict().items()}
+        return StoredLogits(rounded, exact)
+
+    def state_dict(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """(tensors on the CPU, counters): all that a run needs to go on bit for bit on the same type of device.
+
+        The tensors' parts (their bytes a weight, with a logit a weight, besides some kilobytes):
+
+        - mask: `best_mask` (0.125), all that is needed of a run that has ended.
+        - logits: with the one before, all that is needed to go on with coarser logits and new moments (0.875, and 0.125
+          for a reference that is not the initial mask).
+        - exact: the rest of logits and moments (4).
+
+        The state itself is rounded to what they hold (`round_state`); the initial mask is the one of the trainer that
+        loads it.
+        """
+        stored = self.round_state()
+        logits = {
+            "logits.upper": pack_upper(stored.rounded.upper),
+            "logits.scale": stored.rounded.scale,
             "lowest_errors": self._lowest_errors,
             "generator": self._generator.get_state(),
             **{f"tracker.{name}": value for name, value in self._tracker._asdict().items()},
-            **{f"optimizer.{name}": value for name, value in self._optimizer_state().items()},
         }
-        counters = {
-            "num_samples_seen": self.num_samples_seen,
-            "num_steps": self.num_steps,
-            "micro_batch_size": self.micro_batch_size,
-            **{name: getattr(self, name) for name in _MEANS},
-        }
-        return {name: value.detach().cpu().clone() for name, value in tensors.items()}, counters
+        if self._reference is not self._initial_mask:
+            logits["reference"] = self._reference.bits
+        parts = {"mask": {"best_mask": self._best_mask.bits}, "logits": logits, "exact": stored.exact}
+        counters = {name: getattr(self, name) for name in _COUNTERS}
+        return {
+            part: {name: value.detach().cpu().clone() for name, value in tensors.items()} for part, tensors in parts.items()
+        }, counters
 
-    def load_state_dict(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
-        """Continue from a `state_dict` of a run with the same config and model on the same type of device."""
-        if tensors["logits"].shape != self.logits.shape:
-            raise MaskproError(
-                f"logits of the checkpoint have shape {list(tensors['logits'].shape)}; allowed: {list(self.logits.shape)}"
-            )
-        if tensors["generator"].shape != self._generator.get_state().shape:
-            raise MaskproError(f"checkpoint is from another type of device; allowed: {self.logits.device.type}")
-        device = self.logits.device
-        self.logits.copy_(tensors["logits"])
-        self._initial_mask = PackedMask(tensors["initial_mask"].to(device))
-        self._best_mask = PackedMask(tensors["best_mask"].to(device))
-        self._lowest_errors = tensors["lowest_errors"]
-        self._generator.set_state(tensors["generator"])
-        reference = tensors["reference"].to(device)
-        if not torch.equal(reference, self._reference.unpack()):
-            self._refresh(reference)
-        self._tracker = Tracker(*(tensors[f"tracker.{name}"].to(device) for name in Tracker._fields))
-        names = [name for name in tensors if name.startswith("optimizer.")]
-        if names:
-            state = {name.removeprefix("optimizer."): tensors[name] for name in names}
+    def load_state_dict(self, parts: dict[str, dict[str, Tensor]], counters: dict[str, Any]) -> None:
+        """Continue from a `state_dict` of a run with the same config, model and initial mask on the same type of device.
+
+        Without the part `exact` with logits rounded to 1/64 of the largest one, and with an optimizer that starts anew.
+        """
+        logits, device = parts["logits"], self.logits.device
+        if logits["generator"].shape != self._generator.get_state().shape:
+            raise MaskproError(f"checkpoint is from another type of device; allowed: {device.type}")
+        count = self.logits.numel()
+        found = logits["logits.upper"].shape[1]
+        if found != math.ceil(count / 8):
+            raise MaskproError(f"checkpoint has about {8 * found} logits; allowed: {count}, as the model has")
+        self._best_mask = self._initial_mask.of_bits(parts["mask"]["best_mask"])
+        self._lowest_errors = logits["lowest_errors"]
+        self._generator.set_state(logits["generator"])
+        if "reference" in logits:
+            self._refresh(self._initial_mask.of_bits(logits["reference"]).unpack())
+        self._tracker = Tracker(*(logits[f"tracker.{name}"].to(device) for name in Tracker._fields))
+        exact = {name: value.to(device) for name, value in parts.get("exact", {}).items()}
+        upper = unpack_upper(logits["logits.upper"], count).to(device)
+        rounded = FixedPoint(upper, exact.get("logits.lower"), logits["logits.scale"].to(device))
+        self.logits.copy_(exact.get("logits", from_fixed_point(rounded, self.logits)))
+        if "adam.mean" in exact:
+            squares = CodedSquares(*(exact[f"adam.squares.{name}"] for name in CodedSquares._fields))
+            state = {"step": exact["adam.step"], "exp_avg": exact["adam.mean"], "exp_avg_sq": from_coded_squares(squares)}
             self._optimizer.load_state_dict(
                 {"state": {0: state}, "param_groups": self._optimizer.state_dict()["param_groups"]}
             )
-        for name, value in counters.items():
+        self._stored = None
+        for name in _COUNTERS:
+            value = counters[name]
             setattr(self, name, HeldOutMeans(*value) if name in _MEANS and value is not None else value)
-
-    def _optimizer_state(self) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = self._optimizer.state_dict()["state"].get(0, {})
-        return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def logit_statistics(logits: Tensor) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,10 +13,18 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 
-from maskpro.data import ImageSplits, Split, cifar10_images, digits_images, folder_images
 from maskpro.embedded import DIGITS_MODEL
 from maskpro.errors import MaskproError
 from maskpro.files import read_json
+from maskpro.images import (
+    CIFAR10_FOLDER,
+    ImageReading,
+    ImageSplits,
+    Split,
+    cifar10_images,
+    digits_images,
+    folder_images,
+)
 from maskpro.objectives import HeldOutSamples
 from maskpro.objectives.diffusion import DiffusionObjective, timestep_shares
 
@@ -73,7 +82,7 @@ class Workload:
     """A dense diffusion network with its data.
 
     Attributes:
-        features: what judges generated images: the digits classifier or torch-fidelity's Inception.
+        features: what judges generated images: a name or a file, for `maskpro.evaluation.features.open_features`.
         model_source, data_source: where they came from, for the records.
         ema: whether the weights are an average over the training (EMA), in words, for the records: FID depends on it.
     """
@@ -112,15 +121,38 @@ class Workload:
         return HeldOutSamples(objective, size, self.model.to(device))
 
 
-def open_workload(name: str, *, model: str | None = None, data: Path | None = None) -> Workload:
+# Reads a folder of images, given resolution and channels.
+FolderReader = Callable[..., ImageSplits]
+
+
+def open_workload(
+    name: str,
+    *,
+    model: str | None = None,
+    data: Path | None = None,
+    reading: ImageReading | None = None,
+    image_cache: Path | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Workload:
     """Load a workload's model and images, or those named by `model` (folder or hub name) and `data` (folder).
+
+    Args:
+        reading: how the images of a folder are brought to the model's size.
+        image_cache: folder for those that don't fit into memory; see `folder_images`.
+        say: hears how far the reading of a folder is, and what was read, passed over and converted.
 
     Raises:
         MaskproError: unknown workload, or a model or data set that can't be had or doesn't fit.
     """
     if name not in WORKLOADS:
         raise MaskproError(f"workload is {name!r}; allowed: {', '.join(WORKLOADS)}")
-    workload = WORKLOADS[name](model, data)
+    reading = reading or ImageReading()
+    workload = WORKLOADS[name](model, data, partial(folder_images, reading=reading, cache=image_cache, say=say))
+    if reading != ImageReading() and not workload.images.counts.reading:
+        raise MaskproError(
+            f"resize is {reading.resize}, crop {reading.crop}, skip_unreadable {reading.skip_unreadable} with "
+            f"{workload.data_source}, which is read as it is; allowed: with a folder of images (--data)"
+        )
     config = workload.model.config
     expected = (config["in_channels"], config["sample_size"], config["sample_size"])
     shape = tuple(workload.images.train.shape[1:])
@@ -132,7 +164,7 @@ def open_workload(name: str, *, model: str | None = None, data: Path | None = No
     return workload
 
 
-def _digits(model: str | None, data: Path | None) -> Workload:
+def _digits(model: str | None, data: Path | None, read: FolderReader) -> Workload:
     if data is not None:
         raise MaskproError(f"data is {data} with workload digits, which brings its own images; allowed: --workload cifar10")
     unet, scheduler = load_diffusion_model(model or str(DIGITS_MODEL))
@@ -157,15 +189,17 @@ def _digits(model: str | None, data: Path | None) -> Workload:
     )
 
 
-def _cifar10(model: str | None, data: Path | None) -> Workload:
+def _cifar10(model: str | None, data: Path | None, read: FolderReader) -> Workload:
     source_model = model or (str(CIFAR10_EMA_FOLDER) if CIFAR10_EMA_FOLDER.is_dir() else CIFAR10_HUB_MODEL)
     unet, scheduler = load_diffusion_model(source_model)
-    if data is None or (data / "cifar-10-batches-py").is_dir():
+    if data is not None and data.name == CIFAR10_FOLDER:
+        data = data.parent
+    if data is None or (data / CIFAR10_FOLDER).is_dir():
         root = data or CIFAR10_ROOT
         images, source = cifar10_images(root, download=data is None), f"CIFAR-10 in {root}"
     else:
         config = unet.config
-        images = folder_images(data, resolution=config["sample_size"], channels=config["in_channels"])
+        images = read(data, resolution=config["sample_size"], channels=config["in_channels"])
         source = str(data)
     return Workload(
         name="cifar10",
@@ -198,7 +232,7 @@ def _ema(source: str) -> str:
     return "as stored in the checkpoint; not recorded"
 
 
-WORKLOADS: dict[str, Callable[[str | None, Path | None], Workload]] = {"digits": _digits, "cifar10": _cifar10}
+WORKLOADS: dict[str, Callable[[str | None, Path | None, FolderReader], Workload]] = {"digits": _digits, "cifar10": _cifar10}
 
 
 def load_diffusion_model(source: str) -> tuple[UNet2DModel, DDPMScheduler]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import make_trainer
 
-from maskpro import distribution
+from maskpro import distribution, samples
 from maskpro.evaluation.sampling import SamplingPlan
 from maskpro.graphs import GraphedPass
 from maskpro.pattern import count_violations
@@ -46,8 +46,11 @@ def test_straight_through_is_as_good_on_a_gpu_as_on_a_cpu(trainer_on):
 
 def test_a_run_on_a_gpu_goes_on_bit_for_bit(trainer_on):
     whole, half = trainer_on("cuda"), trainer_on("cuda")
-    whole.train(512)
+    whole.train(256)
+    whole.validate()
+    whole.train(256)
     half.train(256)
+    half.validate()
     resumed = trainer_on("cuda")
     resumed.load_state_dict(*half.state_dict())
     resumed.train(256)
@@ -76,6 +79,44 @@ def test_the_kernels_are_what_a_gpu_runs(monkeypatch):
     monkeypatch.setattr(distribution, "_kernels", lambda: None)
     by_torch = distribution.score(logits, mask, 2), distribution.inclusion_gradient(logits, 2, values)
     torch.testing.assert_close(found, by_torch, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("settings", [{}, {"strata": 400}, {"shares": (0.5, 0.3, 0.15, 0.05)}], ids=str)
+@pytest.mark.parametrize("by_kernel", [True, False])
+def test_samples_on_a_gpu_are_those_of_a_cpu(digits, monkeypatch, by_kernel, settings):
+    """Integers and weights to the bit, the noise up to rounding; wherever the images are kept."""
+    assert samples._kernels() is not None
+    if not by_kernel:
+        monkeypatch.setattr(samples, "_kernels", lambda: None)
+    images, indices = digits.images.train, torch.tensor([0, 7, 399, 3, 3])
+    expected = samples.CalibrationSamples(images, num_train_timesteps=1000, seed=2**32 + 5, **settings).batch(indices)
+    for largest in (samples._LARGEST_ON_DEVICE, 0):
+        monkeypatch.setattr(samples, "_LARGEST_ON_DEVICE", largest)
+        drawn = samples.CalibrationSamples(images, num_train_timesteps=1000, seed=2**32 + 5, device=GPU, **settings)
+        found = drawn.batch(indices)
+        for name in ("timesteps", "weights"):
+            assert torch.equal(getattr(found, name).cpu(), getattr(expected, name))
+        torch.testing.assert_close(found.images.cpu(), expected.images, rtol=0, atol=2e-7)
+        torch.testing.assert_close(found.noise.cpu(), expected.noise, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("seed", [0, 2**31, 2**32 - 1, 2**63 + 11])
+@pytest.mark.parametrize("size", [1, 7, 3072])
+def test_noise_on_a_gpu_is_that_of_a_cpu(seed, size):
+    indices = torch.tensor([0, 77, 2**31, 2**33 + 7])
+    expected = samples.normal_values(seed, indices, size)
+    torch.testing.assert_close(samples.normal_values(seed, indices.to(GPU), size).cpu(), expected, rtol=0, atol=2e-6)
+
+
+def test_a_batch_is_made_without_waiting_for_the_gpu(digits):
+    objective = digits.training_objective(seed=0, device=GPU)
+    objective.batch(torch.arange(8))
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        objective.batch(torch.arange(8, 16))
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 @pytest.mark.parametrize("settings", [{}, {"gradient_accumulation_steps": 2, "batch_size": 24}])

@@ -191,6 +191,32 @@ def test_evaluate_takes_a_sampler_and_its_steps_and_goes_on_from_its_cache(tmp_p
     assert not (tmp_path / "c").exists()
 
 
+def test_evaluate_takes_features_and_reference_statistics_of_files(tmp_path, digits):
+    run("prune", "--output-dir", tmp_path / "pruned")
+    run("reference-statistics", tmp_path / "digits.npz")
+    with np.load(tmp_path / "digits.npz", allow_pickle=False) as archive:
+        assert {name: archive[name].shape for name in archive.files} == {"mu": (64,), "sigma": (64, 64)}
+    with pytest.raises(MaskproError, match=r"output file .*digits.npz exists already"):
+        run("reference-statistics", tmp_path / "digits.npz")
+    with pytest.raises(MaskproError, match=r"output is .*digits.txt; allowed: a name that ends in .npz"):
+        run("reference-statistics", tmp_path / "digits.txt")
+    learned = ("--checkpoint-path", tmp_path / "pruned", "--compute-fid", "--num-samples", 8, "--sampling-steps", 2)
+    given = ("--features", "digits-classifier", "--reference-statistics", tmp_path / "digits.npz")
+    output = run("evaluate", "--output-dir", tmp_path / "a", *learned, *given)
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    assert report["models"]["learned"]["frechet_distance"] > 0
+    assert report["models"]["learned"]["kernel_distance"] is None
+    assert report["protocol"]["frechet_reference"] == "file digits.npz"
+    assert "8 generated images are too few for 64 features" in report["warnings"][0]
+    assert f"warning: {report['warnings'][0]}" in output
+    assert "sampled in float32 (a CPU)" in output
+    with pytest.raises(MaskproError, match="features is x without compute_fid; allowed: together with --compute-fid"):
+        run("evaluate", "--output-dir", tmp_path / "b", *learned[:2], "--features", "x")
+    with pytest.raises(MaskproError, match=r"features .*digits.npz is neither a TorchScript nor a torch.export file"):
+        run("evaluate", "--output-dir", tmp_path / "b", *learned, "--features", tmp_path / "digits.npz")
+    assert not (tmp_path / "b").exists()
+
+
 def test_train_logs_each_validation_and_takes_the_originals_spelling_of_options(tmp_path, monkeypatch):
     logged = {}
 

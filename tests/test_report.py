@@ -1,6 +1,7 @@
 """The report of an experiment: what is on the page, in a browser, and what it says of experiments that lack something."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -70,6 +71,25 @@ def test_a_search_that_runs_or_was_killed_has_a_report_of_what_is_there(tmp_path
     assert "the final evaluation (the search has not come to its end)" in text
     assert 'id="learning_curves"' in text
     assert 'id="timestep_losses"' not in text
+
+
+def test_warnings_and_features_stand_beside_the_distances(tmp_path):
+    folder = make_experiment(tmp_path / "few")
+    path = folder / "final_evaluation.json"
+    evaluated = json.loads(path.read_text())
+    evaluated["warnings"] = ["2 generated images are too few for <64> features"]
+    evaluated["protocol"] |= {
+        "frechet_features": "mine.pt (TorchScript)",
+        "frechet_reference": "file real.npz",
+        "num_generated": 1024,
+    }
+    path.write_text(json.dumps(evaluated))
+    html, markdown = write_report(folder).read_text(), (folder / "report.md").read_text()
+    assert "Warning: 2 generated images are too few for &lt;64&gt; features." in html
+    assert "**Warning:** 2 generated images are too few for <64> features." in markdown
+    for text in (html, markdown):
+        assert "1,024 images of each network against file real.npz, in the features mine.pt (TorchScript)." in text
+        assert "FID" not in re.sub(r"data:image[^\"]*", "", text)
 
 
 def write_history(folder, *events):

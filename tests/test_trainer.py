@@ -12,7 +12,7 @@ from maskpro.estimators import ESTIMATORS, Tracker
 from maskpro.initial_masks import magnitude_masked_model
 from maskpro.objectives import HeldOutSamples, HeldOutValues, baseline_losses
 from maskpro.objectives.diffusion import DiffusionObjective
-from maskpro.pattern import NMPattern
+from maskpro.pattern import NMPattern, PackedMask
 from maskpro.trainer import MaskTrainer, NonFiniteLossError, TrainerConfig
 
 TARGET = {"straight_through": "teacher", "gumbel_softmax": "teacher", "policy_gradient": "noise"}
@@ -26,23 +26,33 @@ def run_to_end(trainer, chunk=64):
 
 
 def assert_same_state(first, second):
-    tensors, counters = first.state_dict()
-    other_tensors, other_counters = second.state_dict()
+    (tensors, counters), (other_tensors, other_counters) = flat_state(first), flat_state(second)
     assert counters == other_counters
     assert tensors.keys() == other_tensors.keys()
     for name, value in tensors.items():
         assert torch.equal(value, other_tensors[name]), name
+    assert torch.equal(first.logits, second.logits)
+    for name, value in first._optimizer.state[first.logits].items():
+        assert torch.equal(value, second._optimizer.state[second.logits][name]), name
+
+
+def flat_state(trainer):
+    parts, counters = trainer.state_dict()
+    return {f"{part}/{name}": value for part, tensors in parts.items() for name, value in tensors.items()}, counters
 
 
 def assert_resumes_bit_for_bit(workload, settings, chunk):
-    """A run that is loaded after its first chunk ends as one that went through, which is returned."""
-    whole = run_to_end(make_trainer(workload, **settings), chunk=chunk)
-    first = make_trainer(workload, **settings)
-    first.train(chunk)
-    first.validate()
-    second = make_trainer(workload, **settings)
-    second.load_state_dict(*first.state_dict())
-    assert_same_state(run_to_end(second, chunk=chunk), whole)
+    """A run that is loaded after any of its chunks ends as one that went through, which is returned."""
+    whole, states = make_trainer(workload, **settings), []
+    while not whole.finished:
+        whole.train(chunk)
+        whole.validate()
+        states.append(whole.state_dict())
+    assert_same_state(run_to_end(make_trainer(workload, **settings), chunk=chunk), whole)  # nobody looked at its state
+    for state in states:
+        resumed = make_trainer(workload, **settings)
+        resumed.load_state_dict(*state)
+        assert_same_state(run_to_end(resumed, chunk=chunk), whole)
     return whole
 
 
@@ -120,7 +130,59 @@ def test_every_setting_resumes_bit_for_bit(digits, settings, monkeypatch):
     whole = assert_resumes_bit_for_bit(digits, settings, chunk=48)
     assert not torch.equal(whole.logits, make_trainer(digits, **settings).logits)
     if settings.get("refresh_reference"):
-        assert not torch.equal(whole.state_dict()[0]["reference"], whole.state_dict()[0]["initial_mask"])
+        assert not torch.equal(whole.state_dict()[0]["logits"]["reference"], PackedMask(whole.initial_mask).bits)
+
+
+def test_without_moments_nothing_is_rounded(digits):
+    trainer = make_trainer(digits, estimator="policy_gradient", target="noise", lr=0.01)
+    trainer.train(32)
+    before = trainer.logits.clone()
+    trainer.validate()
+    assert torch.equal(trainer.logits, before)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_run_goes_on_from_coarse_logits_with_new_moments(digits, estimator):
+    settings = {"estimator": estimator, "target": TARGET[estimator], "lr": 2.0, "budget_samples": 96}
+    first = make_trainer(digits, **settings)
+    first.train(48)
+    first.validate()
+    parts, counters = first.state_dict()
+    second = make_trainer(digits, **settings)
+    second.load_state_dict({name: parts[name] for name in ("mask", "logits")}, counters)
+    assert 0 < (second.logits - first.logits).abs().max() <= first.logits.abs().max() / 64
+    assert second._optimizer.state[second.logits] == {}
+    assert torch.equal(second.best_mask, first.best_mask)
+    assert (second.lowest_val_loss, second.num_samples_seen) == (first.lowest_val_loss, 48)
+    assert run_to_end(second).num_samples_seen == 96
+
+
+def test_small_steps_are_not_lost_to_the_rounding(digits):
+    """Each far below what a checkpoint resolves, with a rounding after each: on average the logits go as far as without."""
+    settings = {"lr": 1e-4, "lr_decay": "constant", "budget_samples": 128, "logits": 4.0}
+    rounded, plain = (make_trainer(digits, **settings) for _ in range(2))
+    plain.round_state = lambda: None
+    start = plain.logits.clone()
+    for trainer in (rounded, plain):
+        run_to_end(trainer, chunk=8)
+    moved = plain.logits - start
+    # Of the 16 steps, of which the first ones have the same sign for a weight, where a logit is resolved to 1 / 4,096.
+    assert 1e-5 < moved.abs().max() < 1 / 4_096
+    # Far from where they would be, every logit by itself, but with the mean of those that went up and those that went down.
+    for way in (moved > 2e-5, moved < -2e-5):
+        error = (rounded.logits - start)[way].std() / way.sum().sqrt()
+        assert way.sum() > 10_000
+        assert (rounded.logits - start)[way].mean() == pytest.approx(moved[way].mean().item(), abs=5 * error.item())
+        assert moved[way].mean().abs() > 10 * error
+
+
+def test_a_state_of_another_model_or_device_is_refused(digits):
+    parts, counters = make_trainer(digits).state_dict()
+    with pytest.raises(MaskproError, match=r"checkpoint has about 621568 logits; allowed: \d+, as the model has"):
+        make_trainer(digits, targets=("mid_block",)).load_state_dict(parts, counters)
+    parts["logits"]["generator"] = torch.zeros(16, dtype=torch.uint8)
+    with pytest.raises(MaskproError, match="checkpoint is from another type of device; allowed: cpu"):
+        make_trainer(digits).load_state_dict(parts, counters)
 
 
 def test_masks_of_a_step_see_the_same_samples_and_each_counts(digits):
@@ -391,7 +453,7 @@ def test_where_memory_runs_out_smaller_forward_passes_give_the_same_result(digit
     torch.testing.assert_close(losses, same_losses, rtol=1e-12, atol=0)
     assert gradients[0].abs().max() > 0
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-9 * gradients[0].abs().max().item())
-    assert torch.equal(whole.state_dict()[0]["generator"], pieces.state_dict()[0]["generator"]), "the same masks were drawn"
+    assert torch.equal(whole._generator.get_state(), pieces._generator.get_state()), "the same masks were drawn"
     _, counters = pieces.state_dict()
     assert counters["micro_batch_size"] == 2
     with pytest.raises(torch.OutOfMemoryError):

@@ -110,7 +110,8 @@ def test_the_final_evaluation_compares_the_three_models_on_test_images(finished)
     report = json.loads((finished[0] / "final_evaluation.json").read_text())
     assert report["models"].keys() == {"dense", "initial", "learned"}
     for figures in report["models"].values():
-        assert figures.keys() == {"val_loss", "test_loss", "test_loss_by_timestep", "frechet_distance", "sparsity"}
+        distances = {"frechet_distance", "kernel_distance", "kernel_distance_error", "precision", "recall"}
+        assert figures.keys() == {"val_loss", "test_loss", "test_loss_by_timestep", "sparsity", *distances}
         tenths = figures["test_loss_by_timestep"]
         assert len(tenths) == 10
         # Test samples are stratified over the schedule: as many in each tenth.
@@ -123,6 +124,9 @@ def test_the_final_evaluation_compares_the_three_models_on_test_images(finished)
     assert report["loss_improvement"] == pytest.approx((losses["initial"] - losses["learned"]) / losses["initial"])
     assert [report["models"][name]["sparsity"] for name in losses] == [0.0, 0.5, 0.5]
     assert report["protocol"]["num_images"]["test"] == 300
+    assert "32 generated images are too few for 64 features" in report["warnings"][0]
+    for text in ((finished[0] / "report.md").read_text(), " ".join(finished[1].split())):
+        assert report["warnings"][0] in text
 
 
 def compared(folder):

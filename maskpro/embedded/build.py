@@ -20,9 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from maskpro.data import CalibrationSamples, DiffusionBatch, digits_images, labelled_digits, to_model_range
+from maskpro.data import to_model_range
 from maskpro.embedded import DIGITS_CLASSIFIER, DIGITS_MODEL
 from maskpro.embedded.classifier import DigitsClassifier
+from maskpro.images import digits_images, labelled_digits
+from maskpro.samples import CalibrationSamples, DiffusionBatch
 
 
 def digits_unet() -> UNet2DModel:

@@ -1,1 +1,1 @@
-"""Sampling images, the Frechet distance, and the dense / initial / learned comparison."""
+"""Sampling images, what judges them (features, distances, references), and the dense / initial / learned comparison."""

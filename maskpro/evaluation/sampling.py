@@ -18,14 +18,13 @@ from torch import Tensor, nn
 
 from maskpro.data import move, philox, to_uint8
 from maskpro.errors import MaskproError
+from maskpro.evaluation.timesteps import TimestepSpacing, resolve_spacing, sampling_timesteps
 from maskpro.files import atomic_path
 from maskpro.objectives import evaluation_mode
 from maskpro.precision import Precision, autocast, parse_precision
 
 Sampler = Literal["ddim", "ddpm"]
 
-# Spacing alone moves FID by about 1: "leading" is DDIM's uniform schedule (Song et al. 2021, appendix D.3), pinned.
-TIMESTEP_SPACING = "leading"
 # DDIM's own schedule is not shifted; a shift leads ancestral sampling past the end of the noise schedule.
 STEPS_OFFSET = 0
 # Of DDIM: no noise is added after the start.
@@ -66,12 +65,13 @@ def parse_sampler(text: str) -> Sampler:
     raise MaskproError(f"sampler is {text!r}; allowed: {', '.join(_SAMPLERS)}")
 
 
-def check_sampling(scheduler: DDPMScheduler, sampler: Sampler, steps: int) -> None:
+def check_sampling(scheduler: DDPMScheduler, sampler: Sampler, steps: int, spacing: TimestepSpacing | None = None) -> None:
     """Raise a MaskproError where a noise schedule can't be sampled so."""
     parse_sampler(sampler)
     largest, variance_type = scheduler.config["num_train_timesteps"], scheduler.config["variance_type"]
     if not 1 <= steps <= largest:
         raise MaskproError(f"sampling_steps is {steps}; allowed: 1 to {largest}, the steps of the model's noise schedule")
+    sampling_timesteps(largest, steps, spacing)
     if sampler == "ddpm" and variance_type not in _VARIANCE_TYPES:
         raise MaskproError(
             f"variance_type of the model's noise schedule is {variance_type!r}; allowed with sampler ddpm: "
@@ -87,6 +87,7 @@ class SamplingPlan:
         scheduler: the model's noise schedule; clipping and variance are as its config says.
         shape: of an image.
         sampler: "ddim", deterministic (eta 0), or "ddpm", ancestral.
+        spacing: of the steps' timesteps; None: as their number asks for (`resolve_spacing`).
         batch_size: images made together; halved where memory runs out.
         precision: of the network's passes; bfloat16 is torch's autocast, and makes other images than float32.
         compile: let torch compile the network first (a minute or so); changes images by float rounding.
@@ -99,14 +100,20 @@ class SamplingPlan:
     shape: tuple[int, ...]
     sampler: Sampler = "ddim"
     steps: int
+    spacing: TimestepSpacing | None = None
     seed: int
     batch_size: int
     precision: Precision = "float32"
     compile: bool = False
 
     def __post_init__(self) -> None:
-        check_sampling(self.scheduler, self.sampler, self.steps)
+        check_sampling(self.scheduler, self.sampler, self.steps, self.spacing)
         parse_precision(self.precision)
+
+    @property
+    def timesteps(self) -> list[int]:
+        """What the network is asked for, one pass each, the noisiest first."""
+        return sampling_timesteps(self.scheduler.config["num_train_timesteps"], self.steps, self.spacing)
 
     @torch.no_grad()
     def images(self, model: nn.Module, indices: range) -> Tensor:
@@ -130,11 +137,8 @@ class SamplingPlan:
     def _batch(
         self, network: Callable[..., Any], indices: range, device: torch.device, ahead: ThreadPoolExecutor
     ) -> Tensor:
-        scheduler_class, step = _SAMPLERS[self.sampler]
-        sampling = scheduler_class.from_config(
-            self.scheduler.config, timestep_spacing=TIMESTEP_SPACING, steps_offset=STEPS_OFFSET
-        )
-        sampling.set_timesteps(self.steps)
+        timesteps, step = self.timesteps, _SAMPLERS[self.sampler][1]
+        sampling = _respaced(_SAMPLERS[self.sampler][0], self.scheduler, timesteps)
         streams = [philox(self.seed, index) for index in indices]
         sample = _draw(streams, self.shape).to(device)
         following = ahead.submit(_draw, streams, self.shape) if self.sampler == "ddpm" else None
@@ -148,11 +152,24 @@ class SamplingPlan:
             return move(drawn, device)
 
         # The network's on its device at once, the scheduler's on the CPU: moving each would wait for the step before it.
-        for timestep, placed in zip(sampling.timesteps, sampling.timesteps.to(device), strict=True):
+        for place, timestep in zip(sampling.timesteps, torch.tensor(timesteps, device=device), strict=True):
             with autocast(device, self.precision):
-                prediction = network(sample, placed, return_dict=False)[0]
-            sample = step(sampling, prediction.to(sample.dtype), timestep, sample, noise)
+                prediction = network(sample, timestep, return_dict=False)[0]
+            sample = step(sampling, prediction.to(sample.dtype), place, sample, noise)
         return to_uint8(sample).cpu()
+
+
+def _respaced(scheduler_class: Any, scheduler: DDPMScheduler, timesteps: Sequence[int]) -> Any:
+    """A sampler's schedule that holds these timesteps alone and steps from each to the next one.
+
+    diffusers' DDIM goes back by a fixed stride, whatever timesteps come next, which is right for equal strides only. Here
+    the schedule itself is cut down (as in Nichol and Dhariwal 2021, section 4), so that the stride is 1 for any spacing.
+    """
+    respaced = scheduler_class.from_config(scheduler.config, timestep_spacing="leading", steps_offset=STEPS_OFFSET)
+    respaced.alphas_cumprod = respaced.alphas_cumprod[torch.tensor(list(reversed(timesteps)))]
+    respaced.register_to_config(num_train_timesteps=len(timesteps))
+    respaced.set_timesteps(len(timesteps))
+    return respaced
 
 
 def sampling_protocol(plan: SamplingPlan) -> dict[str, Any]:
@@ -162,7 +179,9 @@ def sampling_protocol(plan: SamplingPlan) -> dict[str, Any]:
         "sampling_steps": plan.steps,
         "sampling_precision": plan.precision,
         "sampling_compiled": plan.compile,
-        "timestep_spacing": TIMESTEP_SPACING,
+        "timestep_spacing": resolve_spacing(plan.scheduler.config["num_train_timesteps"], plan.steps, plan.spacing),
+        "first_timestep": plan.timesteps[0],
+        "num_timesteps": len(plan.timesteps),
         "steps_offset": STEPS_OFFSET,
         "eta": ETA if plan.sampler == "ddim" else None,
     }

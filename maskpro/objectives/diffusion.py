@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,9 +10,9 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
-from maskpro.data import CalibrationSamples, move
 from maskpro.errors import MaskproError
 from maskpro.objectives import evaluation_mode
+from maskpro.samples import CalibrationSamples
 
 # Of `timestep_shares`: equal parts of the schedule, samples that tell them apart, and what stays uniform.
 _PARTS = 32
@@ -59,27 +60,22 @@ class DiffusionObjective:
         prediction_type = scheduler.config["prediction_type"]
         if prediction_type != "epsilon":
             raise MaskproError(f"prediction_type of the model's scheduler is {prediction_type!r}; allowed: epsilon")
-        self._scheduler = scheduler
-        self._device = device
+        # A copy: it moves its tables to the device of what it mixes.
+        self._scheduler = copy.deepcopy(scheduler)
         self._samples = CalibrationSamples(
             images,
             num_train_timesteps=scheduler.config["num_train_timesteps"],
             seed=seed,
             strata=strata,
             shares=shares,
+            device=device,
         )
 
     def batch(self, indices: Tensor) -> NoisyBatch:
-        """The samples of `indices` (`[B]`, int64), on the objective's device."""
+        """The samples of `indices` (`[B]`, int64, on the CPU), on the objective's device."""
         batch = self._samples.batch(indices)
-        # Mixed on the CPU, so that the input's bits do not depend on the device type.
         images = self._scheduler.add_noise(batch.images, batch.noise, batch.timesteps)
-        return NoisyBatch(
-            images=move(images, self._device),
-            timesteps=move(batch.timesteps, self._device),
-            noise=move(batch.noise, self._device),
-            weights=move(batch.weights, self._device),
-        )
+        return NoisyBatch(images=images, timesteps=batch.timesteps, noise=batch.noise, weights=batch.weights)
 
     def predict(self, model: nn.Module, batch: NoisyBatch) -> Tensor:
         """Predicted noise `[B, C, H, W]`."""

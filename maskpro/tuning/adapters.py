@@ -12,11 +12,13 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from maskpro.tuning.checkpoints import remove_all_but, remove_checkpoint
 from maskpro.tuning.history import METRIC
 from maskpro.tuning.state import TrialSource
 
-# Beside a trial's own settings in its Tune config: number, seed, what it goes on from ("": nothing), and its folder.
-NUMBER, SEED, CHECKPOINT, FOLDER = "trial", "seed", "checkpoint", "folder"
+# Beside a trial's own settings in its Tune config: number, seed, what it goes on from ("": nothing), whether after a stop,
+# and its folder.
+NUMBER, SEED, CHECKPOINT, PROMOTED, FOLDER = "trial", "seed", "checkpoint", "promoted", "folder"
 
 # A trial whose process dies (no memory, a lost node) is started again elsewhere, so many times in each of its parts.
 MAX_FAILURES = 3
@@ -58,7 +60,13 @@ class SourceSearcher(Searcher):
             # A trial that still runs may let another one go on.
             return Searcher.FINISHED if self._source.is_over else None
         self._numbers[trial_id] = record.number
-        own = {NUMBER: record.number, SEED: record.seed, CHECKPOINT: record.checkpoint, FOLDER: record.folder}
+        own = {
+            NUMBER: record.number,
+            SEED: record.seed,
+            CHECKPOINT: record.checkpoint,
+            PROMOTED: record.promoted,
+            FOLDER: record.folder,
+        }
         return {**self._fixed, **record.params, **own}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -99,7 +107,7 @@ class SourceScheduler(FIFOScheduler):
 
 
 class HistoryCallback(Callback):
-    """Writes final reports, checkpoints and errors into the history.
+    """Writes final reports, checkpoints and errors into the history, and removes what of checkpoints nobody needs any more.
 
     Args:
         checkpoints: the newest of each trial that has one, by its number.
@@ -130,8 +138,21 @@ class HistoryCallback(Callback):
         kept.append(checkpoint)
         while len(kept) > _CHECKPOINTS_KEPT:
             # Tune's num_to_keep would copy the whole experiment's state to storage with every second checkpoint.
-            old = kept.pop(0)
-            old.filesystem.delete_dir(old.path)
+            remove_checkpoint(kept.pop(0))
+        self.remove_unneeded(number)
+
+    def remove_unneeded(self, number: int) -> None:
+        """Of a trial that has stopped or ended, leave what may still be needed.
+
+        The history is told afterwards: a kill in between leaves it to the next session, and nothing else depends on it.
+        """
+        record = self._source.history.trials[number]
+        kept = self._checkpoints.get(number)
+        needed = record.needed_parts(may_go_on=self._source.stopped_may_go_on)
+        if kept and len(needed) < len(record.checkpoint_parts):
+            remove_all_but(record, kept[-1], needed)
+            self._checkpoints[number] = kept[-1:]
+            self._source.history.removed(number, needed)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tune has given a trial up.
@@ -148,3 +169,4 @@ class HistoryCallback(Callback):
         lines = str(trial.get_error()).strip().splitlines()
         self._source.history.error(number, lines[-1] if lines else "")
         self._source.finish(number)
+        self.remove_unneeded(number)

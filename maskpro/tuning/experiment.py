@@ -18,6 +18,7 @@ from ray.tune import Callback, Checkpoint, CheckpointConfig, FailureConfig, RunC
 from maskpro.errors import MaskproError
 from maskpro.files import atomic_path, write_json, write_text
 from maskpro.tuning.adapters import MAX_FAILURES, HistoryCallback, SourceScheduler, SourceSearcher, trial_folder
+from maskpro.tuning.checkpoints import open_checkpoint
 from maskpro.tuning.early_stopping import SuccessiveHalving, make_pruner
 from maskpro.tuning.history import EXPERIMENT_FILE, HISTORY_FILE, History, TrialRecord, drop_torn_line
 from maskpro.tuning.interruption import Interruption, interruptible, parse_duration
@@ -28,7 +29,7 @@ from maskpro.tuning.search import Search
 from maskpro.tuning.searcher import STUDY_FILE, SearchStudy
 from maskpro.tuning.shared import SharedValues, TrialContext, share_values
 from maskpro.tuning.state import Plan, PlannedTrials, SearchState, TrialSource
-from maskpro.tuning.trainable import MaskTrainable, open_checkpoint
+from maskpro.tuning.trainable import MaskTrainable
 from maskpro.tuning.trial_table import tabulate_trials
 
 TRIALS_FILE = "trials.csv"
@@ -82,6 +83,20 @@ class Experiment:
     def checkpoint(self, record: TrialRecord) -> Checkpoint:
         """The newest checkpoint of a trial that has one."""
         return open_checkpoint(self.search.context.storage, record.checkpoint)
+
+    def checkpoints(self) -> dict[int, Checkpoint]:
+        """The newest of each trial that has one, by its number."""
+        records = self.history.trials.values()
+        return {
+            record.number: self.checkpoint(record) for record in records if record.checkpoint and record.checkpoint_parts
+        }
+
+    def remove_unneeded(self, state: SearchState) -> None:
+        """Remove what a session that was killed did not come to remove."""
+        checkpoints = self.checkpoints()
+        callback = HistoryCallback(state, checkpoints)
+        for number in checkpoints:
+            callback.remove_unneeded(number)
 
 
 @contextmanager
@@ -169,9 +184,6 @@ class Session:
         if source.is_over or self.interruption.reason:
             return
         search, history = self.experiment.search, self.experiment.history
-        checkpoints = {
-            record.number: self.experiment.checkpoint(record) for record in history.trials.values() if record.checkpoint
-        }
         storage, _, name = self.context.storage.rpartition("/")
         run_trials(
             source,
@@ -182,7 +194,7 @@ class Session:
             storage_path=storage,
             name=name,
             callbacks=[
-                HistoryCallback(source, checkpoints),
+                HistoryCallback(source, self.experiment.checkpoints()),
                 SearchMonitor(history, num_trials=shown, max_samples=self.context.max_samples),
                 *_trackers(search),
             ],

@@ -25,6 +25,10 @@ EVALUATION_FILE = "final_evaluation.json"
 # `fidelity`. Trials whose initial masks differ compare by it, where their fidelities would not.
 METRIC = "val_error"
 Status = Literal["completed", "stopped", "failed", "unfinished"]
+# Of a checkpoint, as `MaskTrainer.state_dict` has them: each needs those before it.
+PARTS = ("mask", "logits", "exact")
+# What a stopped trial keeps and goes on from when it is promoted.
+STOPPED_PARTS = PARTS[:2]
 
 
 @dataclass(kw_only=True)
@@ -43,6 +47,9 @@ class TrialRecord:
         parts: how often it was started: once, and again after each stop, kill or end of a session.
         checkpoint: newest one, relative to the folder of the trials' storage; "" where there is none.
         checkpoint_samples: samples seen when it was made.
+        checkpoint_parts: which of its parts have not been removed.
+        promoted: True where it goes on after a stop, until its next checkpoint: from the coarse logits alone, so that
+            nothing depends on whether the rest has been removed already.
         error: why it died; "" where it didn't.
     """
 
@@ -57,6 +64,8 @@ class TrialRecord:
     parts: int = 1
     checkpoint: str = ""
     checkpoint_samples: int = -1
+    checkpoint_parts: tuple[str, ...] = PARTS
+    promoted: bool = False
     error: str = ""
 
     @property
@@ -67,7 +76,12 @@ class TrialRecord:
     @property
     def folder(self) -> str:
         """Of the trial's part: it never writes over what it goes on from."""
-        return self.name if self.parts == 1 else f"{self.name}_part{self.parts}"
+        return self.folders[-1]
+
+    @property
+    def folders(self) -> list[str]:
+        """Of all parts that the trial has had."""
+        return [self.name, *(f"{self.name}_part{part}" for part in range(2, self.parts + 1))]
 
     @property
     def last(self) -> dict[str, Any]:
@@ -87,6 +101,18 @@ class TrialRecord:
         if not (self.stopped or self.last.get("done")) or self.checkpoint_samples != self.samples:
             return "unfinished"
         return "completed" if self.last["done"] else "stopped"
+
+    def needed_parts(self, *, may_go_on: bool) -> tuple[str, ...]:
+        """Of its newest checkpoint: all until the trial stops or ends, then what promotion and the final evaluation take.
+
+        Args:
+            may_go_on: whether a stopped trial may, in this session or a later one.
+        """
+        if self.status == "unfinished":
+            return PARTS
+        if self.status == "completed":
+            return PARTS[:1]
+        return STOPPED_PARTS if self.status == "stopped" and may_go_on else ()
 
     @property
     def seed_point(self) -> int | None:
@@ -160,6 +186,10 @@ class History:
         """A trial's state after `samples` samples is in the folder `path`."""
         self._append(event="checkpoint", trial=number, path=path, samples=samples)
 
+    def removed(self, number: int, left: tuple[str, ...]) -> None:
+        """Of a trial's checkpoints, only these parts of the newest one are left."""
+        self._append(event="removed", trial=number, left=left)
+
     def error(self, number: int, text: str) -> None:
         """A trial has died."""
         self._append(event="error", trial=number, text=text)
@@ -204,9 +234,13 @@ class History:
                     record.stopped_at = record.samples
             elif kind == "go_on":
                 record.stopped = record.stopped and not event["promoted"]
+                record.promoted |= event["promoted"]
                 record.parts += 1
             elif kind == "checkpoint":
                 record.checkpoint, record.checkpoint_samples = event["path"], event["samples"]
+                record.checkpoint_parts, record.promoted = PARTS, False
+            elif kind == "removed":
+                record.checkpoint_parts = tuple(event["left"])
             elif kind == "error":
                 record.error = event["text"] or "unknown error"
 

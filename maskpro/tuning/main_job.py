@@ -53,7 +53,9 @@ def run_main_job(search: Search, *, resume: bool, extend: int = 0) -> int:
 
 def _run_trials(experiment: Experiment) -> str:
     """Run what is left; why it was ended before it was complete, or ""."""
-    if experiment.search_state().is_over and not experiment.is_left(confirmation_plans(experiment)):
+    state = experiment.search_state()
+    experiment.remove_unneeded(state)
+    if state.is_over and not experiment.is_left(confirmation_plans(experiment)):
         return ""
     interruption = Interruption()
     try:
@@ -101,6 +103,8 @@ def _summarise(experiment: Experiment, report: dict[str, Any]) -> None:
         console.print(_table(f"candidates, picked by {report['picked_by']}", pd.DataFrame(report["candidates"])))
     models = pd.DataFrame(report["models"]).T.drop(columns="test_loss_by_timestep")
     console.print(_table("final evaluation on test images", models.reset_index(names="model")))
+    for text in report["warnings"]:
+        say(f"warning: {text}")
     recovered = report["recovery"]
     share = "undefined (initial and dense losses are equal)" if recovered is None else f"{recovered:.3f}"
     say(f"recovery {share}, loss improvement {report['loss_improvement']:.1%}")

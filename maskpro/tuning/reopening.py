@@ -28,15 +28,18 @@ SESSION_OPTIONS = (
     "num_generated",
     "sampler",
     "sampling_steps",
+    "timestep_spacing",
     "sampling_precision",
     "compile_sampling",
     "frechet",
+    "features",
     "inception_weights",
+    "reference_statistics",
 )
 # Of these a session has none unless it is given.
 _OF_ONE_SESSION = ("address", "time_budget", "max_concurrent")
 # Options that name files; a model may also be a name on the hub.
-_PATHS = ("data", "inception_weights", "warm_start")
+_PATHS = ("data", "inception_weights", "reference_statistics", "warm_start")
 
 
 def reopen_search(folder: Path, *, refused: Mapping[str, Any], session: Mapping[str, Any]) -> Search:
@@ -134,7 +137,7 @@ def read_experiment(folder: Path, field: str) -> dict[str, Any]:
 
 def _options(stored: Mapping[str, Any], **given: Any) -> SearchOptions:
     values = dict(stored)
-    values |= {name: Path(values[name]) if values[name] else None for name in _PATHS}
+    values |= {name: Path(values[name]) if values.get(name) else None for name in _PATHS}
     values["results_dir"] = Path(values["results_dir"])
     values["seed_points"] = tuple(values["seed_points"]) if values["seed_points"] else None
     return SearchOptions(**values | given)
@@ -151,6 +154,7 @@ def warm_started(search: Search, folder: Path) -> Search:
     for what, theirs, ours in (
         ("another model", described["workload"]["model_hash"], mine["workload"]["model_hash"]),
         ("other data", described["workload"]["data"], mine["workload"]["data"]),
+        ("another resize or crop", _reading(described), _reading(mine)),
         ("another max_samples", described["trial"]["max_samples"], mine["trial"]["max_samples"]),
         ("other fixed parameters", _fixed(described), _fixed(mine)),
     ):
@@ -169,6 +173,11 @@ def warm_started(search: Search, folder: Path) -> Search:
             f"warm_start is {folder}; none of its trials fits; allowed: a search over {', '.join(distributions)}"
         )
     return replace(search, warm_start=tuple(told))
+
+
+def _reading(described: Mapping[str, Any]) -> dict[str, Any]:
+    reading: dict[str, Any] = described["workload"].get("images", {}).get("reading", {})
+    return reading
 
 
 def _fixed(described: Mapping[str, Any]) -> dict[str, Any]:

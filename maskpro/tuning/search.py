@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import platform
-from dataclasses import asdict, dataclass, replace
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -14,14 +16,17 @@ import torch
 
 from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import resolve_sampling
-from maskpro.evaluation.frechet import open_features
+from maskpro.evaluation.features import feature_names, open_features
+from maskpro.evaluation.references import read_reference
 from maskpro.evaluation.sampling import parse_sampler
+from maskpro.evaluation.timesteps import parse_spacing
 from maskpro.files import refuse_existing
 from maskpro.hardware import hardware
+from maskpro.images import IMAGE_CACHE, ImageReading
 from maskpro.initial_masks import parse_initial_mask
 from maskpro.masked_model import MaskedModel, model_hash
 from maskpro.pattern import NMPattern, parse_layout
-from maskpro.precision import parse_precision
+from maskpro.precision import check_precision, parse_sampling_precision
 from maskpro.trackers import Tracker, check_tracker
 from maskpro.trainer import TrainerConfig
 from maskpro.tuning.early_stopping import SCHEDULERS
@@ -33,7 +38,7 @@ from maskpro.tuning.state import Plan
 from maskpro.tuning.trainable import split_targets
 from maskpro.workloads import Workload, open_workload
 
-EXPERIMENT_FORMAT = 4
+EXPERIMENT_FORMAT = 5
 _PACKAGES = ("maskpro", "torch", "torchvision", "diffusers", "ray", "optuna", "torch-fidelity", "pandas")
 
 
@@ -47,6 +52,9 @@ class SearchOptions:
     workload: str | None = None
     model: str | None = None
     data: Path | None = None
+    resize: str = "bilinear"
+    crop: str = "centre"
+    skip_unreadable: bool = False
     num_trials: int | None = None
     max_samples: int | None = None
     seed_points: tuple[int, ...] | None = None
@@ -57,9 +65,12 @@ class SearchOptions:
     num_generated: int | None = None
     sampler: str = "ddim"
     sampling_steps: int | None = None
-    sampling_precision: str = "float32"
-    compile_sampling: bool = False
+    timestep_spacing: str | None = None
+    sampling_precision: str = "auto"
+    compile_sampling: bool | None = None
+    features: str | None = None
     inception_weights: Path | None = None
+    reference_statistics: Path | None = None
     frechet: bool = True
     promote_top_k: int = 1
     confirm_seeds: int = 0
@@ -97,7 +108,9 @@ class SearchOptions:
             value = getattr(self, name)
             if value is not None and value not in known:
                 raise MaskproError(f"{name} is {value!r}; allowed: {', '.join(known)}")
-        parse_precision(self.sampling_precision)
+        ImageReading(resize=self.resize, crop=self.crop)  # refuses what isn't allowed
+        parse_spacing(self.timestep_spacing)
+        parse_sampling_precision(self.sampling_precision)
         for tracker in get_args(Tracker):
             check_tracker(tracker, getattr(self, tracker))
         if not 0 <= self.seed < 2**32:
@@ -123,9 +136,19 @@ class SearchOptions:
         return self.space
 
     @property
+    def reading(self) -> ImageReading:
+        """How the images of a folder are read."""
+        return ImageReading(resize=self.resize, crop=self.crop, skip_unreadable=self.skip_unreadable)
+
+    @property
     def folder(self) -> Path:
         """The experiment's folder."""
         return (self.results_dir / self.experiment).absolute()
+
+    @property
+    def evaluation_device(self) -> torch.device:
+        """Where the driver judges the best trials."""
+        return torch.device("cuda" if torch.cuda.is_available() and self.gpus_per_trial != 0 else "cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +159,7 @@ class Search:
         planned: the trials that are run first, as they stand.
         num_trials: of the search when it is new; a history knows better.
         warm_start: (parameters, value, source) of another experiment's trials; of a new search only.
+        judged_by: name and sha256 of the features that judge images; empty where none are judged.
         is_replay: True for a search that follows another one's history: it stops trials where that one did.
     """
 
@@ -146,6 +170,7 @@ class Search:
     planned: tuple[Plan, ...]
     num_trials: int
     warm_start: tuple[tuple[dict[str, Any], float, str], ...] = ()
+    judged_by: Mapping[str, Any] = field(default_factory=dict)
     is_replay: bool = False
 
     @property
@@ -172,8 +197,10 @@ class Search:
                 "model": self.workload.model_source,
                 "model_hash": model_hash(self.workload.model),
                 "data": self.workload.data_source,
+                "images": self.workload.images.counts.describe(),
                 "budgets": asdict(self.workload.budgets),
             },
+            "judged_by": dict(self.judged_by),
             "searcher": self.searcher,
             "scheduler": self.scheduler,
             "num_trials": self.num_trials,
@@ -186,9 +213,10 @@ class Search:
 
 
 def _stored_option(name: str, value: Any) -> Any:
-    """An option as JSON; folders are made absolute, so that a search can be resumed from anywhere."""
-    is_folder = isinstance(value, Path) or (name == "model" and value is not None and Path(value).is_dir())
-    return str(Path(value).absolute()) if is_folder else value
+    """An option as JSON; paths are made absolute, so that a search can be resumed from anywhere."""
+    is_path = isinstance(value, Path) or (name == "model" and value is not None and Path(value).is_dir())
+    is_path = is_path or (name == "features" and value is not None and value not in feature_names())
+    return str(Path(value).absolute()) if is_path else value
 
 
 def prepare_search(options: SearchOptions) -> Search:
@@ -216,17 +244,26 @@ def prepare_search(options: SearchOptions) -> Search:
 
 def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Plan, ...], num_trials: int) -> Search:
     """A search whose trials are decided on, with its model and data."""
-    workload = open_workload(options.workload or space.workload, model=options.model, data=options.data)
+    workload = open_workload(
+        options.workload or space.workload,
+        model=options.model,
+        data=options.data,
+        reading=options.reading,
+        image_cache=options.results_dir.absolute() / IMAGE_CACHE,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )
     if options.num_generated is not None:
         workload = replace(workload, budgets=replace(workload.budgets, num_generated=options.num_generated))
-    if options.frechet:  # a search of hours must not end in an evaluation that can't be made
-        open_features(workload.features, device=torch.device("cpu"), inception_weights=options.inception_weights)
+    if options.features is not None:
+        workload = replace(workload, features=options.features)
+    judged_by = _judged_by(options, workload) if options.frechet else {}
     # A space's budget is meant for the space's own workload.
     space_samples = space.max_samples if workload.name == space.workload else None
     max_samples = options.max_samples or space_samples or workload.budgets.max_samples
     report_samples = math.ceil(max_samples / space.num_reports)
     workload = replace(workload, budgets=replace(workload.budgets, max_samples=max_samples, report_samples=report_samples))
-    resolve_sampling(workload, parse_sampler(options.sampler), options.sampling_steps)
+    spacing = parse_spacing(options.timestep_spacing)
+    resolve_sampling(workload, parse_sampler(options.sampler), options.sampling_steps, spacing)
     context = _context(options, space, workload, max_samples)
     for targets in (space.targets, *(split_targets(text) for text in space.choices("targets", None))):
         for form in context.formats if targets else ():
@@ -242,7 +279,31 @@ def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Pl
                 f"masks_per_step is {masks}; allowed: a divisor of max_samples, {max_samples}, and of the samples between "
                 f"two reports, {report_samples} (max_samples / num_reports)"
             )
-    return Search(options=options, space=space, workload=workload, context=context, planned=planned, num_trials=num_trials)
+    check_precision(options.sampling_precision, options.evaluation_device, field="sampling_precision")
+    for precision in space.choices("precision", TrainerConfig().precision):
+        check_precision(precision, options.evaluation_device)
+    return Search(
+        options=options,
+        space=space,
+        workload=workload,
+        context=context,
+        planned=planned,
+        num_trials=num_trials,
+        judged_by=judged_by,
+    )
+
+
+def _judged_by(options: SearchOptions, workload: Workload) -> dict[str, Any]:
+    """What judges images, opened and tried: a search of hours must not end in an evaluation that can't be made."""
+    extractor = open_features(
+        workload.features,
+        device=torch.device("cpu"),
+        shape=tuple(workload.images.train.shape[1:]),
+        inception_weights=options.inception_weights,
+    )
+    if options.reference_statistics is not None:
+        read_reference(options.reference_statistics, extractor)
+    return {"features": extractor.name, "features_sha256": extractor.weights_hash, "num_features": extractor.width}
 
 
 def _context(options: SearchOptions, space: SearchSpace, workload: Workload, max_samples: int) -> TrialContext:

@@ -47,6 +47,10 @@ class TrialSource(Protocol):
     def finish(self, number: int) -> None:
         """A trial has stopped or ended, in whatever way."""
 
+    @property
+    def stopped_may_go_on(self) -> bool:
+        """Whether a stopped trial may go on, in this session or a later one, which may have more trials."""
+
 
 class SearchState:
     """The trials of a search: first the planned ones, then those that the study suggests, until there are enough.
@@ -119,7 +123,8 @@ class SearchState:
         return None if self._live or len(self.history.searched) < self.history.num_trials else self._last_chance()
 
     def _waits(self, record: TrialRecord) -> bool:
-        return record.status == "stopped" and record.number not in self._live
+        has_state = "logits" in record.checkpoint_parts
+        return record.status == "stopped" and has_state and record.number not in self._live
 
     def _last_chance(self) -> TrialRecord | None:
         """The best of the stopped trials that came furthest, where too few have run to their full budget."""
@@ -155,6 +160,11 @@ class SearchState:
         """See TrialSource."""
         self._live.discard(number)
         self.study.finish(self.history.trials[number])
+
+    @property
+    def stopped_may_go_on(self) -> bool:
+        """See TrialSource: but for a replay, one more trial or one more mask to be evaluated is enough."""
+        return self._halving is not None or self._min_completed > 0
 
 
 class PlannedTrials:
@@ -207,6 +217,11 @@ class PlannedTrials:
     def finish(self, number: int) -> None:
         """See TrialSource."""
         self._live.discard(number)
+
+    @property
+    def stopped_may_go_on(self) -> bool:
+        """See TrialSource: none of these stops, and of the search's it is not for them to say."""
+        return True
 
 
 def _note_failure(history: History, record: TrialRecord, metrics: Mapping[str, Any]) -> None:

@@ -8,18 +8,16 @@ from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs
 import torch
-from ray.tune import Checkpoint, Trainable
-from safetensors.torch import load_file, save_file
+from ray.tune import Trainable
 
 from maskpro.evaluation.comparison import loss_improvement, recovery
 from maskpro.evaluation.fidelity import fidelity
-from maskpro.files import read_json, write_json
 from maskpro.objectives import HeldOutMeans, Objective, SampleValues, Shelf, baseline_losses, teacher_outputs
 from maskpro.trainer import MaskTrainer, NonFiniteLossError, TrainerConfig
-from maskpro.tuning.adapters import CHECKPOINT, FOLDER, NUMBER, SEED
-from maskpro.tuning.history import METRIC
+from maskpro.tuning.adapters import CHECKPOINT, FOLDER, NUMBER, PROMOTED, SEED
+from maskpro.tuning.checkpoints import open_checkpoint, read_counters, read_part, write_checkpoint
+from maskpro.tuning.history import METRIC, PARTS, STOPPED_PARTS
 from maskpro.tuning.shared import (
     TEACHER,
     MaskFormat,
@@ -31,9 +29,6 @@ from maskpro.tuning.shared import (
     prepare_process,
     training_objective,
 )
-
-TENSORS_FILE = "state.safetensors"
-COUNTERS_FILE = "state.json"
 
 # A failed trial is told as this many times the initial mask's error: finite, and worse than any trial that learned.
 FAILURE_PENALTY = 10.0
@@ -67,7 +62,8 @@ class MaskTrainable(Trainable):
         self._trainer = None  # frees the last trial's memory before the next one takes its own
         self._seconds = 0.0
         settings = dict(config)
-        _, _, seed, checkpoint = (settings.pop(name) for name in (NUMBER, FOLDER, SEED, CHECKPOINT))
+        own = (NUMBER, FOLDER, SEED, CHECKPOINT, PROMOTED)
+        _, _, seed, checkpoint, promoted = (settings.pop(name) for name in own)
         form = mask_format(context, settings)
         targets = split_targets(settings.pop("targets", None)) or context.targets
         for name in MaskFormat._fields:
@@ -87,7 +83,7 @@ class MaskTrainable(Trainable):
         )
         if checkpoint:
             with open_checkpoint(context.storage, checkpoint).as_directory() as folder:
-                self.load_checkpoint(folder)
+                self._load(Path(folder), STOPPED_PARTS if promoted else PARTS)
 
     def _running_trainer(self) -> MaskTrainer:
         assert self._trainer is not None
@@ -170,23 +166,18 @@ class MaskTrainable(Trainable):
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Write the trainer's state, and the masks it stands for, as safetensors and JSON."""
-        tensors, counters = self._running_trainer().state_dict()
-        save_file(tensors, Path(checkpoint_dir) / TENSORS_FILE)
-        write_json(Path(checkpoint_dir) / COUNTERS_FILE, {"seconds": self._seconds, "trainer": counters})
+        """Write the trainer's state, and the mask it stands for, as safetensors and JSON."""
+        parts, counters = self._running_trainer().state_dict()
+        write_checkpoint(Path(checkpoint_dir), parts, {"seconds": self._seconds, "trainer": counters})
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
-        """Continue from `save_checkpoint`."""
-        tensors = load_file(Path(checkpoint_dir) / TENSORS_FILE)
-        counters = read_json(Path(checkpoint_dir) / COUNTERS_FILE)
+        """Continue from `save_checkpoint`, bit for bit."""
+        self._load(Path(checkpoint_dir), PARTS)
+
+    def _load(self, folder: Path, names: tuple[str, ...]) -> None:
+        counters = read_counters(folder)
+        self._running_trainer().load_state_dict({name: read_part(folder, name) for name in names}, counters["trainer"])
         self._seconds = counters["seconds"]
-        self._running_trainer().load_state_dict(tensors, counters["trainer"])
-
-
-def open_checkpoint(storage: str, path: str) -> Checkpoint:
-    """The checkpoint at `path` in the trials' storage, a folder or a URI."""
-    filesystem, root = pyarrow.fs.FileSystem.from_uri(storage)
-    return Checkpoint(f"{root}/{path}", filesystem=filesystem)
 
 
 def split_targets(text: str | None) -> tuple[str, ...]:

@@ -6,12 +6,12 @@ from conftest import CPU
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch.nn import functional
 
-from maskpro.data import CalibrationSamples
 from maskpro.errors import MaskproError
 from maskpro.initial_masks import magnitude_masked_model
 from maskpro.objectives import HeldOutSamples
 from maskpro.objectives.diffusion import DiffusionObjective
 from maskpro.pattern import NMPattern
+from maskpro.samples import CalibrationSamples
 
 
 def test_the_loss_is_the_noise_mse_of_ddpm(digits):

@@ -1,13 +1,17 @@
 """What the command line is refused for, before anything is started: one sentence with field, value and what is allowed."""
 
 import datetime
+import json
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from maskpro.errors import MaskproError
 from maskpro.tuning.command import parse_command
 from maskpro.tuning.interruption import parse_duration
-from maskpro.tuning.search import SearchOptions, prepare_search
+from maskpro.tuning.search import SearchOptions, _stored_option, prepare_search
 
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5)
 SPACE = """
@@ -92,6 +96,10 @@ def test_a_chosen_seed_point_alone_is_run_to_its_full_budget(parse, given):
         ({"cpus_per_trial": float("inf")}, "cpus_per_trial is inf; allowed: a number above 0"),
         ({"searcher": "hyperopt"}, "searcher is 'hyperopt'; allowed: optuna, random"),
         ({"scheduler": "hyperband"}, "scheduler is 'hyperband'; allowed: asha, median, none"),
+        ({"sampling_precision": "half"}, "sampling_precision is 'half'; allowed: auto, float32, bfloat16"),
+        ({"features": "none.pt", "frechet": True}, r"features is 'none.pt' \(no such file\); allowed: digits-classifier, "),
+        ({"features": __file__, "frechet": True}, "neither a TorchScript nor a torch.export file; allowed"),
+        ({"reference_statistics": Path(__file__), "frechet": True}, "can't be read as a .npz file of numbers"),
         ({"sampler": "euler"}, "sampler is 'euler'; allowed: ddim, ddpm"),
         ({"experiment": "a/b"}, "experiment is 'a/b'; allowed: a plain folder name"),
         ({"experiment": ".."}, r"experiment is '\.\.'; allowed: a plain folder name"),
@@ -189,3 +197,43 @@ def test_several_masks_a_step_must_fit_the_reports(tmp_path, masks, allowed):
         return
     with pytest.raises(MaskproError, match=r"masks_per_step is 7; allowed: a divisor of max_samples, 480, .* 80"):
         prepare_search(options)
+
+
+def test_what_judges_images_is_opened_before_the_search_and_kept_to_resume_it(parse, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    statistics = {"mu": np.zeros(64), "sigma": np.eye(64)}
+    np.savez("digits.npz", **statistics)
+    given = {"features": "digits-classifier", "reference_statistics": Path("digits.npz"), "compile_sampling": False}
+    described = json.loads(json.dumps(parse(frechet=True, **given).describe()))
+    assert described["judged_by"]["features"] == "digits classifier, penultimate layer"
+    assert len(described["judged_by"]["features_sha256"]) == 64
+    stored = described["options"]
+    assert (stored["features"], stored["compile_sampling"]) == ("digits-classifier", False)
+    assert stored["reference_statistics"] == str(tmp_path / "digits.npz")
+    assert _stored_option("features", "mine.pt") == str(tmp_path / "mine.pt"), "a file's path holds anywhere"
+
+    folder = tmp_path / "begun"
+    folder.mkdir()
+    (folder / "experiment.json").write_text(json.dumps(described))
+    (folder / "space.py").write_text(SPACE)
+    resumed = parse(resume=folder, sampling_precision="bfloat16").options
+    assert (resumed.reference_statistics, resumed.features) == (tmp_path / "digits.npz", "digits-classifier")
+    assert (resumed.sampling_precision, resumed.compile_sampling) == ("bfloat16", False)
+    for name in ("features", "reference_statistics"):  # an experiment of an earlier version
+        del described["options"][name]
+    (folder / "experiment.json").write_text(json.dumps(described))
+    assert parse(resume=folder).options.reference_statistics is None
+
+
+def test_bfloat16_on_a_gpu_without_it_is_refused_before_anything_runs(parse, tmp_path, monkeypatch):
+    monkeypatch.setattr(SearchOptions, "evaluation_device", torch.device("cuda"))
+    monkeypatch.setattr("maskpro.precision._computes_bfloat16", lambda device: False)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "Tesla T4")
+    parse()
+    with pytest.raises(MaskproError, match="sampling_precision is bfloat16, which Tesla T4 can't compute in"):
+        parse(sampling_precision="bfloat16")
+    (tmp_path / "half.py").write_text(SPACE.replace("param_space = {", "param_space = {'precision': 'bfloat16', "))
+    with pytest.raises(
+        MaskproError, match="precision is bfloat16, which Tesla T4 can't compute in; allowed on it: float32"
+    ):
+        parse(space=tmp_path / "half.py")

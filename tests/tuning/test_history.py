@@ -27,6 +27,7 @@ def fill(history):
     history.checkpoint(1, "trial_00001/checkpoint_000000", 100)
     history.report(1, plain_metrics(SEARCH.metrics(1 / 7, 200)), stopped=True)
     history.report(2, plain_metrics(SEARCH.metrics(math.nan, 100)), stopped=False)
+    history.removed(1, ("mask", "logits"))
     history.error(3, "ünknown\nin two lines")
     history.session(8, time="2026-01-02T00:00:00+00:00")
 

@@ -83,8 +83,8 @@ def trained(tmp_path_factory):
 
         def run(source):
             while (trial := source.next_trial()) is not None:
-                own = {"trial": trial.number, "seed": trial.seed, "checkpoint": trial.checkpoint, "folder": trial.folder}
-                actor = Started({**search.space.fixed, **trial.params, **own})
+                own = {"trial": trial.number, "seed": trial.seed, "checkpoint": "", "promoted": False}
+                actor = Started({**search.space.fixed, **trial.params, **own, "folder": trial.folder})
                 while not actor.train()["done"]:
                     pass
                 source.report(trial.number, actor._metrics(actor._trainer, 0.0, actor._trainer.lowest_val_loss))
@@ -95,7 +95,9 @@ def trained(tmp_path_factory):
                 source.finish(trial.number)
 
         run(state)
+        opened.remove_unneeded(state)  # the final evaluation needs no more than what is left then
         run(PlannedTrials(history, confirmation_plans(opened)))
+        opened.remove_unneeded(state)
         yield opened
 
 
@@ -216,7 +218,7 @@ def test_a_record_of_a_mask_has_the_figures_of_that_mask_alone(experiment, monke
 def test_a_broken_checkpoint_leaves_the_earlier_best_folder(experiment):
     first, second = best_trials(experiment.history.searched, 2)
     write_best(experiment, first)
-    tensors = experiment.folder / "trials" / second.name / "checkpoint_000000" / "state.safetensors"
+    tensors = experiment.folder / "trials" / second.name / "checkpoint_000000" / "mask.safetensors"
     whole = tensors.read_bytes()
     tensors.write_bytes(b"torn")
     with pytest.raises(Exception, match="header"):

@@ -176,6 +176,10 @@ class Compared:
     def is_over(self):
         return self._state.is_over
 
+    @property
+    def stopped_may_go_on(self):
+        return self._state.stopped_may_go_on
+
     def finish(self, number):
         self._state.finish(number)
         self._compare()

@@ -10,9 +10,9 @@ import pytest
 
 from benchmarks.simulated_search import DiedError, KilledError, SimulatedSearch, learning_curve
 from maskpro.tuning.early_stopping import SCHEDULERS
-from maskpro.tuning.history import HISTORY_FILE, History, drop_torn_line
+from maskpro.tuning.history import HISTORY_FILE, PARTS, History, drop_torn_line, read_events
 from maskpro.tuning.searcher import SEARCHERS
-from maskpro.tuning.state import Plan, PlannedTrials
+from maskpro.tuning.state import Plan, PlannedTrials, plain_metrics
 
 EVERY = list(itertools.product(SCHEDULERS, SEARCHERS))
 # Good, slow, failing at 200 samples, dying after 200 samples, bad.
@@ -33,10 +33,13 @@ def _no_flushing(monkeypatch):
     monkeypatch.setattr("os.fsync", lambda file: None)
 
 
+NO_CHECKPOINT = {"checkpoint": "", "checkpoint_samples": -1, "checkpoint_parts": ()}
+
+
 def outcome(history):
     """All that a search has found out. A failed trial's last checkpoint is not part of it: a kill may come before."""
     return {
-        number: replace(record, parts=0, **({"checkpoint": "", "checkpoint_samples": -1} if record.failure else {}))
+        number: replace(record, parts=0, **(NO_CHECKPOINT if record.failure else {}))
         for number, record in history.trials.items()
     }
 
@@ -75,6 +78,25 @@ def check_repetitions(sessions):
         seen.update((reply.number, reply.samples) for reply in replies)
 
 
+def check_removals(folder):
+    """A trial goes on only from what is left of its checkpoint; one that has ended keeps its mask alone, if at all."""
+    left = {}
+    for event in read_events(folder / HISTORY_FILE):
+        kind, number = event["event"], event.get("trial")
+        if kind == "checkpoint":
+            left[number] = list(PARTS)
+        elif kind == "removed":
+            assert len(event["left"]) < len(left[number])
+            left[number] = event["left"]
+        elif kind == "go_on" and number in left:
+            assert left[number] == (["mask", "logits"] if event["promoted"] else left[number])
+            assert "logits" in left[number]
+    history = History(folder / HISTORY_FILE)
+    expected = {"completed": ("mask",), "stopped": ("mask", "logits"), "failed": ()}
+    for record in history.trials.values():
+        assert record.checkpoint_parts == expected[record.status] or not record.checkpoint
+
+
 def num_lines(folder):
     return len((folder / HISTORY_FILE).read_bytes().splitlines())
 
@@ -100,6 +122,7 @@ def test_a_kill_after_any_line_changes_nothing_in_a_search_with_one_slot(tmp_pat
         assert outcome(found) == outcome(whole), f"killed after {lines} lines"
         assert reports_of(sessions) == reports_of(whole_sessions)
         check_repetitions(sessions)
+        check_removals(folder)
 
 
 @pytest.mark.parametrize(("scheduler", "searcher"), EVERY)
@@ -129,6 +152,7 @@ def test_a_kill_of_a_search_with_several_slots_loses_no_trial_and_repeats_none(t
         assert list(found.trials) == list(range(1, 15)), "every number once"
         assert Counter(record.seed_point for record in found.trials.values()) == {None: 9, 1: 1, 2: 1, 3: 1, 4: 1, 5: 1}
         assert not found.unfinished
+        check_removals(folder)
         reports_of(sessions)
         check_repetitions(sessions)
         for number in range(1, 6):
@@ -224,6 +248,53 @@ def test_replayed_plans_give_the_same_reports_in_another_order(tmp_path, searche
     assert {record.number: (record.reports, record.status) for record in replayed.searched} == {
         record.number: (record.reports, record.status) for record in source.searched
     }
+
+
+def test_a_replay_keeps_nothing_of_what_stopped_and_runs_none_of_it_on(tmp_path):
+    """What stopped in the search that is done again is never promoted, however many masks are to be evaluated."""
+    plans = [Plan(params=SEED_POINTS[0], source="optuna", seed=0, samples=samples) for samples in (100, 300, None)]
+    search = replace(SEARCH, planned=plans, num_trials=3, scheduler="none", min_completed=0)
+    run_through(search, tmp_path)
+    history = search.open(tmp_path).history
+    assert [record.status for record in history.searched] == ["stopped", "stopped", "completed"]
+    assert [record.checkpoint_parts for record in history.searched] == [(), (), ("mask",)]
+
+
+def test_a_trial_whose_checkpoint_is_gone_is_never_promoted(tmp_path):
+    """Even where it is the best of its rung, and too few have run to their full budget."""
+    search = replace(SEARCH, planned=(), num_trials=4)
+    state = search.open(tmp_path)
+    losses = (0.5, 0.6, 0.7, 0.8)
+    for loss in losses:
+        number = state.next_trial().number
+        assert state.report(number, SEARCH.metrics(loss, 100)) or number == 3
+        state.history.checkpoint(number, "somewhere", 100)
+        if number == 1:
+            state.history.removed(1, ())
+        state.finish(number)
+    assert [record.status for record in state.history.searched] == ["stopped"] * 4
+    reopened = search.open(tmp_path)
+    for source in (state, reopened):
+        assert source._halving._best(100, lambda number: False) == [1]
+        assert source._to_go_on().number == 2
+
+
+def test_a_promoted_trial_goes_on_from_its_coarse_logits_until_its_next_checkpoint(tmp_path):
+    history = History(tmp_path / HISTORY_FILE)
+    history.start({"lr": 1.0}, source="optuna", seed=0)
+    history.report(1, plain_metrics(SEARCH.metrics(0.5, 100)), stopped=True)
+    history.checkpoint(1, "first", 100)
+    told = []
+    for event in (
+        lambda: history.go_on(1, promoted=True),
+        lambda: history.go_on(1, promoted=False),  # its process was lost, or the session killed
+        lambda: history.report(1, plain_metrics(SEARCH.metrics(0.4, 200)), stopped=False),
+        lambda: history.checkpoint(1, "second", 200),
+        lambda: history.go_on(1, promoted=False),
+    ):
+        event()
+        told.append(History(tmp_path / HISTORY_FILE).trials[1].promoted)
+    assert told == [True, True, True, False, False]
 
 
 def test_a_repeated_report_gets_its_first_reply_and_is_not_written_again(tmp_path):

@@ -10,10 +10,13 @@ import ray
 import torch
 from conftest import CPU
 
+from maskpro.errors import MaskproError
+from maskpro.estimators import Tracker
 from maskpro.initial_masks import INITIAL_MASK_METHODS
 from maskpro.masked_model import model_hash
 from maskpro.objectives.diffusion import DiffusionObjective
 from maskpro.tuning import shared as shared_module
+from maskpro.tuning.history import PARTS
 from maskpro.tuning.shared import (
     MaskFormat,
     RayShelf,
@@ -26,7 +29,7 @@ from maskpro.tuning.shared import (
 from maskpro.tuning.trainable import FAILURE_PENALTY, MaskTrainable
 
 FORMATS = (MaskFormat("2:4", "channel"), MaskFormat("1:4", "flattened"), MaskFormat("2:4", "channel", "wanda"))
-OWN = {"trial": 1, "seed": 0, "checkpoint": "", "folder": "trial_00001"}
+OWN = {"trial": 1, "seed": 0, "checkpoint": "", "promoted": False, "folder": "trial_00001"}
 FIRST = {**OWN, "lr": 2.0, "batch_size": 16, "dataset_size": 64}
 SECOND = {**OWN, "lr": 1.0, "batch_size": 24, "dataset_size": 80, "estimator": "policy_gradient", "target": "teacher"}
 THIRD = {**FIRST, "pattern": "1:4", "layout": "flattened", "targets": "up_blocks mid_block", "target": "noise"}
@@ -34,6 +37,7 @@ NOISE = {**SECOND, "target": "noise"}
 UNIFORM_TEACHER = ("teacher", "uniform")
 OTHER_SEED = {**FIRST, "seed": 1}
 WANDA = {**SECOND, "initial_mask": "wanda"}
+REFRESHED = {**SECOND, "refresh_reference": True, "logits": 1.0}
 IMPORTANCE = {**SECOND, "timesteps": "importance"}
 
 
@@ -192,21 +196,64 @@ def test_a_table_that_would_fill_the_object_store_is_not_shared(context, monkeyp
     assert shared_module._fits(context) == fits
 
 
+@pytest.fixture
+def stored(start, context, shared, tmp_path):
+    """(trials whose storage is a folder here, path of the checkpoint of a trial after its first report)."""
+
+    def store(config, as_uri=False):
+        first = start(dict(config))
+        first.train()
+        folder = tmp_path / "trial_00001" / "checkpoint_000000"
+        folder.mkdir(parents=True)
+        first.save_checkpoint(str(folder))
+        storage = tmp_path.as_uri() if as_uri else str(tmp_path)
+
+        class Started(MaskTrainable):
+            def setup(self, config):
+                super().setup(config, context=replace(context, storage=storage), shared=shared)
+
+        return Started, folder
+
+    return store
+
+
 @pytest.mark.parametrize("as_uri", [False, True])
 @pytest.mark.parametrize("config", [FIRST, SECOND])
-def test_a_trial_that_goes_on_does_so_bit_for_bit(start, context, shared, config, as_uri, tmp_path):
+def test_a_trial_that_goes_on_does_so_bit_for_bit(start, stored, config, as_uri):
+    started, _ = stored(config, as_uri)
     whole = results(start(dict(config)))
-    first = start(dict(config))
-    first.train()
-    (tmp_path / "trial_00001" / "checkpoint_000000").mkdir(parents=True)
-    first.save_checkpoint(str(tmp_path / "trial_00001" / "checkpoint_000000"))
-    storage = tmp_path.as_uri() if as_uri else str(tmp_path)
+    assert results(started({**config, "checkpoint": "trial_00001/checkpoint_000000"})) == whole[1:]
 
-    class Started(MaskTrainable):
-        def setup(self, config):
-            super().setup(config, context=replace(context, storage=storage), shared=shared)
 
-    assert results(Started({**config, "checkpoint": "trial_00001/checkpoint_000000"})) == whole[1:]
+@pytest.mark.parametrize("config", [FIRST, SECOND])
+def test_a_promoted_trial_goes_on_the_same_whether_the_exact_part_has_been_removed_or_not(stored, config):
+    started, folder = stored(config)
+    promoted = {**config, "checkpoint": "trial_00001/checkpoint_000000", "promoted": True}
+    before = results(started(dict(promoted)))
+    (folder / "exact.safetensors").unlink()
+    assert results(started(dict(promoted))) == before
+    assert [row["num_samples_seen"] for row in before] == [80, 96]
+    with pytest.raises(
+        MaskproError, match=r"has no exact\.safetensors; allowed: one whose part exact has not been removed"
+    ):
+        started({**promoted, "promoted": False})
+
+
+@pytest.mark.parametrize(
+    ("config", "exact"), [(FIRST, 5.0), (SECOND, 5.0), ({**FIRST, "optimizer": "sgd"}, 5.0), (REFRESHED, 5.125)]
+)
+def test_a_checkpoint_has_so_many_bytes_a_weight(stored, config, exact, monkeypatch):
+    """Besides 20 KB: of the files' headers, the generator and the losses on held-out samples."""
+    monkeypatch.setattr(Tracker, "reference_is_far", lambda self: self.updates == 1)
+    started, folder = stored(config)
+    weights = started(dict(config))._trainer.logits.numel()
+    sizes = {name: (folder / f"{name}.safetensors").stat().st_size / weights for name in PARTS}
+    fixed = 20_000 / weights
+    assert 0.125 <= sizes["mask"] < 0.125 + fixed
+    assert sizes["mask"] + sizes["logits"] < exact - 4 + fixed
+    assert exact < sum(sizes.values()) < exact + fixed
+    assert {path.name for path in folder.iterdir()} == {*(f"{name}.safetensors" for name in PARTS), "state.json"}
+    assert (folder / "state.json").stat().st_size < 1_000
 
 
 def test_a_trial_that_goes_on_from_its_end_reports_it_once_more(start, context, tmp_path):

@@ -1,0 +1,54 @@
+"""CIFAR-10 as torchvision keeps it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from maskpro.images.splits import DataNotFoundError, ImageCounts, ImageSplits, split_images
+
+CIFAR10_FOLDER = "cifar-10-batches-py"
+
+
+def cifar10_images(root: Path, *, download: bool, validation: int = 5000) -> ImageSplits:
+    """CIFAR-10 through torchvision, kept in `root`; validation images are split off the 50,000 training images.
+
+    Raises:
+        DataNotFoundError: the data set is not in `root`, not whole, or can't be downloaded.
+    """
+    from torchvision.datasets import CIFAR10
+
+    problems = _problems(root)
+    if problems and not download and (root / CIFAR10_FOLDER).is_dir():
+        raise DataNotFoundError(
+            f"CIFAR-10 in {root / CIFAR10_FOLDER} is not whole: {', '.join(problems)}; allowed: the files as published "
+            "(cifar-10-python.tar.gz, unpacked), or a folder of images (--data)"
+        )
+    try:
+        parts = [CIFAR10(str(root), train=train, download=download).data for train in (True, False)]
+    except (RuntimeError, OSError) as error:
+        raise DataNotFoundError(
+            f"CIFAR-10 was not found in {root} and could not be downloaded ({type(error).__name__}); "
+            "name a folder of images, or a folder that holds cifar-10-batches-py, with --data"
+        ) from error
+    train, test = (torch.from_numpy(part).permute(0, 3, 1, 2).contiguous() for part in parts)
+    train, held_out = split_images(train, validation=validation, seed=0)
+    counts = ImageCounts(splits="validation taken off the training images")
+    return ImageSplits(train=train, validation=held_out, test=test, counts=counts)
+
+
+def _problems(root: Path) -> list[str]:
+    """Files that are missing, or not those that were published; they are pickles, and others are never opened."""
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_md5
+
+    problems = []
+    described = (CIFAR10.meta["filename"], CIFAR10.meta["md5"])
+    for name, published in (*CIFAR10.train_list, *CIFAR10.test_list, described):
+        path = root / CIFAR10_FOLDER / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif not check_md5(str(path), published):
+            problems.append(f"{name} is broken or was changed (its MD5 is not the published one)")
+    return problems

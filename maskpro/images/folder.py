@@ -1,0 +1,265 @@
+"""A folder of images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+
+from maskpro.images.listing import beside, find_images, split_folders
+from maskpro.images.reading import ImageReading, UnreadableImageError, read_image
+from maskpro.images.splits import DataNotFoundError, ImageCounts, ImageSplits, Split, split_indices
+from maskpro.images.storage import StoredImages, as_tensor, store_images, stored_path, stored_record
+
+Say = Callable[[str], None]
+
+# Beside the results: sets of images that don't fit into memory, for all experiments there.
+IMAGE_CACHE = ".images"
+
+# A larger set is read into a file that is mapped into memory.
+_IN_MEMORY_BYTES = 2**30
+_LARGEST_THREADS = 16
+_FEWEST_IN_ONE_FOLDER = 10
+_FEWEST_IN_A_SPLIT = 2
+# Of unreadable files, how many a message names.
+_NAMED = 100
+_SECONDS_BETWEEN_LINES = 10
+
+
+def folder_images(
+    root: Path,
+    *,
+    resolution: int,
+    channels: int,
+    reading: ImageReading | None = None,
+    cache: Path | None = None,
+    in_memory_bytes: int = _IN_MEMORY_BYTES,
+    say: Say | None = None,
+) -> ImageSplits:
+    """Images below `root` at the model's size: all pictures that Pillow reads, but hidden and system files.
+
+    With `train/` inside (each split a folder per class, or flat), `val/` and `test/` are the other splits; a tenth of the
+    training images is split off for one that is missing, a fifth for both. Without `train/`, a fifth of all images is held
+    out, half for validation and half for the test.
+
+    Args:
+        reading: filter, crop, and what is done with files that can't be read.
+        cache: folder for a set that is larger than `in_memory_bytes`, and for later calls; default: a temporary file.
+        say: hears how far the reading is, and the counts; None: nobody.
+
+    Raises:
+        DataNotFoundError: `root` is not a folder, holds too few images, or files that can't be read.
+        MaskproError: no room for the cache.
+    """
+    reading = reading or ImageReading()
+    if not root.is_dir():
+        what = "is a file, not a folder of images (an archive is to be unpacked)" if root.exists() else ""
+        raise DataNotFoundError(f"--data {root} {what}" if what else f"no folder of images at {root}; name one with --data")
+    skipped: Counter[str] = Counter()
+    listed = _listed(root, skipped)
+    unreadable: dict[Path, str] = {}
+    while True:
+        files, notes = _split_files(root, listed, skipped)
+        read = partial(_fill, files, reading, resolution, channels, say)
+        shape = (sum(map(len, files.values())), channels, resolution, resolution)
+        try:
+            array, converted, stored = _images(
+                root, files, shape, read, reading=reading, cache=cache, in_memory_bytes=in_memory_bytes
+            )
+            break
+        except _UnreadableFilesError as error:
+            unreadable |= error.reasons
+            if not reading.skip_unreadable:
+                raise DataNotFoundError(_refusal(root, unreadable, shape[0])) from error
+            # The split is of the images that there are: the readable ones are read again in their places.
+            listed = {split: [path for path in paths if path not in unreadable] for split, paths in listed.items()}
+            skipped["unreadable files"] = len(unreadable)
+    ends = np.cumsum([0, *(len(files[split]) for split in ("train", "validation", "test"))])
+    train, validation, test = (array[first:end] for first, end in pairwise(ends))
+    counts = ImageCounts(skipped=dict(skipped), converted=converted, splits=notes, reading=reading.describe())
+    splits = ImageSplits(train=train, validation=validation, test=test, counts=counts, stored=stored)
+    if say:
+        say(f"{root}: {splits.counts.line()}")
+    return splits
+
+
+class _UnreadableFilesError(Exception):
+    def __init__(self, reasons: dict[Path, str]):
+        super().__init__()
+        self.reasons = reasons
+
+
+def _refusal(root: Path, reasons: Mapping[Path, str], count: int) -> str:
+    shown = [f"{path.relative_to(root)} ({reason})" for path, reason in sorted(reasons.items())[:_NAMED]]
+    more = f" and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else ""
+    return (
+        f"{len(reasons)} of {count} files in {root} can't be read as images: {', '.join(shown)}{more}; "
+        "remove them, or go on without them with --skip-unreadable"
+    )
+
+
+def _listed(root: Path, skipped: Counter[str]) -> dict[Split, list[Path]]:
+    """The pictures of each split that has a folder, or all of them as training images."""
+    folders = split_folders(root)
+    if not folders:
+        return {"train": find_images(root, skipped)}
+    beside(folders, skipped)
+    return {split: find_images(folder, skipped) for split, folder in folders.items()}
+
+
+def _split_files(
+    root: Path, listed: Mapping[Split, list[Path]], skipped: Mapping[str, int]
+) -> tuple[dict[Split, list[Path]], str]:
+    """The files of the three splits, in their order, and in words which of these were taken off the training images."""
+    least = _FEWEST_IN_A_SPLIT if len(listed) > 1 else _FEWEST_IN_ONE_FOLDER
+    for split, paths in listed.items():
+        if len(paths) < least:
+            others = ", ".join(f"{count} {what}" for what, count in skipped.items() if count)
+            which = f"{split} images" if len(listed) > 1 else "images"
+            raise DataNotFoundError(
+                f"{len(paths)} {which} below {root}{f' (passed over: {others})' if others else ''}; at least {least} are "
+                "needed (name another with --data)"
+            )
+    train = listed["train"]
+    missing: list[Split] = [split for split in ("validation", "test") if split not in listed]
+    if not missing:
+        return dict(listed), ""
+    if len(missing) == 2:
+        rest, held_out = split_indices(len(train), validation=2 * (len(train) // 10), seed=0)
+        half = len(held_out) // 2
+        parts: dict[Split, Any] = {"train": rest, "validation": held_out[:half], "test": held_out[half:]}
+    else:
+        rest, held_out = split_indices(len(train), validation=max(1, len(train) // 10), seed=0)
+        parts = {"train": rest, missing[0]: held_out}
+    taken = {split: [train[index] for index in indices] for split, indices in parts.items()}
+    return {**listed, **taken}, f"{' and '.join(missing)} taken off the training images"
+
+
+def _images(
+    root: Path,
+    files: Mapping[Split, list[Path]],
+    shape: tuple[int, ...],
+    read: Callable[[np.ndarray], dict[str, int]],
+    *,
+    reading: ImageReading,
+    cache: Path | None,
+    in_memory_bytes: int,
+) -> tuple[Any, dict[str, int], StoredImages | None]:
+    """The images of all splits, one after the other, with what was converted: in memory, or in a file."""
+    if np.prod(shape) <= in_memory_bytes:
+        array = np.empty(shape, dtype=np.uint8)
+        return as_tensor(array), read(array), None
+    if cache is None:
+        with tempfile.TemporaryDirectory(prefix="maskpro-images-") as folder:  # the mapping outlives the file's name
+            path = Path(folder) / "images.npy"
+            store_images(path, shape, lambda images: {"converted": read(images)})
+            return as_tensor(np.load(path, mmap_mode="r")), stored_record(path)["converted"], None
+    path = stored_path(cache, _key(root, files, shape, reading))
+    if not stored_record(path):
+        store_images(path, shape, lambda images: {"converted": read(images)})
+    record = stored_record(path)
+    again = partial(_stored_again, root=root.absolute(), resolution=shape[-1], channels=shape[1], reading=reading)
+    stored = StoredImages(path.absolute(), record["sha256"], again)
+    return stored.images, record["converted"], stored
+
+
+def _stored_again(cache: Path, **settings: Any) -> StoredImages | None:
+    """The images of a folder in a cache of this machine."""
+    return folder_images(settings.pop("root"), cache=cache, in_memory_bytes=0, **settings).stored
+
+
+def _key(root: Path, files: Mapping[Split, list[Path]], shape: tuple[int, ...], reading: ImageReading) -> str:
+    """Hash of all that a file of images is made from; files are told apart by their place, size and time."""
+    listing = []
+    for split in ("train", "validation", "test"):
+        for path in files[split]:
+            status = path.stat()
+            listing.append([split, str(path.relative_to(root)), status.st_size, status.st_mtime_ns])
+    made_from = [str(root.resolve()), listing, shape, reading.describe(), PIL.__version__]
+    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
+
+
+def _fill(
+    files: Mapping[Split, list[Path]],
+    reading: ImageReading,
+    resolution: int,
+    channels: int,
+    say: Say | None,
+    images: np.ndarray,
+) -> dict[str, int]:
+    """Read the files of all splits into `images`, on several threads; how many were converted, by kind.
+
+    Raises:
+        _UnreadableFilesError: with all files that can't be read.
+    """
+    paths = [path for split in ("train", "validation", "test") for path in files[split]]
+    converted: Counter[str] = Counter()
+    reasons: dict[Path, str] = {}
+
+    def read(place: int) -> list[str] | str:
+        try:
+            images[place], done = read_image(paths[place], reading, resolution=resolution, channels=channels)
+        except UnreadableImageError as error:
+            return str(error)
+        return done
+
+    pool = ThreadPoolExecutor(min(_LARGEST_THREADS, _cores()))
+    with warnings.catch_warnings(), _progress(len(paths), say) as advance:
+        # Pillow's, of large images and of odd palettes and metadata, none of which keeps a file from being read.
+        warnings.simplefilter("ignore")
+        try:
+            for path, result in zip(paths, pool.map(read, range(len(paths))), strict=True):
+                advance()
+                if isinstance(result, str):
+                    reasons[path] = result
+                else:
+                    converted.update(result)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    if reasons:
+        raise _UnreadableFilesError(reasons)
+    return dict(sorted(converted.items()))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _progress(total: int, say: Say | None) -> Iterator[Callable[[], None]]:
+    """A function to call for each image: a bar on a terminal, else a line now and then, with an estimate of the end."""
+    if say is not None and sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("reading images", total=total)
+            yield lambda: bar.advance(task)
+        return
+    started = last = time.monotonic()
+    made = 0
+
+    def advance() -> None:
+        nonlocal last, made
+        made += 1
+        now = time.monotonic()
+        if say and now - last >= _SECONDS_BETWEEN_LINES and made < total:
+            last = now
+            say(f"reading images: {made:,} of {total:,}, about {(now - started) / made * (total - made):.0f} s left")
+
+    yield advance

@@ -1,0 +1,110 @@
+"""The files of a folder of images: which are read, which are passed over, and which split they belong to."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from maskpro.images.reading import picture_formats
+from maskpro.images.splits import DataNotFoundError, Split
+
+_SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
+_SYSTEM_FOLDERS = {"__macosx", "@eadir", "$recycle.bin", "system volume information"}
+_SPLIT_NAMES: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
+
+
+def find_images(root: Path, skipped: Counter[str]) -> list[Path]:
+    """The pictures below a folder by their endings, in a fixed order; what is passed over is counted in `skipped`.
+
+    Links to folders are followed; a folder that was met already, on a circle of links or through another one, isn't again.
+
+    Raises:
+        DataNotFoundError: a folder can't be looked into.
+    """
+    paths: list[Path] = []
+    seen = {root.resolve()}
+
+    def refuse(error: OSError) -> None:
+        raise DataNotFoundError(f"folder {error.filename} of --data can't be read ({error.strerror})") from error
+
+    for place, folders, files in os.walk(root, followlinks=True, onerror=refuse):
+        here = Path(place)
+        kept = []
+        for name in sorted(folders):
+            resolved = (here / name).resolve()
+            if is_system_name(name):
+                skipped["hidden or system files"] += 1
+            elif resolved in seen:
+                skipped["links to folders that were read already"] += 1
+            else:
+                seen.add(resolved)
+                kept.append(name)
+        folders[:] = kept
+        for name in files:
+            if is_system_name(name):
+                skipped["hidden or system files"] += 1
+            elif Path(name).suffix.lower() in picture_formats():
+                paths.append(here / name)
+            else:
+                skipped[f"other files ({Path(name).suffix.lower() or 'no ending'})"] += 1
+    return sorted(paths)
+
+
+def is_system_name(name: str) -> bool:
+    """Whether a file or folder is hidden, or one that a system leaves beside a user's own."""
+    return name.startswith(".") or name.lower() in _SYSTEM_FILES or name.lower() in _SYSTEM_FOLDERS
+
+
+def split_folders(root: Path) -> dict[Split, Path]:
+    """The folders `train`, `val` (`valid`, `validation`) and `test` of a data set; {} where it has none.
+
+    Capitals don't matter. Where `root` holds nothing but one folder, as unpacked archives do, that one is looked into.
+
+    Raises:
+        DataNotFoundError: two folders of one split, or no training images beside the others.
+    """
+    while True:
+        found: dict[Split, Path] = {}
+        inner = [path for path in sorted(root.iterdir()) if not is_system_name(path.name)]
+        for path in inner:
+            split = _SPLIT_NAMES.get(path.name.lower())
+            if split and path.is_dir():
+                if split in found:
+                    raise DataNotFoundError(
+                        f"{root} holds both {found[split].name}/ and {path.name}/; allowed: one folder for {split} images"
+                    )
+                found[split] = path
+        if found or len(inner) != 1 or not inner[0].is_dir() or inner[0].is_symlink():
+            break
+        root = inner[0]
+    if found and "train" not in found:
+        raise DataNotFoundError(
+            f"{root} holds {' and '.join(f'{path.name}/' for path in found.values())} but no train/; allowed: train/ "
+            "beside them, or a folder with none of these"
+        )
+    return found
+
+
+def beside(folders: dict[Split, Path], skipped: Counter[str]) -> None:
+    """Count the images that lie beside the folders of the splits, and are not read."""
+    root = folders["train"].parent
+    others = [path for path in _visible(root) if path not in folders.values()]
+    count = 0
+    for path in others:
+        count += len(find_images(path, Counter())) if path.is_dir() else path.suffix.lower() in picture_formats()
+    if count:
+        skipped[f"images beside {', '.join(f'{path.name}/' for path in folders.values())}"] += count
+
+
+def _visible(root: Path) -> Iterator[Path]:
+    return (path for path in sorted(root.iterdir()) if not is_system_name(path.name))

@@ -1,0 +1,248 @@
+"""One image file to pixels: every mode that Pillow knows to 8 bits, upright, opaque, at the model's size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import center_crop, resize
+
+from maskpro.errors import MaskproError
+
+FILTERS = ("bilinear", "bicubic", "lanczos", "box", "hamming", "nearest")
+# What transparent pixels are put on.
+BACKGROUND = "white"
+# (left, top, right, bottom) of named crops. CelebA's aligned images are 178x218; this is the crop of DDIM's authors.
+_NAMED_BOXES = {"celeba": (25, 57, 153, 185)}
+
+# Read by Pillow, but no pictures: documents (for EPS it starts Ghostscript), video, science data without a scale, formats
+# that it knows by their first bytes alone, metadata.
+_NO_PICTURES = {"EPS", "WMF", "MPEG", "FLI", "BUFR", "GRIB", "HDF5", "FITS", "SPIDER", "MCIDAS", "IMT", "XVTHUMB", "IPTC"}
+
+# EXIF's orientation, and how an image is turned upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION_TAG = 0x0112
+_GREY = ("1", "L", "LA", "La")
+_BITS_TAG = 258  # of TIFF
+# Above this ratio of its sides only the middle of an image is resized: the whole would take gigabytes.
+_LARGEST_RATIO = 16
+
+
+class UnreadableImageError(Exception):
+    """Why a file can't be read as an image of the model's size, in a few words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageReading:
+    """How the images of a folder are read.
+
+    Attributes:
+        resize: filter of Pillow that brings them to the model's size.
+        crop: "centre", the shorter side to the model's size and the middle of the longer one; "none", both sides, whatever
+            their ratio; a number, first a central square of so many pixels; "left,top,right,bottom" in pixels or "celeba",
+            25,57,153,185 of an aligned 178x218 image: first that part of it.
+        skip_unreadable: go on without files that can't be read.
+
+    Raises:
+        MaskproError: no such filter or crop.
+    """
+
+    resize: str = "bilinear"
+    crop: str = "centre"
+    skip_unreadable: bool = False
+
+    def __post_init__(self) -> None:
+        if self.resize not in FILTERS:
+            raise MaskproError(f"resize is {self.resize!r}; allowed: {', '.join(FILTERS)}")
+        if self.crop == "center":
+            object.__setattr__(self, "crop", "centre")
+        if self.crop not in ("centre", "none", *_NAMED_BOXES) and not self._numbers():
+            raise MaskproError(
+                f"crop is {self.crop!r}; allowed: centre, none, {', '.join(_NAMED_BOXES)}, a number of pixels such as 140 "
+                "(a central square), or left,top,right,bottom in pixels"
+            )
+
+    def _numbers(self) -> tuple[int, ...]:
+        """The numbers of a crop in pixels; () where it isn't one."""
+        if self.crop in _NAMED_BOXES:
+            return _NAMED_BOXES[self.crop]
+        parts = self.crop.replace(" ", "").split(",")
+        if not all(part.isdecimal() for part in parts):
+            return ()
+        numbers = tuple(int(part) for part in parts)
+        if len(numbers) == 1:
+            return numbers if numbers[0] > 0 else ()
+        is_box = len(numbers) == 4 and numbers[0] < numbers[2] and numbers[1] < numbers[3]
+        return numbers if is_box else ()
+
+    def box(self, size: tuple[int, int]) -> tuple[int, int, int, int] | None:
+        """The part (left, top, right, bottom) of an image of that size (width, height) which is taken first, if any.
+
+        Raises:
+            UnreadableImageError: the image is smaller.
+        """
+        numbers = self._numbers()
+        if not numbers:
+            return None
+        width, height = size
+        if len(numbers) == 1:
+            left, top = (width - numbers[0]) // 2, (height - numbers[0]) // 2
+            box = (left, top, left + numbers[0], top + numbers[0])
+        else:
+            box = (numbers[0], numbers[1], numbers[2], numbers[3])
+        if min(box) < 0 or box[2] > width or box[3] > height:
+            raise UnreadableImageError(f"it is {width}x{height}, and crop {self.crop} does not fit into it")
+        return box
+
+    def describe(self) -> dict[str, Any]:
+        """What the pixels depend on, for the records."""
+        return {"resize": self.resize, "crop": self.crop, "background": BACKGROUND}
+
+
+@cache
+def picture_formats() -> Mapping[str, str]:
+    """Endings of files (".png") and their formats: all pictures that Pillow reads."""
+    Image.init()
+    known = {ending: name for ending, name in Image.registered_extensions().items() if name in Image.OPEN}
+    # A JPEG with further frames, which Pillow opens as JPEG.
+    return {".mpo": "JPEG"} | {ending: name for ending, name in known.items() if name not in _NO_PICTURES}
+
+
+def read_image(path: Path, reading: ImageReading, *, resolution: int, channels: int) -> tuple[np.ndarray, list[str]]:
+    """A file's pixels, uint8 `[channels, resolution, resolution]`, and what was done to it, in words that can be counted.
+
+    Of several frames (animations, MPO, pages) the first is taken. The frames' number, orientation and bits come from the
+    file's content, whatever its ending.
+
+    Raises:
+        UnreadableImageError: the file isn't a picture, is broken or too large, or its values have no known scale.
+    """
+    try:
+        with Image.open(path, formats=sorted({*picture_formats().values()})) as opened:
+            done = ["first of several frames"] if getattr(opened, "is_animated", False) else []
+            is_deep = _is_16_bit_colour(opened)
+            stored_as = _orientation(opened)
+            if stored_as in _UPRIGHT:
+                done.append("turned as EXIF says")
+            opened.load()
+            left = _orientation(opened)  # Pillow turns TIFF by itself
+            picture = _opaque(_eight_bits(opened, done), done)
+            if left in _UPRIGHT:
+                picture = picture.transpose(_UPRIGHT[left])
+            if is_deep:
+                done.append("16-bit colour cut to 8 bits")
+            return _pixels(picture, reading, resolution, channels, done), done
+    except UnreadableImageError:
+        raise
+    except UnidentifiedImageError:
+        raise UnreadableImageError("not an image that Pillow reads") from None
+    except Image.DecompressionBombError:
+        raise UnreadableImageError(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels") from None
+    except Exception as error:  # decoders of broken files raise whatever they come upon
+        raise UnreadableImageError(" ".join(str(error).split())[:100] or type(error).__name__) from error
+
+
+def _orientation(opened: Image.Image) -> int:
+    try:
+        return int(opened.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # broken EXIF does not make the pixels unreadable
+        return 1
+
+
+def _is_16_bit_colour(opened: Image.Image) -> bool:
+    """Of such colours Pillow takes the upper 8 bits, up to one level off; to be asked before it loads them."""
+    if opened.mode.startswith(("I", "F")):
+        return False
+    tiles = getattr(opened, "tile", ())
+    return (_tiff_bits(opened) or 8) > 8 or (
+        opened.format == "PNG" and any(str(tile[3]).endswith(";16B") for tile in tiles)
+    )
+
+
+def _eight_bits(opened: Image.Image, done: list[str]) -> Image.Image:
+    """The image with 8 bits a channel: their full range is scaled to 0 to 255, and rounded."""
+    if opened.mode.startswith("I;16"):
+        bits = _tiff_bits(opened) or 16
+        return _scaled(np.asarray(opened), 2**bits - 1, opened.info.get("transparency"), done)
+    if opened.mode == "I":
+        if opened.format not in ("PNG", "PPM"):
+            raise UnreadableImageError("32-bit or signed integers, whose range isn't known; save it with 8 or 16 bits")
+        return _scaled(np.asarray(opened), 65535, opened.info.get("transparency"), done)
+    if opened.mode == "F":
+        values = np.asarray(opened)
+        if not (values.min() >= 0 and values.max() <= 1):
+            raise UnreadableImageError(f"floating-point values from {values.min():g} to {values.max():g}; allowed: 0 to 1")
+        done.append("floating-point values 0 to 1 scaled to 8 bits")
+        return Image.fromarray(np.rint(values * 255.0).astype(np.uint8))
+    return opened
+
+
+def _tiff_bits(opened: Image.Image) -> int | None:
+    bits = opened.tag_v2.get(_BITS_TAG) if hasattr(opened, "tag_v2") and opened.format == "TIFF" else None
+    return None if bits is None else int(max(bits) if isinstance(bits, tuple) else bits)
+
+
+def _scaled(values: np.ndarray, largest: int, transparent: Any, done: list[str]) -> Image.Image:
+    """Integers `[height, width]` up to `largest` as an 8-bit image; one value may be transparent."""
+    done.append("16 bits scaled to 8")
+    eight = np.rint(values.astype(np.float64) * (255 / largest)).clip(0, 255).astype(np.uint8)
+    grey = Image.fromarray(eight)
+    if transparent is not None:
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _opaque(picture: Image.Image, done: list[str]) -> Image.Image:
+    """Transparent pixels put on the background."""
+    if not picture.has_transparency_data:
+        return picture
+    layer = picture.convert("RGBA")
+    mode = "L" if picture.mode in _GREY else "RGB"
+    if layer.getchannel("A").getextrema() == (255, 255):
+        return layer.convert(mode)
+    done.append(f"transparency put on {BACKGROUND}")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, BACKGROUND), layer).convert(mode)
+
+
+def _pixels(picture: Image.Image, reading: ImageReading, resolution: int, channels: int, done: list[str]) -> np.ndarray:
+    if picture.mode == "CMYK":
+        done.append("CMYK made RGB")
+    if channels == 1 and picture.mode not in _GREY:
+        done.append("colour made grey")
+        picture = picture.convert("RGB")
+    picture = picture.convert("L" if channels == 1 else "RGB")
+    picture = _to_size(picture, reading, resolution, done)
+    values = np.asarray(picture)
+    return values[None] if channels == 1 else values.transpose(2, 0, 1)
+
+
+def _to_size(picture: Image.Image, reading: ImageReading, resolution: int, done: list[str]) -> Image.Image:
+    box = reading.box(picture.size)
+    if box:
+        picture = picture.crop(box)
+    if picture.size == (resolution, resolution):
+        return picture
+    done.append("enlarged" if min(picture.size) < resolution else "reduced")
+    mode = InterpolationMode(reading.resize)
+    if reading.crop == "none":
+        stretched: Image.Image = resize(picture, [resolution, resolution], interpolation=mode)
+        return stretched
+    if max(picture.size) > _LARGEST_RATIO * min(picture.size):
+        longest = _LARGEST_RATIO * min(picture.size)
+        picture = center_crop(picture, [min(side, longest) for side in reversed(picture.size)])
+    middle: Image.Image = center_crop(resize(picture, [resolution], interpolation=mode), [resolution, resolution])
+    return middle
