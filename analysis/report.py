@@ -24,10 +24,10 @@ from analysis.plots import DARK, LIGHT, all_figures, best_trial
 from analysis.trials import load_evaluation, load_history, load_trials, searched_parameters
 from maskpro.cli import run_command
 from maskpro.errors import MaskproError
-from maskpro.evaluation.fidelity import format_share
+from maskpro.evaluation.fidelity import format_share, learned_against_dense
 from maskpro.files import read_json, write_text
 from maskpro.tuning.history import METRIC
-from maskpro.tuning.trial_table import FIGURES
+from maskpro.tuning.trial_table import FIGURES, single_figures
 
 # Trials that are shown at once; the others are below a fold.
 _BEST_SHOWN = 15
@@ -124,7 +124,7 @@ def gather(experiment: Path) -> Report:
         headline=_headline(evaluated, trials),
         facts=_facts(trials, history.num_trials, description, evaluated),
         trials=ordered,
-        evaluation=evaluation.drop(columns=["experiment", "test_loss_by_timestep"], errors="ignore"),
+        evaluation=single_figures(evaluation).drop(columns="experiment", errors="ignore"),
         config=config,
         protocol=evaluated.get("protocol", {}),
         description=description,
@@ -136,15 +136,7 @@ def gather(experiment: Path) -> Report:
 
 def _headline(evaluated: Mapping[str, Any], trials: pd.DataFrame) -> str:
     if evaluated:
-        recovered = evaluated.get("recovery")
-        if recovered is None:
-            return "The final evaluation has no recovery: the initial mask's loss is the dense network's."
-        distances = {name: figures.get("frechet_distance") for name, figures in evaluated["models"].items()}
-        text = f"The learned mask recovers {recovered:.1%} of what the initial mask loses against the dense network"
-        if all(value is not None for value in distances.values()):
-            shown = {name: f"{value:.1f}" for name, value in distances.items()}
-            text += f"; Frechet distance {shown['learned']} (dense {shown['dense']}, initial {shown['initial']})"
-        return text + "."
+        return learned_against_dense(evaluated)
     best = best_trial(trials) if len(trials) else None
     if best is None:
         return "No trial has reported yet."
@@ -164,8 +156,9 @@ def _facts(
         facts.append(("calibration samples", f"{spent:,}"))
         facts += [("in full trials", f"{spent / full:.2f}")] if full else []
         facts.append(("trial seconds", f"{trials['seconds'].sum():,.0f}"))
-    if evaluated.get("recovery") is not None:
-        facts.insert(0, ("test recovery", f"{evaluated['recovery']:.3f}"))
+    for name in ("recovery", "fidelity"):
+        if evaluated.get(name) is not None:
+            facts.insert(0, (f"test {name}", format_share(evaluated[name])))
     pattern = description.get("space", {}).get("pattern")
     return facts + ([("pattern", str(pattern))] if pattern else [])
 
@@ -280,8 +273,9 @@ def render_html(report: Report, figures: Mapping[str, tuple[str, str]], grids: M
         if values:
             parts.append(f"<details><summary>{title}</summary>{_html_pairs(values)}</details>")
     parts.append(
-        '<p class="soft">Recovery: (L_initial - L_learned) / (L_initial - L_dense); 0 is the initial mask, 1 the dense '
-        "network. "
+        '<p class="soft">Fidelity: 1 - E_learned / E_initial, E the mean squared difference from the dense network\'s '
+        "output; 0 is the initial mask, 1 the dense network. Recovery: (L_initial - L_learned) / (L_initial - L_dense), L "
+        "the loss of the noise prediction, which is noisier. "
         "Validation values chose the mask; test values chose nothing.</p>"
     )
     return (

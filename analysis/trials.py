@@ -19,7 +19,7 @@ from maskpro.cli import run_command
 from maskpro.errors import MaskproError
 from maskpro.files import read_json
 from maskpro.tuning.history import HISTORY_FILE, METRIC, History
-from maskpro.tuning.trial_table import FIGURES, tabulate_trials
+from maskpro.tuning.trial_table import FIGURES, single_figures, tabulate_trials
 
 _CURVE_COLUMNS = [
     "num_samples_seen",
@@ -166,7 +166,7 @@ def _text(experiments: list[Path]) -> Iterator[str]:
         yield trials.nsmallest(5, METRIC)[columns].to_string(index=False)
         if (experiment / "final_evaluation.json").is_file():
             evaluation = load_evaluation(experiment)
-            yield evaluation.drop(columns=["experiment", "test_loss_by_timestep"], errors="ignore").to_string(index=False)
+            yield single_figures(evaluation).drop(columns="experiment").to_string(index=False)
         else:
             yield "no final evaluation yet"
         yield ""

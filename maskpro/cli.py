@@ -381,6 +381,7 @@ def evaluate(
     """Compare the dense network with its initial and its learned mask."""
     from maskpro import pipeline
     from maskpro.evaluation.comparison import masked_copy
+    from maskpro.evaluation.fidelity import learned_against_dense
     from maskpro.evaluation.sampling import parse_sampler
     from maskpro.evaluation.timesteps import parse_spacing
     from maskpro.pattern import NMPattern, parse_layout
@@ -418,7 +419,7 @@ def evaluate(
         cache=cache,
         device=pipeline.parse_device(device),
     )
-    print(f"recovery {report['recovery']}, loss improvement {report['loss_improvement']:.2%}: {output_dir}")
+    print(f"{learned_against_dense(report)} {output_dir}")
 
 
 @app.command()

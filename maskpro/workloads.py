@@ -179,7 +179,7 @@ def _digits(model: str | None, data: Path | None, read: FolderReader) -> Workloa
             report_samples=2_800,
             validation_samples=1_200,
             selection_samples=9_600,
-            test_samples=2_400,
+            test_samples=4_800,
             num_generated=1_024,
             sampling_steps=50,
         ),

@@ -34,22 +34,33 @@ class ModelCache:
         self._identity = {"model_hash": weights_hash, "protocol": protocol}
         self._folder = cache / f"{weights_hash[:16]}-{protocol_hash[:16]}"
         self.grid = self._folder / "samples.png"
+        self._errors = self._folder / "errors.safetensors"
 
     def figures(self) -> dict[str, Any] | None:
         """The model's figures, if they are known."""
         try:
             record = read_json(self._folder / "figures.json")
             figures: dict[str, Any] = record.pop("figures")
-            known = record == {**self._identity, "samples_sha256": file_hash(self.grid)}
+            known = record == {**self._identity, **self._hashes()}
         except (MaskproError, OSError, KeyError, AttributeError, TypeError):
             return None
         return figures if known else None
 
-    def keep_figures(self, figures: dict[str, Any], images: Tensor) -> None:
-        """Keep the figures and a picture of the first of the images (uint8 `[B, C, H, W]`)."""
+    def keep_figures(self, figures: dict[str, Any], images: Tensor, errors: Tensor) -> None:
+        """Keep the figures, a picture of the first of the images (uint8 `[B, C, H, W]`), and the test samples' errors."""
         save_grid(images, self.grid)
-        record = {**self._identity, "samples_sha256": file_hash(self.grid), "figures": figures}
+        with atomic_path(self._errors) as temporary:
+            save_file({"errors": errors}, temporary)
+        record = {**self._identity, **self._hashes(), "figures": figures}
         write_json(self._folder / "figures.json", record)
+
+    def errors(self) -> Tensor:
+        """Error of each test sample, `[size]`; there whenever `figures` gives something."""
+        errors: Tensor = load_file(self._errors)["errors"]
+        return errors
+
+    def _hashes(self) -> dict[str, str]:
+        return {"samples_sha256": file_hash(self.grid), "errors_sha256": file_hash(self._errors)}
 
     def images(self, indices: range, shape: tuple[int, ...]) -> Tensor | None:
         """The chunk of images of `indices`, uint8 `[len(indices), *shape]`, if it was kept."""

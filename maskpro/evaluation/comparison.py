@@ -24,12 +24,16 @@ from maskpro.evaluation.distances import (
     SAMPLE_SEED,
     SAMPLE_SIZE,
     FeatureSet,
+    FrechetDistances,
+    KernelDistance,
+    PrecisionRecall,
     few_images_warnings,
-    frechet_distance,
+    frechet_distances,
     kernel_distance,
     precision_recall,
 )
 from maskpro.evaluation.features import FeatureExtractor, open_features
+from maskpro.evaluation.fidelity import estimate_fidelity, paired_difference
 from maskpro.evaluation.references import Reference, images_hash, read_reference, real_features
 from maskpro.evaluation.sampling import Sampler, SamplingPlan, check_sampling, sampling_protocol, write_images
 from maskpro.evaluation.timesteps import TimestepSpacing
@@ -127,7 +131,10 @@ def compare_models(
 
 
 def with_recovery(report: Mapping[str, Any], learned: str) -> dict[str, Any]:
-    """A report of `evaluate_models` with recovery and loss_improvement, from the test loss, of the network named `learned`.
+    """A report of `evaluate_models` with what the network named `learned` comes to beside "initial" and "dense".
+
+    Its fidelity, of the test errors; recovery and loss_improvement, of the test losses; and what its Frechet and kernel
+    distance are larger than the dense network's, over the same disjoint sets of images.
 
     Raises:
         MaskproError: the report lacks that network, "initial" or "dense".
@@ -137,10 +144,16 @@ def with_recovery(report: Mapping[str, Any], learned: str) -> dict[str, Any]:
         if name not in models:
             raise MaskproError(f"models lacks {name!r}, which recovery needs; there are: {', '.join(models)}")
     dense, initial, loss = (models[name]["test_loss"] for name in ("dense", "initial", learned))
+    differences = {}
+    for distance, parts in (("frechet_distance", "by_set"), ("kernel_distance", "by_part")):
+        found = paired_difference(*(models[name].get(f"{distance}_{parts}", ()) for name in ("dense", learned)))
+        differences[distance] = None if found is None else found._asdict()
     return {
         **report,
+        **{name: models[learned].get(name) for name in ("fidelity", "fidelity_error")},
         "recovery": recovery(initial, loss, dense),
         "loss_improvement": loss_improvement(initial, loss),
+        "distance_to_dense": differences,
     }
 
 
@@ -162,6 +175,8 @@ def evaluate_models(
     reference_statistics: Path | None = None,
     reference_cache: Path | None = None,
     make: ChunkMaker = make_chunks,
+    generation_seed: int = GENERATION_SEED,
+    initials: Mapping[str, str] | None = None,
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
     """Judge networks, each under a name of its own, on the same data and noise.
@@ -176,7 +191,9 @@ def evaluate_models(
         reference_cache: folder that keeps the features of real images, under the hash of what they were made from.
         make: what makes the images; here, or spread over several processes.
         sampling_steps: default: the workload's budget for "ddim", all steps of the noise schedule for "ddpm".
-
+        generation_seed: of the images' noise, which all networks share.
+        initials: the name of the network with each one's initial mask, which its fidelity is measured from; default:
+            "initial", where there is one of that name.
         sampling_precision, compile_sampling: `resolve_sampling_precision` says what "auto" and None are.
 
     Returns: "protocol", "warnings" (sentences about what the figures can't tell), and "models" with the figures of each.
@@ -199,7 +216,7 @@ def evaluate_models(
         sampler=sampler,
         steps=sampling_steps,
         spacing=timestep_spacing,
-        seed=GENERATION_SEED,
+        seed=generation_seed,
         batch_size=_SAMPLING_BATCH,
         precision=resolved.precision,
         compile=resolved.compile,
@@ -228,11 +245,19 @@ def evaluate_models(
     )
     folder.mkdir(parents=True, exist_ok=True)
     figures: dict[str, dict[str, Any]] = {}
+    errors: dict[str, Tensor] = {}
     with nullcontext(cache) if cache is not None else tempfile.TemporaryDirectory() as kept:
         for name, model in models.items():
             model_cache = ModelCache(Path(kept), model, record)
             figures[name] = evaluation.figures(name, model, model_cache, folder / "images" if save_images else None)
+            errors[name] = model_cache.errors()
             shutil.copyfile(model_cache.grid, folder / f"samples_{name}.png")
+    if initials is None:
+        initials = dict.fromkeys(models, "initial") if "initial" in models else {}
+    for name, initial in initials.items():
+        reached = estimate_fidelity(errors[initial], errors[name])
+        estimated = (None, None) if reached is None else reached
+        figures[name] = dict(zip(("fidelity", "fidelity_error"), estimated, strict=True)) | figures[name]
     # Of the search: it made the masks, and has no part in the figures of given ones.
     search = {"max_samples": workload.budgets.max_samples, "report_samples": workload.budgets.report_samples}
     # The files that were passed over neither.
@@ -302,11 +327,12 @@ class _Evaluation:
                 if chunk.start < _GRID_IMAGES:
                     first.append(images)
             if figures is None:
-                figures = self._judge(model, features)
-                cache.keep_figures(figures, torch.cat(first)[:_GRID_IMAGES])
+                figures, errors = self._judge(model, features)
+                cache.keep_figures(figures, torch.cat(first)[:_GRID_IMAGES], errors)
                 origin = f"{time.monotonic() - started:.0f} s"
         cache.drop_images()
-        self._say(f"evaluated {name}: test loss {figures['test_loss']:.5f}{self._shown(figures)} ({origin})")
+        losses = f"test error {figures['test_error']:.3g}, loss {figures['test_loss']:.5f}"
+        self._say(f"evaluated {name}: {losses}{self._shown(figures)} ({origin})")
         return figures
 
     def _shown(self, figures: Mapping[str, Any]) -> str:
@@ -320,27 +346,41 @@ class _Evaluation:
         shown = "".join(f", {label} {value:{form}}" for label, value, form in known)
         return shown + (", of too few images: see the warning" if known and self._is_doubtful else "")
 
-    def _judge(self, model: nn.Module, features: FeatureSet) -> dict[str, Any]:
-        losses = self._test.losses(model)
-        return {
-            "val_loss": self._validation.mean_loss(model),
-            "test_loss": losses.mean().item(),
-            "test_loss_by_timestep": self._by_timestep(losses),
+    def _judge(self, model: nn.Module, features: FeatureSet) -> tuple[dict[str, Any], Tensor]:
+        """The figures, and the error of each test sample, `[size]`."""
+        test, validation = self._test.judge(model), self._validation.judge(model).means()
+        figures = {
+            "test_error": test.means().error,
+            "val_error": validation.error,
+            "val_loss": validation.loss,
+            "test_loss": test.means().loss,
+            "test_loss_by_timestep": self._by_timestep(test.losses),
+            "test_error_by_timestep": self._by_timestep(test.errors),
             **self._distances(features),
             "sparsity": sparsity(model),
         }
+        return figures, test.errors
 
-    def _distances(self, features: FeatureSet) -> dict[str, float | None]:
-        names = ("frechet_distance", "kernel_distance", "kernel_distance_error", "precision", "recall")
-        figures: dict[str, float | None] = dict.fromkeys(names)
-        if self._extractor is None:
-            return figures
-        figures["frechet_distance"] = frechet_distance(features.statistics.result(), self._reference.statistics)
-        if self._reference.sample is not None:
-            samples = features.sample.result(), self._reference.sample
-            figures["kernel_distance"], figures["kernel_distance_error"] = kernel_distance(*samples)
-            figures["precision"], figures["recall"] = precision_recall(*samples)
-        return figures
+    def _distances(self, features: FeatureSet) -> dict[str, Any]:
+        frechet, kernel, shares = (
+            FrechetDistances(None, [], None),
+            KernelDistance(None, None, []),
+            PrecisionRecall(None, None),
+        )
+        if self._extractor is not None:
+            frechet = frechet_distances(features, self._reference.statistics)
+            if self._reference.sample is not None:
+                samples = features.sample.result(), self._reference.sample
+                kernel, shares = kernel_distance(*samples), precision_recall(*samples)
+        return {
+            "frechet_distance": frechet.all,
+            "frechet_distance_extrapolated": frechet.extrapolated,
+            "frechet_distance_by_set": frechet.by_set,
+            "kernel_distance": kernel.value,
+            "kernel_distance_error": kernel.error,
+            "kernel_distance_by_part": kernel.by_part,
+            **shares._asdict(),
+        }
 
     def _by_timestep(self, losses: Tensor) -> list[float | None]:
         """Mean loss of the test samples in each tenth of the noise schedule, from little noise to much."""
@@ -410,7 +450,7 @@ def protocol(
         "num_generated": budgets.num_generated,
         **sampling_protocol(plan),
         "noise_schedule": {name: value for name, value in schedule.items() if not name.startswith("_")},
-        "seeds": {"validation": VALIDATION_SEED, "test": TEST_SEED, "generation": GENERATION_SEED},
+        "seeds": {"validation": VALIDATION_SEED, "test": TEST_SEED, "generation": plan.seed},
         "frechet_features": extractor and extractor.name,
         "frechet_features_sha256": extractor and extractor.weights_hash,
         "frechet_resizing": extractor and extractor.resizing,

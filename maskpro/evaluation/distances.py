@@ -22,6 +22,8 @@ SAMPLE_SEED = 2**32 + 5
 # Disjoint parts of the sample, whose kernel distances are independent of each other: their spread gives the error.
 _BLOCKS = 10
 _LARGEST_BLOCK = 1_000
+# Disjoint sets of images, whose distances tell how much chance there is in them.
+_SETS = 4
 # Of precision and recall, as in the paper.
 NEIGHBOURS = 3
 _PART = 1_000
@@ -47,6 +49,18 @@ class FeatureStatistics:
         self._count += len(features)
         self._sum += shifted.sum(dim=0)
         self._products += shifted.t() @ shifted
+
+    def merge(self, other: FeatureStatistics) -> None:
+        """Take in what another one has taken in."""
+        if other._shift is None:
+            return
+        if self._shift is None:
+            self._count, self._shift, self._sum, self._products = 0, other._shift, 0 * other._sum, 0 * other._products
+        moved = other._shift - self._shift
+        self._products += other._products + other._count * torch.outer(moved, moved)
+        self._products += torch.outer(moved, other._sum) + torch.outer(other._sum, moved)
+        self._sum += other._sum + other._count * moved
+        self._count += other._count
 
     def result(self) -> dict[str, Any]:
         """As torch-fidelity keeps them: "mu" `[F]`, and "sigma" `[F, F]` over count - 1."""
@@ -82,15 +96,73 @@ class FeatureSample:
 
 
 class FeatureSet:
-    """What is kept of the features of a set of `total` images that come in parts: `statistics` and `sample`."""
+    """What is kept of the features of `total` images that come in parts.
+
+    Attributes:
+        sets: statistics of up to four disjoint sets of the images, equally large but for one; of a set of two at least.
+        sample: for kernel distance, precision and recall.
+        size: number of images.
+    """
 
     def __init__(self, total: int) -> None:
-        self.statistics, self.sample = FeatureStatistics(), FeatureSample(total)
+        self.sets = [FeatureStatistics() for _ in range(max(1, min(_SETS, total // 2)))]
+        self.sample = FeatureSample(total)
+        self.size, self._seen = total, 0
 
     def add(self, features: Tensor) -> None:
         """Take in the features `[count, F]`, float64, of the images that follow."""
-        self.statistics.add(features)
         self.sample.add(features)
+        ends = [self.size * (number + 1) // len(self.sets) - self._seen for number in range(len(self.sets))]
+        bounds = [min(max(end, 0), len(features)) for end in ends]
+        for statistics, first, end in zip(self.sets, [0, *bounds], bounds, strict=False):
+            if end > first:
+                statistics.add(features[first:end])
+        self._seen += len(features)
+
+    def statistics(self, parts: int = 1) -> list[dict[str, Any]]:
+        """ "mu" and "sigma" of so many larger sets (a divisor of the number of sets), by default of all images."""
+        size = len(self.sets) // parts
+        found = []
+        for first in range(0, len(self.sets), size):
+            merged = FeatureStatistics()
+            for statistics in self.sets[first : first + size]:
+                merged.merge(statistics)
+            found.append(merged.result())
+        return found
+
+
+class FrechetDistances(NamedTuple):
+    """Frechet distances of one set of images to the same reference.
+
+    Attributes:
+        all: of all images.
+        by_set: of each of the disjoint sets; one network's can be paired with another's, made from the same noise.
+        extrapolated: to infinitely many images; None where the sets are too small or too few.
+    """
+
+    all: float | None
+    by_set: list[float]
+    extrapolated: float | None
+
+
+def frechet_distances(features: FeatureSet, reference: dict[str, Any]) -> FrechetDistances:
+    """Frechet distance of all images, of the disjoint sets of them, and extrapolated to infinitely many images.
+
+    The distance of N images is too large by an amount that goes with 1 / N (Chong and Forsyth 2020, equation 6): a straight
+    line in 1 / N through the means over the sets, over their halves and over all ends at N = infinity.
+    """
+    whole = frechet_distance(features.statistics()[0], reference)
+    count = len(features.sets)
+    if count == 1:
+        return FrechetDistances(whole, [], None)
+    by_set = [frechet_distance(part, reference) for part in features.statistics(count)]
+    if count < _SETS or features.size // count <= len(reference["mu"]):
+        return FrechetDistances(whole, by_set, None)
+    halves = [frechet_distance(part, reference) for part in features.statistics(2)]
+    shares = torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64)
+    means = torch.tensor([sum(by_set) / 4, sum(halves) / 2, whole], dtype=torch.float64)
+    slope = ((shares - shares.mean()) * (means - means.mean())).sum() / (shares - shares.mean()).square().sum()
+    return FrechetDistances(whole, by_set, (means.mean() - slope * shares.mean()).item())
 
 
 def frechet_distance(first: dict[str, Any], second: dict[str, Any]) -> float:
@@ -101,10 +173,11 @@ def frechet_distance(first: dict[str, Any], second: dict[str, Any]) -> float:
 
 
 class KernelDistance(NamedTuple):
-    """A kernel distance and its standard error; None where there are too few images for it."""
+    """A kernel distance and its standard error, None where there are too few images for it; and those of its parts."""
 
     value: float | None
     error: float | None
+    by_part: list[float]
 
 
 def kernel_distance(generated: Tensor, real: Tensor) -> KernelDistance:
@@ -118,7 +191,7 @@ def kernel_distance(generated: Tensor, real: Tensor) -> KernelDistance:
     count = min(len(generated), len(real))
     blocks = min(_BLOCKS, count // 2)
     if not blocks:
-        return KernelDistance(None, None)
+        return KernelDistance(None, None, [])
     size = min(_LARGEST_BLOCK, count // blocks)
     parts = [
         kernel_mmd(*(sample[start : start + size].double().numpy() for sample in (generated, real)))
@@ -126,7 +199,7 @@ def kernel_distance(generated: Tensor, real: Tensor) -> KernelDistance:
     ]
     values = torch.tensor(parts, dtype=torch.float64)
     error = values.std().item() / blocks**0.5 if blocks > 1 else None
-    return KernelDistance(values.mean().item(), error)
+    return KernelDistance(values.mean().item(), error, [float(part) for part in parts])
 
 
 class PrecisionRecall(NamedTuple):

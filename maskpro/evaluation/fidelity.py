@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # the analysis does without torch, which takes seconds to import
     from torch import Tensor
@@ -32,6 +34,20 @@ def format_share(value: float | None) -> str:
     return "undefined" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
+def learned_against_dense(report: Mapping[str, Any]) -> str:
+    """What a final evaluation says of the learned mask, in a sentence."""
+    if report.get("fidelity") is None:
+        text = "Fidelity is undefined: the initial mask's output is the dense network's"
+    else:
+        text = f"Fidelity of the learned mask {Estimate(report['fidelity'], report['fidelity_error'])}"
+    text += f"; recovery {format_share(report['recovery'])}, loss improvement {report['loss_improvement']:.1%}"
+    found = (report.get("distance_to_dense") or {}).get("frechet_distance")
+    if found is not None:
+        difference = f"{found['value']:+.2f} ± {found['standard_error']:.2f}"
+        text += f"; Frechet distance {difference} beside the dense network's, on the same sets of images"
+    return f"{text}."
+
+
 def estimate_fidelity(initial: Tensor, learned: Tensor) -> Estimate | None:
     """`fidelity` of the samples' errors `[size]`, and its standard error over samples.
 
@@ -49,6 +65,14 @@ def estimate_gain(initial: Tensor, first: Tensor, second: Tensor) -> Estimate | 
         return None
     gain = (first - second).mean().item() / denominator
     return Estimate(gain, _standard_error(first - second - gain * initial, initial))
+
+
+def paired_difference(first: Sequence[float], second: Sequence[float]) -> Estimate | None:
+    """Mean of second - first over sets that are paired, with the standard error of the mean; None of fewer than two."""
+    if len(first) != len(second) or len(first) < 2:
+        return None
+    differences = [b - a for a, b in zip(first, second, strict=True)]
+    return Estimate(statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences)))
 
 
 def _standard_error(residuals: Tensor, initial: Tensor) -> float:

@@ -67,7 +67,7 @@ def real_features(workload: Workload, extractor: FeatureExtractor, cache: Path |
     for images in parts.values():
         for chunk in images.split(_CHUNK):
             features.add(extractor(chunk))
-    reference = Reference(statistics=features.statistics.result(), sample=features.sample.result())
+    reference = Reference(statistics=features.statistics()[0], sample=features.sample.result())
     if path is not None and reference.sample is not None:
         statistics = {name: torch.from_numpy(value) for name, value in reference.statistics.items()}
         with atomic_path(path) as temporary:

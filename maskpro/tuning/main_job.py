@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from maskpro.evaluation.fidelity import format_share
+from maskpro.evaluation.fidelity import format_share, learned_against_dense
 from maskpro.evaluation.sampling import SamplingPlan
 from maskpro.tuning.driver_log import driver_log
 from maskpro.tuning.experiment import Experiment, open_experiment, running_session, say, trial_resources, write_trials
@@ -23,7 +23,7 @@ from maskpro.tuning.interruption import Interruption, interruptible
 from maskpro.tuning.parallel_sampling import ray_chunks
 from maskpro.tuning.promotion import best_trials, confirmation_plans, promote, write_best
 from maskpro.tuning.search import Search
-from maskpro.tuning.trial_table import FIGURES
+from maskpro.tuning.trial_table import FIGURES, single_figures
 
 
 def run_main_job(search: Search, *, resume: bool, extend: int = 0) -> int:
@@ -101,18 +101,16 @@ def _summarise(experiment: Experiment, report: dict[str, Any]) -> None:
     console.print(_table("trials, best first", experiment.trials().sort_values(METRIC)[columns]))
     if len(report["candidates"]) > 1:
         console.print(_table(f"candidates, picked by {report['picked_by']}", pd.DataFrame(report["candidates"])))
-    models = pd.DataFrame(report["models"]).T.drop(columns="test_loss_by_timestep")
+    models = single_figures(pd.DataFrame(list(report["models"].values()), index=list(report["models"])))
     console.print(_table("final evaluation on test images", models.reset_index(names="model")))
     for text in report["warnings"]:
         say(f"warning: {text}")
-    recovered = report["recovery"]
-    share = "undefined (initial and dense losses are equal)" if recovered is None else f"{recovered:.3f}"
-    say(f"recovery {share}, loss improvement {report['loss_improvement']:.1%}")
+    say(learned_against_dense(report))
     prediction = report["prediction"]
     if prediction is not None:
-        correlation = prediction["spearman_of_val_loss_and_frechet_distance"]
+        correlation = prediction["spearman_of_val_error_and_frechet_distance"]
         shown = "undefined" if correlation is None else f"{correlation:.2f}"
-        say(f"rank correlation of validation loss and Frechet distance over {len(report['candidates'])} masks: {shown}")
+        say(f"rank correlation of validation error and Frechet distance over {len(report['candidates'])} masks: {shown}")
     say(f"results: {experiment.folder}")
 
 

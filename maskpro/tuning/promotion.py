@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from torch import nn
 
 from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import ChunkMaker, evaluate_models, make_chunks, masked_copy, with_recovery
+from maskpro.evaluation.fidelity import fidelity, format_share
 from maskpro.evaluation.sampling import parse_sampler
 from maskpro.evaluation.timesteps import parse_spacing
 from maskpro.files import read_json, replaced_folder, write_json
 from maskpro.layer_statistics import layer_changes
 from maskpro.mask_file import MaskFile, save_mask_file
 from maskpro.masked_model import MaskedModel, model_hash
+from maskpro.objectives import HeldOutMeans
 from maskpro.pattern import PackedMask
 from maskpro.precision import parse_sampling_precision
 from maskpro.trainer import TrainerConfig
 from maskpro.tuning.checkpoints import read_counters, read_part
 from maskpro.tuning.experiment import Experiment, say
-from maskpro.tuning.history import EVALUATION_FILE, TrialRecord
+from maskpro.tuning.history import EVALUATION_FILE, METRIC, TrialRecord
 from maskpro.tuning.shared import MaskFormat, initial_masked, mask_format
 from maskpro.tuning.space import FORMAT
 from maskpro.tuning.state import Plan
@@ -37,16 +41,18 @@ LAYERS_FILE = "layers.csv"
 EVALUATION_FOLDER = "evaluation"
 # Beside the experiments: feature statistics of real images.
 REFERENCE_FOLDER = ".reference_statistics"
-# Losses of the best trials on the selection samples.
+# Errors of the best trials' masks on the selection samples.
 SELECTION_FILE = "selection.json"
 # Of each candidate, in `final_evaluation.json`.
-_CANDIDATE_FIGURES = ("test_loss", "frechet_distance", "kernel_distance", "precision", "recall")
+_CANDIDATE_FIGURES = ("test_error", "test_loss", "frechet_distance", "kernel_distance", "precision", "recall")
+# Of the images that pick one of several candidates: other ones than those that are reported.
+PICKING_SEED = 2**32 + 6
 # Trials that are judged on the selection samples, if there are so many.
 _CONTENDERS = 5
 
 
 def best_trials(records: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
-    """The `count` trials with the lowest val_loss among those that ran to their full budget without a failure.
+    """The `count` trials with the lowest val_error among those that ran to their full budget without a failure.
 
     Raises:
         MaskproError: there is none.
@@ -56,34 +62,40 @@ def best_trials(records: Sequence[TrialRecord], count: int) -> list[TrialRecord]
         raise MaskproError(
             "no trial ran to its full budget without an error, so there is no mask to promote; see failure in trials.csv"
         )
-    return sorted(completed, key=lambda record: record.last["val_loss"])[:count]
+    return sorted(completed, key=lambda record: record.last[METRIC])[:count]
 
 
 def selected_trials(experiment: Experiment) -> list[TrialRecord]:
-    """The best trials, as many as are to be evaluated, by their masks' loss on the selection samples.
+    """The best trials, as many as are to be evaluated, by their masks' error on the selection samples.
 
-    The first few by validation loss are compared. Their losses are kept in the experiment's folder.
+    The first few by validation error are compared.
 
     Raises:
         MaskproError: no trial ran to its full budget without a failure.
     """
-    search, count = experiment.search, experiment.search.options.promote_top_k
+    count = experiment.search.options.promote_top_k
     contenders = best_trials(experiment.history.searched, max(count, _CONTENDERS))
     if len(contenders) == 1:
         return contenders
-    path = experiment.folder / EVALUATION_FOLDER / SELECTION_FILE
-    losses = read_json(path) if path.is_file() else {}
-    missing = [record for record in contenders if record.name not in losses]
+    errors = _selection_errors(experiment, contenders)
+    return sorted(contenders, key=lambda record: errors[record.name])[:count]
+
+
+def _selection_errors(experiment: Experiment, records: Sequence[TrialRecord]) -> dict[str, float]:
+    """Error of each trial's mask on the selection samples, by its name; kept in the experiment's folder."""
+    search, path = experiment.search, experiment.folder / EVALUATION_FOLDER / SELECTION_FILE
+    errors: dict[str, float] = read_json(path) if path.is_file() else {}
+    missing = [record for record in records if record.name not in errors]
     if missing:
         size = search.workload.budgets.selection_samples
-        say(f"judging the best {len(contenders)} trials on {size:,} held-out samples that took no part in the search")
+        say(f"judging the best {len(records)} trials on {size:,} held-out samples that took no part in the search")
         device = search.options.evaluation_device
         held_out = search.workload.held_out_samples("selection", device)
         for record in missing:
-            losses[record.name] = held_out.mean_loss(load_masks(experiment, record).model.to(device))
+            errors[record.name] = held_out.judge(load_masks(experiment, record).model.to(device)).means().error
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, losses)
-    return sorted(contenders, key=lambda record: losses[record.name])[:count]
+            write_json(path, errors)
+    return errors
 
 
 def confirmation_plans(experiment: Experiment) -> list[Plan]:
@@ -101,8 +113,10 @@ def confirmation_plans(experiment: Experiment) -> list[Plan]:
 def promote(experiment: Experiment, *, make: ChunkMaker = make_chunks) -> dict[str, Any]:
     """Evaluate the best trials, write `best/` of the one that is picked, and `final_evaluation.json`; returns the latter.
 
-    The masks of the trial with the lowest validation loss are written before the evaluation starts, so that a failed
-    evaluation never loses them. What has been evaluated already is taken from an earlier call.
+    The masks of the trial with the lowest validation error are written before the evaluation starts, so that a failed
+    evaluation never loses them. What has been evaluated already is taken from an earlier call. Where several masks are
+    candidates, other images than those that are reported pick one of them: the lowest of several distances is also the
+    luckiest.
     """
     search, folder = experiment.search, experiment.folder
     (best,) = best_trials(experiment.history.searched, 1)
@@ -112,20 +126,11 @@ def promote(experiment: Experiment, *, make: ChunkMaker = make_chunks) -> dict[s
     if candidates[0][0] is not best:
         best = candidates[0][0]
         write_best(experiment, best)
-    say(f"best trial: {best.number} (validation {_recovered(experiment, best)}); evaluating on test images")
-    every = [record for group in candidates for record in group]
-    masks = {record.name: load_masks(experiment, record) for record in every}
-    models = {"dense": search.workload.model}
-    for record in every:
-        form = _format(experiment, record)
-        models.setdefault(_initial_name(form), initial_masked(search.context, search.workload.model, form).model)
-    models |= {
-        name: masked_copy(search.workload.model, masked.layer_masks(), masked.pattern, masked.layout)
-        for name, masked in masks.items()
-    }
-    report = evaluate_models(
+    reached = format_share(_kept_figures(experiment, best)["fidelity"])
+    say(f"best trial: {best.number} (validation fidelity {reached}); evaluating on test images")
+    evaluate = partial(
+        evaluate_models,
         search.workload,
-        models,
         device=search.options.evaluation_device,
         folder=folder / EVALUATION_FOLDER,
         cache=folder / EVALUATION_FOLDER / "cache",
@@ -142,12 +147,24 @@ def promote(experiment: Experiment, *, make: ChunkMaker = make_chunks) -> dict[s
         make=make,
         say=say,
     )
-    picked = _pick(candidates, report["models"])
+    picked, choice = _pick(experiment, candidates, evaluate)
     if picked is not best:
         write_best(experiment, picked)
-    report = _final_report(experiment, picked, every, report)
+    form = _format(experiment, picked)
+    models = {
+        "dense": search.workload.model,
+        "initial": initial_masked(search.context, search.workload.model, form).model,
+        "learned": _learned(experiment, picked),
+    }
+    report = _final_report(experiment, picked, evaluate(models)) | choice
     write_json(folder / EVALUATION_FILE, report)
     return report
+
+
+def _learned(experiment: Experiment, record: TrialRecord) -> nn.Module:
+    """The dense network with a trial's mask multiplied into its weights."""
+    masked = load_masks(experiment, record)
+    return masked_copy(experiment.search.workload.model, masked.layer_masks(), masked.pattern, masked.layout)
 
 
 def _candidates(experiment: Experiment) -> list[list[TrialRecord]]:
@@ -159,65 +176,62 @@ def _candidates(experiment: Experiment) -> list[list[TrialRecord]]:
     ]
 
 
-def _pick(candidates: list[list[TrialRecord]], figures: Mapping[str, Any]) -> TrialRecord:
+def _pick(
+    experiment: Experiment, candidates: list[list[TrialRecord]], evaluate: Callable[..., dict[str, Any]]
+) -> tuple[TrialRecord, dict[str, Any]]:
     """Of the parameters with the lowest mean Frechet distance over their seeds, the mask with the lowest one.
 
-    Without Frechet distances the validation loss decides; the test loss never does.
+    Without Frechet distances the error on the selection samples decides; test images never do.
+
+    Returns: the trial, and what `final_evaluation.json` says of the choice.
     """
+    every = [record for group in candidates for record in group]
+    figures: Mapping[str, Any] = {}
+    if len(every) == 1:
+        picked_by, values = "held-out error", {every[0].name: 0.0}
+    elif experiment.search.options.frechet:
+        models = {record.name: _learned(experiment, record) for record in every}
+        figures = evaluate(models, generation_seed=PICKING_SEED)["models"]
+        picked_by, values = "Frechet distance", {name: found["frechet_distance"] for name, found in figures.items()}
+    else:
+        picked_by, values = "selection error", _selection_errors(experiment, every)
 
-    def value(record: TrialRecord) -> float:
-        distance = figures[record.name]["frechet_distance"]
-        return float(record.last["best_val_loss"] if distance is None else distance)
-
-    group = min(candidates, key=lambda group: sum(map(value, group)) / len(group))
-    return min(group, key=value)
-
-
-def _final_report(
-    experiment: Experiment, picked: TrialRecord, every: Sequence[TrialRecord], report: dict[str, Any]
-) -> dict[str, Any]:
-    search, figures = experiment.search, report["models"]
-    form = _format(experiment, picked)
-    named = {"dense": "dense", "initial": _initial_name(form), "learned": picked.name}
-    for name, source in named.items():
-        grid = experiment.folder / EVALUATION_FOLDER / f"samples_{source}.png"
-        shutil.copyfile(grid, experiment.folder / BEST_FOLDER / f"samples_{name}.png")
-    protocol = report["protocol"] | {
-        **form._asdict(),
-        "trial_id": picked.name,
-        "trial_seed": picked.seed,
-        "search_seed": search.options.seed,
-    }
-    models = {name: figures[source] for name, source in named.items()}
+    means = [sum(values[record.name] for record in group) / len(group) for group in candidates]
+    picked = min(candidates[means.index(min(means))], key=lambda record: values[record.name])
     rows = [
         {
             "trial": record.number,
             "source": record.source,
             "seed": record.seed,
-            "val_loss": (kept := _kept_figures(experiment, record))["val_loss"],
-            "val_recovery": kept["recovery"],
-            **{name: figures[record.name][name] for name in _CANDIDATE_FIGURES},
+            **{f"val_{name.removeprefix('val_')}": value for name, value in _kept_figures(experiment, record).items()},
+            **{name: figures[record.name][name] for name in _CANDIDATE_FIGURES if record.name in figures},
         }
         for record in every
     ]
-    final = with_recovery({"protocol": protocol, "warnings": report["warnings"], "models": models}, "learned")
-    return final | {"picked_by": _picked_by(rows), "candidates": rows, "prediction": _prediction(rows)}
+    return picked, {"picked_by": picked_by, "candidates": rows, "prediction": _prediction(rows)}
 
 
-def _picked_by(rows: Sequence[Mapping[str, Any]]) -> str:
-    if len(rows) == 1:
-        return "held-out loss"
-    return "validation loss" if rows[0]["frechet_distance"] is None else "Frechet distance"
+def _final_report(experiment: Experiment, picked: TrialRecord, report: dict[str, Any]) -> dict[str, Any]:
+    for name in report["models"]:
+        grid = experiment.folder / EVALUATION_FOLDER / f"samples_{name}.png"
+        shutil.copyfile(grid, experiment.folder / BEST_FOLDER / f"samples_{name}.png")
+    protocol = report["protocol"] | {
+        **_format(experiment, picked)._asdict(),
+        "trial_id": picked.name,
+        "trial_seed": picked.seed,
+        "search_seed": experiment.search.options.seed,
+    }
+    return with_recovery(report | {"protocol": protocol}, "learned")
 
 
 def _prediction(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """How well the search's held-out loss told the order of the Frechet distances; None for fewer than 3 candidates."""
+    """How well the search's held-out error told the order of the Frechet distances; None for fewer than 3 candidates."""
     table = pd.DataFrame(rows)
-    if len(table) < 3 or table["frechet_distance"].isna().any():
+    if len(table) < 3 or "frechet_distance" not in table:
         return None
-    correlation = table["val_loss"].corr(table["frechet_distance"], method="spearman")
+    correlation = table["val_error"].corr(table["frechet_distance"], method="spearman")
     return {
-        "spearman_of_val_loss_and_frechet_distance": None if pd.isna(correlation) else float(correlation),
+        "spearman_of_val_error_and_frechet_distance": None if pd.isna(correlation) else float(correlation),
         "num_candidates": len(table),
     }
 
@@ -286,27 +300,25 @@ def _facts(experiment: Experiment, record: TrialRecord, masked: MaskedModel) -> 
 
 
 def _kept_figures(experiment: Experiment, record: TrialRecord) -> dict[str, float | None]:
-    """Held-out loss and recovery of the mask that a trial has kept; the initial one where it made things worse.
+    """Validation figures of the mask that a trial has kept; the initial one where it made things worse.
 
-    The trial's own val_loss and recovery, which the search goes by, are of the lowest loss that it has validated. Recovery
-    is linear in the loss, so that theirs gives the kept mask's without the dense network's loss.
+    The trial's own val_error and what stands beside it, which the search goes by, are of the lowest error that it has
+    validated. Recovery is linear in the loss, so that theirs gives the kept mask's without the dense network's loss.
     """
     with experiment.checkpoint(record).as_directory() as folder:
-        kept = read_counters(Path(folder))["trainer"]["best_val_loss"]
+        kept = HeldOutMeans(*read_counters(Path(folder))["trainer"]["best"])
     initial, lowest, recovered = (record.last[name] for name in ("initial_val_loss", "val_loss", "recovery"))
-    if recovered is not None:
-        recovered = 0.0 if kept == initial else recovered * (initial - kept) / (initial - lowest)
-    return {"val_loss": kept, "recovery": recovered}
-
-
-def _recovered(experiment: Experiment, record: TrialRecord) -> str:
-    recovered = _kept_figures(experiment, record)["recovery"]
-    return "recovery undefined" if recovered is None else f"recovery {recovered:.3f}"
+    if recovered is not None and kept.loss == initial:
+        recovered = 0.0
+    elif recovered is not None:
+        recovered = None if lowest == initial else recovered * (initial - kept.loss) / (initial - lowest)
+    return {
+        "fidelity": fidelity(record.last["initial_val_error"], kept.error),
+        "val_error": kept.error,
+        "val_loss": kept.loss,
+        "recovery": recovered,
+    }
 
 
 def _confirms(record: TrialRecord) -> str:
     return f"confirmation of trial {record.number}"
-
-
-def _initial_name(form: MaskFormat) -> str:
-    return f"initial_{form.initial_mask}_{form.pattern.replace(':', 'of')}_{form.layout}"

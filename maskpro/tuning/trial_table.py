@@ -14,6 +14,11 @@ from maskpro.tuning.history import METRIC, TrialRecord
 FIGURES = ("fidelity", METRIC, "recovery", "loss_improvement", "val_loss")
 
 
+def single_figures(table: pd.DataFrame) -> pd.DataFrame:
+    """Without the columns that hold a figure for each timestep, set or part."""
+    return table.loc[:, ["_by_" not in str(name) for name in table.columns]]
+
+
 def tabulate_trials(parameters: Mapping[str, Any], records: Sequence[TrialRecord]) -> pd.DataFrame:
     """A row per trial, in the order of their start; `parameters` has the value of each that is the same in all.
 

@@ -28,16 +28,16 @@ num_reports = 2
 """
 
 
-def record(number, *, val_loss, done=True, failure="", checkpoint=100):
-    metrics = {"num_samples_seen": 100, "val_loss": val_loss, "recovery": 0.5, "done": done, "failure": failure}
+def record(number, *, val_error, done=True, failure="", checkpoint=100):
+    metrics = {"num_samples_seen": 100, "val_error": val_error, "recovery": 0.5, "done": done, "failure": failure}
     trial = TrialRecord(number=number, params={}, source="optuna", seed=0, checkpoint_samples=checkpoint)
     trial.samples, trial.reports, trial.stopped = 100, {100: metrics}, not done
     return trial
 
 
 def test_only_trials_that_ran_to_their_budget_without_failure_are_promoted():
-    full, better, early = record(1, val_loss=0.09), record(2, val_loss=0.08), record(3, val_loss=0.01, done=False)
-    failed = record(4, val_loss=0.01, failure="training loss is not finite")
+    full, better, early = record(1, val_error=0.09), record(2, val_error=0.08), record(3, val_error=0.01, done=False)
+    failed = record(4, val_error=0.01, failure="training loss is not finite")
     assert best_trials([full, better, early, failed], 1) == [better]
     assert best_trials([full, better, early, failed], 5) == [better, full]
     with pytest.raises(MaskproError, match="no trial ran to its full budget without an error, so there is no mask"):
@@ -67,8 +67,8 @@ def trained(tmp_path_factory):
     form = search.context.formats[0]
     initial = promotion.initial_masked(search.context, search.workload.model, form)
     shared = SharedValues(
-        dense_val_loss=validation.mean_loss(search.workload.model),
-        initial_val_losses={form: validation.mean_loss(initial.model)},
+        dense_val_loss=validation.judge(search.workload.model).means().loss,
+        initial={form: validation.judge(initial.model).means()},
     )
 
     class Started(MaskTrainable):
@@ -87,7 +87,7 @@ def trained(tmp_path_factory):
                 actor = Started({**search.space.fixed, **trial.params, **own, "folder": trial.folder})
                 while not actor.train()["done"]:
                     pass
-                source.report(trial.number, actor._metrics(actor._trainer, 0.0, actor._trainer.lowest_val_loss))
+                source.report(trial.number, actor._metrics(actor._trainer, 0.0, actor._trainer.lowest))
                 folder = opened.folder / "trials" / trial.name / "checkpoint_000000"
                 folder.mkdir(parents=True)
                 actor.save_checkpoint(str(folder))
@@ -114,13 +114,15 @@ def test_the_luckiest_of_the_best_trials_is_told_from_the_best(experiment, monke
     """Selection samples decide; what they have judged is kept, and the test images have no part in it."""
     contenders = best_trials(experiment.history.searched, 3)
     held_out = experiment.search.workload.held_out_samples("selection", CPU)
-    losses = {record.name: held_out.mean_loss(promotion.load_masks(experiment, record).model) for record in contenders}
-    expected = sorted(contenders, key=lambda record: losses[record.name])[:2]
+    errors = {
+        record.name: held_out.judge(promotion.load_masks(experiment, record).model).means().error for record in contenders
+    }
+    expected = sorted(contenders, key=lambda record: errors[record.name])[:2]
     assert selected_trials(experiment) == expected
     path = experiment.folder / "evaluation" / "selection.json"
-    assert json.loads(path.read_text()) == losses
-    worst = max(losses, key=losses.get)
-    path.write_text(json.dumps(losses | {worst: 0.0}))
+    assert json.loads(path.read_text()) == errors
+    worst = max(errors, key=errors.get)
+    path.write_text(json.dumps(errors | {worst: 0.0}))
     assert selected_trials(experiment)[0].name == worst, "nothing is judged twice"
     assert promote(experiment)["candidates"][0]["trial"] == selected_trials(experiment)[0].number
 
@@ -146,10 +148,12 @@ def test_the_best_are_confirmed_with_fresh_seeds_and_the_lowest_distance_is_pick
     config = json.loads((experiment.folder / "best" / "config.json").read_text())
     assert config["trial"] == picked
     assert config["config"]["seed"] == rows[picked]["seed"]
-    assert report["models"]["learned"]["frechet_distance"] == rows[picked]["frechet_distance"]
+    assert report["models"]["learned"]["frechet_distance"] != rows[picked]["frechet_distance"], "other images are reported"
+    assert report["models"]["learned"]["test_loss"] == rows[picked]["test_loss"]
+    assert report["protocol"]["seeds"]["generation"] != promotion.PICKING_SEED
     assert report["picked_by"] == "Frechet distance"
     assert report["prediction"]["num_candidates"] == 4
-    assert -1 <= report["prediction"]["spearman_of_val_loss_and_frechet_distance"] <= 1
+    assert -1 <= report["prediction"]["spearman_of_val_error_and_frechet_distance"] <= 1
     assert json.loads((experiment.folder / "final_evaluation.json").read_text()) == report
     for name in ("dense", "initial", "learned"):
         assert (experiment.folder / "best" / f"samples_{name}.png").is_file()
@@ -165,7 +169,7 @@ def test_a_failed_evaluation_keeps_the_masks_and_goes_on_from_what_it_has_done(e
 
     def fail(text):
         spoken.append(text)
-        if text.startswith("evaluated initial"):
+        if text.startswith("evaluated dense"):
             raise MemoryError
         original(text)
 
@@ -180,20 +184,23 @@ def test_a_failed_evaluation_keeps_the_masks_and_goes_on_from_what_it_has_done(e
     promote(experiment)
     evaluated = {text.split(":")[0]: "from the cache" in text for text in spoken if text.startswith("evaluated ")}
     assert evaluated["evaluated dense"]
-    assert evaluated["evaluated initial_magnitude_2of4_channel"]
-    assert not evaluated[f"evaluated {best.name}"]
+    assert evaluated[f"evaluated {best.name}"]
+    assert not evaluated["evaluated initial"]
+    assert not evaluated["evaluated learned"]
     spoken.clear()
     promote(experiment)
-    assert sum("from the cache" in text for text in spoken) == len(evaluated) == 6
+    assert sum("from the cache" in text for text in spoken) == len(evaluated) == 7
 
 
 def test_the_promoted_mask_is_the_best_validated_one(experiment):
     (best,) = best_trials(experiment.history.searched, 1)
     masked = promotion.load_masks(experiment, best)
     validation = experiment.search.workload.held_out_samples("validation", CPU)
-    assert validation.mean_loss(masked.model) == best.last["best_val_loss"] < best.last["initial_val_loss"]
+    kept = validation.judge(masked.model).means()
+    assert kept == (best.last["best_val_loss"], best.last["best_val_error"])
+    assert kept.error < best.last["initial_val_error"]
     masked.set_mask(random_mask(masked, generator=promotion.torch.Generator().manual_seed(0)))
-    assert validation.mean_loss(masked.model) > best.last["best_val_loss"]
+    assert validation.judge(masked.model).means().error > kept.error
 
 
 def test_a_record_of_a_mask_has_the_figures_of_that_mask_alone(experiment, monkeypatch):
@@ -225,3 +232,26 @@ def test_a_broken_checkpoint_leaves_the_earlier_best_folder(experiment):
         write_best(experiment, second)
     tensors.write_bytes(whole)
     assert load_mask_file(experiment.folder / "best" / "masks.safetensors").provenance["trial_id"] == first.name
+
+
+def test_without_distances_the_selection_samples_decide(experiment):
+    """Over the seeds of each trial's parameters; the validation error, which the search took the lowest of, does not."""
+    options = experiment.search.options
+    object.__setattr__(options, "frechet", False)
+    try:
+        report = promote(experiment)
+    finally:
+        object.__setattr__(options, "frechet", True)
+    errors = json.loads((experiment.folder / "evaluation" / "selection.json").read_text())
+    names = {row["trial"]: f"trial_{row['trial']:05d}" for row in report["candidates"]}
+    assert set(names.values()) <= set(errors)
+    picked = json.loads((experiment.folder / "best" / "config.json").read_text())["trial_id"]
+    groups = {}
+    for row in report["candidates"]:
+        key = row["trial"] if "confirmation" not in row["source"] else int(row["source"].split()[-1])
+        groups.setdefault(key, []).append(errors[names[row["trial"]]])
+    lowest = min(groups.values(), key=lambda group: sum(group) / len(group))
+    assert errors[picked] == min(lowest)
+    assert report["picked_by"] == "selection error"
+    assert report["prediction"] is None
+    assert report["distance_to_dense"] == {"frechet_distance": None, "kernel_distance": None}
