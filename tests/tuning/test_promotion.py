@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 from conftest import CPU
 
 from maskpro.errors import MaskproError
@@ -192,7 +193,7 @@ def test_the_promoted_mask_is_the_best_validated_one(experiment):
     masked = promotion.load_masks(experiment, best)
     validation = experiment.search.workload.held_out_samples("validation", CPU)
     assert validation.mean_loss(masked.model) == best.last["best_val_loss"] < best.last["initial_val_loss"]
-    masked.set_mask(random_mask(masked, generator=promotion.torch.Generator().manual_seed(0)))
+    masked.set_mask(random_mask(masked, generator=torch.Generator().manual_seed(0)))
     assert validation.mean_loss(masked.model) > best.last["best_val_loss"]
 
 
