@@ -4,6 +4,9 @@ python -m benchmarks.mask_quality             # the tables of RESULTS.md: 3 seed
 python -m benchmarks.mask_quality --quick     # a minute: one seed and little of everything, to see that it runs
 python -m benchmarks.mask_quality --workload cifar10 --model FOLDER --data FOLDER --device cuda --processes 1
 
+With --minutes it goes seed by seed and begins no mask that the time left would not see ended; with --rows what is done is
+kept in a file, and the same command goes on from it.
+
 A sample evaluation is one forward pass of one sample; a backward pass counts as two more. The teacher's outputs and the
 initial mask's losses cost one for each sample that they are computed for, once, and so do the samples that tell how often
 each part of the noise schedule is sampled. Seconds are those of learning, all this included, one thread a process, without
@@ -14,11 +17,13 @@ training keeps by its validation losses.
 from __future__ import annotations
 
 import copy
+import json
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,14 +34,16 @@ import typer
 from torch import Tensor, nn
 
 from benchmarks.report import hardware_line, print_table
+from benchmarks.resumable import Deadline, Rows
 from maskpro.cli import run_command
 from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import evaluate_models, recovery
 from maskpro.initial_masks import ONE_SHOT_SAMPLES, magnitude_mask, one_shot_mask
-from maskpro.masked_model import MaskedModel
+from maskpro.masked_model import MaskedModel, maskable_layers
 from maskpro.objectives import baseline_losses, teacher_outputs
 from maskpro.objectives.diffusion import PILOT_EVALUATIONS
 from maskpro.pattern import NMPattern
+from maskpro.precision import Precision, parse_precision
 from maskpro.trainer import MaskTrainer, TrainerConfig
 from maskpro.workloads import Workload, open_workload
 
@@ -47,7 +54,11 @@ EARLY_EVALUATIONS = 15_000
 _FORWARD_ONLY_SHARE = 64_000 / EVALUATIONS
 
 _VALIDATIONS = 20
+_EQUAL_SECONDS = "equal seconds"
 _ONE_SHOT = ("random", "magnitude", "wanda", "sparsegpt")
+
+# Of `targets`: see `last_shortcuts`.
+_LAST_SHORTCUTS = "shortcut convolutions of the last up block"
 
 LEARNED: dict[str, dict[str, Any]] = {
     # The original's defaults.
@@ -59,13 +70,13 @@ LEARNED: dict[str, dict[str, Any]] = {
         "logits": 10.0,
         "batch_size": 32,
     },
-    # The last up block's shortcut convolutions alone, 0.8 % of the groups, which hold 0.7 of the recovery: one number a
-    # step tells too little of all layers.
+    # The last up block's shortcut convolutions alone, of the embedded network 0.8 % of the groups, which hold 0.7 of the
+    # recovery: one number a step tells too little of all layers.
     "MaskPro (tuned)": {
         "estimator": "policy_gradient",
         "target": "teacher",
         "timesteps": "importance",
-        "targets": ("up_blocks.1.resnets.0.conv_shortcut", "up_blocks.1.resnets.1.conv_shortcut"),
+        "targets": _LAST_SHORTCUTS,
         "masks_per_step": 32,
         "lr": 24.0,
         "lr_decay": "constant",
@@ -109,22 +120,62 @@ class Job:
     frechet: bool = True
 
 
-def _open(name: str, *, model: str | None, data: Path | None, held_out: int | None) -> Workload:
-    opened = open_workload(name, model=model, data=data)
-    if held_out is None:
-        return opened
-    budgets = replace(opened.budgets, validation_samples=held_out, test_samples=held_out)
-    return replace(opened, budgets=budgets)
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Where masks are made and how they are judged; None: as the workload has it.
+
+    Attributes:
+        features: what judges images, as `--features` of the main job.
+        held_out: validation and test samples.
+        precision: of training and of the network while it samples.
+        reference_cache: folder that keeps what is known of the real images.
+    """
+
+    workload: str
+    model: str | None = None
+    data: Path | None = None
+    device: str = "cpu"
+    features: str | None = None
+    held_out: int | None = None
+    num_generated: int | None = None
+    sampling_steps: int | None = None
+    precision: Precision = "float32"
+    reference_cache: Path | None = None
 
 
-def run_job(job: Job, open_: partial[Workload], device: str) -> dict[str, Any]:
+@cache
+def _open(setting: Setting) -> Workload:
+    """Once a process: to read tens of thousands of images takes as long as to learn a mask."""
+    opened = open_workload(setting.workload, model=setting.model, data=setting.data)
+    held_out, generated, budgets = setting.held_out, setting.num_generated, opened.budgets
+    if held_out is not None:
+        budgets = replace(budgets, validation_samples=held_out, test_samples=held_out)
+    if generated is not None:
+        budgets = replace(budgets, num_generated=generated)
+    return replace(opened, budgets=budgets, features=setting.features or opened.features)
+
+
+def last_shortcuts(network: nn.Module) -> tuple[str, ...]:
+    """The shortcut convolutions of the last up block among the maskable layers."""
+    names = [name for name in maskable_layers(network) if name.startswith("up_blocks.")]
+    last = max((int(name.split(".")[1]) for name in names), default=0)
+    found = tuple(name for name in names if name.startswith(f"up_blocks.{last}.") and name.endswith("conv_shortcut"))
+    if not found:
+        raise MaskproError(
+            "the network's last up block has no shortcut convolutions; leave MaskPro (tuned) out (--methods)"
+        )
+    return found
+
+
+def run_job(job: Job, setting: Setting) -> dict[str, Any]:
     """The row of one job."""
+    began = time.monotonic()
     torch.set_num_threads(1)
-    workload, place = open_(), torch.device(device)
+    workload, place = _open(setting), torch.device(setting.device)
     pattern = NMPattern.parse(job.pattern)
     dense = workload.model.to(place)
     settings = dict(job.settings)
-    targets = settings.pop("targets", ("all",))
+    targets = last_shortcuts(dense) if settings.pop("targets", None) == _LAST_SHORTCUTS else ("all",)
     masked = MaskedModel(copy.deepcopy(dense), pattern=pattern, layout="channel", targets=targets)
     test = workload.held_out_samples("test", place)
     magnitude = magnitude_mask(masked)
@@ -134,6 +185,8 @@ def run_job(job: Job, open_: partial[Workload], device: str) -> dict[str, Any]:
         started = time.monotonic()
         objective = workload.training_objective(seed=job.seed, device=place)
         mask = one_shot_mask(masked, job.method, objective=objective, generator=torch.Generator().manual_seed(job.seed))
+        if place.type == "cuda":
+            torch.cuda.synchronize()
         row |= {
             "seconds": time.monotonic() - started,
             "evaluations": ONE_SHOT_SAMPLES if job.method in ("wanda", "sparsegpt") else 0,
@@ -147,6 +200,7 @@ def run_job(job: Job, open_: partial[Workload], device: str) -> dict[str, Any]:
         wanted = settings.get("timesteps") == "importance"
         shares = workload.timestep_shares(masked.model, place) if wanted else None
         spent = time.monotonic() - started
+        settings["precision"] = setting.precision
         learned, early, mask = _learn(_trainer(job, settings, shares, workload, dense, masked), job)
         row |= {**learned, "seconds": spent + learned["seconds"]}
         masks["early"] = early
@@ -160,8 +214,18 @@ def run_job(job: Job, open_: partial[Workload], device: str) -> dict[str, Any]:
             row[column] = recovery(losses["initial"], losses[name], losses["dense"])
     if job.frechet:
         with tempfile.TemporaryDirectory() as folder:
-            report = evaluate_models(workload, {"found": masked.model}, device=place, folder=Path(folder), cache=None)
+            report = evaluate_models(
+                workload,
+                {"found": masked.model},
+                device=place,
+                folder=Path(folder),
+                cache=None,
+                sampling_steps=setting.sampling_steps,
+                sampling_precision=setting.precision,
+                reference_cache=setting.reference_cache,
+            )
         row["frechet"] = report["models"]["found"]["frechet_distance"]
+    row["wall_seconds"] = time.monotonic() - began
     print(row, flush=True)
     return row
 
@@ -202,6 +266,8 @@ def _learn(trainer: MaskTrainer, job: Job) -> tuple[dict[str, Any], Tensor, Tens
         count = (stop - trainer.num_samples_seen) // config.masks_per_step * config.masks_per_step
         started = time.monotonic()
         trainer.train(count)
+        if trainer.masked.base.device.type == "cuda":
+            torch.cuda.synchronize()
         seconds += time.monotonic() - started
         trainer.validate()
         if stop == early_samples:
@@ -237,15 +303,68 @@ def _length(job: Job) -> int:
 
 
 def _as_long(rows: pd.DataFrame, jobs: list[Job]) -> list[Job]:
-    """The second round: the nearest rival, with the evaluations that take as many seconds as ours took on average."""
-    seconds = rows[rows["pattern"] == jobs[0].pattern].groupby("method")["seconds"].mean()
+    """The second part of a round: the nearest rival, with the evaluations that take as many seconds as ours took."""
+    rows = rows[(rows["pattern"] == jobs[0].pattern) & (rows["cost"] != _EQUAL_SECONDS)]
+    seconds = rows[rows["seed"].isin({job.seed for job in jobs})].groupby("method")["seconds"].mean()
     if not {OURS, "MaskLLM-style"} <= set(seconds.index):
         return []
     return [
-        replace(job, cost="equal seconds", evaluations=round(job.evaluations * seconds[OURS] / seconds[job.method]))
+        replace(job, cost=_EQUAL_SECONDS, evaluations=round(job.evaluations * seconds[OURS] / seconds[job.method]))
         for job in jobs
         if job.pattern == jobs[0].pattern and job.method == "MaskLLM-style"
     ]
+
+
+class Runner:
+    """Makes masks that are not in `rows` yet, while there is time, and keeps a row of each.
+
+    Args:
+        rows: of earlier sessions too; only those of the same `setting` and of the same evaluations are taken.
+    """
+
+    def __init__(self, setting: Setting, *, processes: int, rows: Rows | None, deadline: Deadline | None):
+        self._setting, self._processes, self._rows, self._deadline = setting, processes, rows, deadline
+        self._made: dict[str, dict[str, Any]] = {}
+        for row in rows.read() if rows else []:
+            self._made[row.pop("key")] = row
+        self.num_left_out = 0
+
+    def run(self, jobs: Sequence[Job]) -> pd.DataFrame:
+        """The rows of all jobs that were made, now or earlier, in the jobs' order."""
+        missing = [job for job in jobs if self._key(job) not in self._made]
+        # The longest first, so that the processes end together.
+        missing.sort(key=lambda job: -_length(job) if self._deadline is None else 0)
+        with ProcessPoolExecutor(self._processes, mp_context=get_context("spawn")) as pool:
+            if self._deadline is None:
+                running = {pool.submit(run_job, job, self._setting): job for job in missing}
+                for done in as_completed(running):
+                    self._keep(running[done], done.result())
+            else:  # one at a time: whether the next one is begun depends on how long those before it took
+                for job in missing:
+                    if self._fits(job):
+                        self._keep(job, pool.submit(run_job, job, self._setting).result())
+                    else:
+                        self.num_left_out += 1
+        return pd.DataFrame([self._made[self._key(job)] for job in jobs if self._key(job) in self._made])
+
+    def _key(self, job: Job) -> str:
+        return json.dumps([asdict(job), asdict(self._setting)], sort_keys=True, default=str)
+
+    def _keep(self, job: Job, row: dict[str, Any]) -> None:
+        self._made[self._key(job)] = row
+        if self._rows is not None:
+            self._rows.add({"key": self._key(job), **row})
+
+    def _fits(self, job: Job) -> bool:
+        """Whether a job is likely to end in time, by those of its method, or else by the longest there was."""
+        assert self._deadline is not None
+        of_method = [
+            row["wall_seconds"] * max(1.0, job.evaluations / max(1, row["evaluations"]))
+            for row in self._made.values()
+            if row["method"] == job.method
+        ]
+        longest = [row["wall_seconds"] for row in self._made.values()]
+        return max(of_method or longest, default=0.0) < self._deadline.left
 
 
 def _summary(rows: pd.DataFrame) -> list[dict[str, str]]:
@@ -287,31 +406,88 @@ def main(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     processes: Annotated[int, typer.Option(help="Masks at a time.")] = 2,
     frechet: Annotated[bool, typer.Option(help="Also the Frechet distance, of the first pattern.")] = True,
+    features: Annotated[str | None, typer.Option(help="What judges images; default: the workload's.")] = None,
+    held_out: Annotated[int | None, typer.Option(help="Validation and test samples; default: the workload's.")] = None,
+    num_generated: Annotated[int | None, typer.Option(help="Images judged; default: the workload's.")] = None,
+    sampling_steps: Annotated[int | None, typer.Option(help="Of DDIM; default: the workload's.")] = None,
+    precision: Annotated[str, typer.Option(help="Of training and sampling: float32 or bfloat16.")] = "float32",
+    reference_cache: Annotated[Path | None, typer.Option(help="Folder that keeps what is known of real images.")] = None,
+    rows: Annotated[Path | None, typer.Option(help="File that keeps what is done, to go on from.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Go seed by seed, and end in time.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="One seed and little of everything: does it run?")] = False,
 ) -> None:
     """Print the table of masks: loss, recovery, Frechet distance and cost of every method."""
-    started = time.monotonic()
     chosen = tuple(patterns.split())
     if quick:
-        seeds, evaluations, frechet, chosen = 1, 1_600, False, chosen[:2]
-    open_ = partial(_open, workload, model=model, data=data, held_out=128 if quick else None)
-    run = partial(run_job, open_=open_, device=device)
-    named = tuple(name.strip() for name in methods.split(",") if name.strip())
+        seeds, evaluations, frechet, chosen, held_out = 1, 1_600, False, chosen[:2], held_out or 128
+    setting = Setting(
+        workload=workload,
+        model=model,
+        data=data,
+        device=device,
+        features=features,
+        held_out=held_out,
+        num_generated=num_generated,
+        sampling_steps=sampling_steps,
+        precision=parse_precision(precision),
+        reference_cache=reference_cache,
+    )
+    measure(
+        setting,
+        patterns=chosen,
+        seeds=range(first_seed, first_seed + seeds),
+        evaluations=evaluations,
+        methods=tuple(name.strip() for name in methods.split(",") if name.strip()),
+        frechet=frechet,
+        processes=processes,
+        rows=None if rows is None else Rows(rows),
+        deadline=None if minutes is None else Deadline(minutes),
+    )
+
+
+def measure(
+    setting: Setting,
+    *,
+    patterns: tuple[str, ...],
+    seeds: range,
+    evaluations: int,
+    methods: tuple[str, ...] = (),
+    frechet: bool = True,
+    processes: int = 1,
+    rows: Rows | None = None,
+    deadline: Deadline | None = None,
+) -> list[dict[str, str]]:
+    """Make the masks and print their table; its lines.
+
+    Raises:
+        MaskproError: a method or a setting that is not allowed.
+    """
+    started = time.monotonic()
     known = ("dense", *_ONE_SHOT, *LEARNED)
-    for name in named:
+    for name in methods:
         if name not in known:
             raise MaskproError(f"methods holds {name!r}; allowed: {', '.join(known)}")
-    planned = _jobs(chosen, range(first_seed, first_seed + seeds), evaluations, named)
-    jobs = [replace(job, frechet=frechet and job.pattern == chosen[0]) for job in planned]
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        # The longest first, so that the processes end together; the table in the order of the jobs.
-        longest_first = sorted(range(len(jobs)), key=lambda place: -_length(jobs[place]))
-        rows = pd.DataFrame(pool.map(run, [jobs[place] for place in longest_first]), index=longest_first).sort_index()
-        rows = pd.concat([rows, pd.DataFrame(pool.map(run, _as_long(rows, jobs)))], ignore_index=True)
-    rows = rows.reindex(columns=[*rows.columns, *({"frechet", "early"} - set(rows.columns))])
+    runner = Runner(setting, processes=processes, rows=rows, deadline=deadline)
+    made = []
+    # All seeds together, or seed by seed where time may run out between them.
+    for round_seeds in [seeds] if deadline is None else [range(seed, seed + 1) for seed in seeds]:
+        planned = _jobs(patterns, round_seeds, evaluations, methods)
+        jobs = [replace(job, frechet=frechet and job.pattern == patterns[0]) for job in planned]
+        first = runner.run(jobs)
+        made += [first, runner.run(_as_long(first, jobs)) if len(first) else first]
+    table = pd.concat(made, ignore_index=True).drop_duplicates(["method", "pattern", "seed", "cost"])
+    if not len(table):
+        raise MaskproError("minutes is too short for a single mask; allowed: more")
+    table = table.reindex(columns=[*table.columns, *({"frechet", "early"} - set(table.columns))])
     minutes = (time.monotonic() - started) / 60
-    title = f"{workload}, {seeds} seeds, {minutes:.0f} min with {processes} processes; {hardware_line()}"
-    print_table(title, _summary(rows.sort_values("pattern", key=lambda values: values.map(chosen.index), kind="stable")))
+    left_out = f", {runner.num_left_out} masks left out for lack of time" if runner.num_left_out else ""
+    num_seeds = table[table["method"] != "dense"].groupby("method")["seed"].nunique().max()
+    title = (
+        f"{setting.workload}, {num_seeds} seeds, {minutes:.0f} min with {processes} processes{left_out}; {hardware_line()}"
+    )
+    lines = _summary(table.sort_values("pattern", key=lambda values: values.map(patterns.index), kind="stable"))
+    print_table(title, lines)
+    return lines
 
 
 if __name__ == "__main__":

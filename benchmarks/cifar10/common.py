@@ -1,4 +1,4 @@
-"""What the stages share: images read once, a deadline that outlives a kill, rows that are kept one by one, tables."""
+"""What the stages share: images read once, the choice of device and precision, options, sections with tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,30 +47,6 @@ WORK = Path("results/cifar10_benchmark")
 def say(text: str) -> None:
     """A line of progress."""
     print(text, flush=True)
-
-
-class Deadline:
-    """Time that a stage has, over all of its sessions.
-
-    Args:
-        minutes: in all.
-        spent: seconds that earlier sessions took, up to what they left.
-    """
-
-    def __init__(self, minutes: float, *, spent: float = 0.0, clock: Callable[[], float] = time.monotonic):
-        self.seconds = 60 * minutes
-        self._clock = clock
-        self._began = clock() - spent
-
-    @property
-    def spent(self) -> float:
-        """Seconds so far."""
-        return self._clock() - self._began
-
-    @property
-    def left(self) -> float:
-        """Seconds to go; negative once it has passed."""
-        return self.seconds - self.spent
 
 
 def choose_device(*, tiny: bool) -> torch.device:
@@ -284,29 +260,6 @@ def _read(root: Path) -> Part:
         images = torch.stack(list(pool.map(read, paths, chunksize=64)))
     names = {name: number for number, name in enumerate(sorted({path.parent.name for path in paths}))}
     return images, torch.tensor([names[path.parent.name] for path in paths])
-
-
-class Rows:
-    """Rows of a table in a file of JSON lines: each is there for good once it was added; a torn last line is dropped."""
-
-    def __init__(self, path: Path):
-        self._path = path
-
-    def read(self) -> list[dict[str, Any]]:
-        """All whole rows."""
-        if not self._path.is_file():
-            return []
-        content = self._path.read_bytes()
-        lines = content[: content.rfind(b"\n") + 1].splitlines()
-        try:
-            return [json.loads(line) for line in lines]
-        except ValueError as error:
-            raise MaskproError(f"{self._path} is broken ({error}); allowed: rows as they were written") from error
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Append a row."""
-        lines = [json.dumps(one) for one in [*self.read(), row]]
-        write_text(self._path, "\n".join(lines) + "\n")
 
 
 def markdown(title: str, notes: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from benchmarks.cifar10.common import (
     WORK,
-    Deadline,
     ImagesOption,
     MinutesOption,
     TinyOption,
@@ -40,11 +39,12 @@ from benchmarks.cifar10.common import (
     write_section,
 )
 from benchmarks.cifar10.networks import NETWORKS, DenoiserTraining, count_parameters, make_network
+from benchmarks.resumable import Deadline
 from maskpro.cli import run_command
 from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import GENERATION_SEED
 from maskpro.evaluation.sampling import SamplingPlan, save_grid
-from maskpro.files import atomic_folder, atomic_path, read_json, write_json, write_text
+from maskpro.files import atomic_folder, atomic_path, write_json, write_text
 from maskpro.objectives import HeldOutSamples
 from maskpro.objectives.diffusion import DiffusionObjective
 from maskpro.workloads import TEST_SEED, VALIDATION_SEED, load_diffusion_model, save_pipeline
@@ -108,27 +108,28 @@ def export(training: DenoiserTraining, scheduler: DDPMScheduler, network: str, f
     for whole in (folder / "unet").glob("*.safetensors"):
         whole.unlink()
     model.save_pretrained(folder / "unet", max_shard_size=_SHARD)
-    index = read_json(folder / "model_index.json")
-    write_json(folder / "model_index.json", {**index, "_weights": "EMA"})
+    write_json(folder / "weights.json", {"ema": True})
 
 
 def _readme(record: dict[str, Any]) -> str:
     return f"""# A small DDPM of CIFAR-10
 
-A `UNet2DModel` with the block types of google/ddpm-cifar10-32, {record["parameters"]:,} parameters, linear noise schedule of
-1,000 steps, noise prediction. The weights are averages over the training (EMA), kept in float16; `DDPMPipeline.from_pretrained`
-and `--model` of maskpro's commands load them as float32.
+A `UNet2DModel` with the block types of google/ddpm-cifar10-32: {record["parameters"]:,} parameters, noise prediction, linear
+noise schedule of 1,000 steps. The weights are averages over the training (EMA), kept in float16;
+`DDPMPipeline.from_pretrained` and `--model` of maskpro's commands load them as float32.
 
 | | |
 |---|---|
 | made by | `{record["command"]}` |
 | on | {record["device"]}, {record["date"]} |
-| training | {record["minutes"]:.1f} minutes, {record["steps"]:,} steps of {record["batch_size"]} images, {record["precision"]} |
+| training | {record["minutes"]:.1f} minutes, {record["precision"]} |
+| steps | {record["steps"]:,} of {record["batch_size"]} images |
 | data | {record["num_images"]["train"]:,} training images of {record["data"]}, flipped at random |
 | loss on validation images | {record["losses"]["validation"]:.5f} |
 | loss on test images | {record["losses"]["test"]:.5f} |
 
-Licence: that of this project's code. The weights were trained from random numbers, on images of CIFAR-10 (Krizhevsky, 2009) alone.
+Licence: that of this project's code. The weights were trained from random numbers, on images of CIFAR-10 (Krizhevsky,
+2009) alone.
 """
 
 
@@ -230,7 +231,6 @@ def main(
     with atomic_folder(folder) as made:
         export(training, scheduler, name, made)
         record = {
-            "weights": "EMA",
             "network": name,
             "parameters": count_parameters(first),
             "steps": training.steps,
