@@ -16,263 +16,32 @@ training keeps by its validation losses.
 
 from __future__ import annotations
 
-import copy
 import json
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
-import torch
 import typer
-from torch import Tensor, nn
 
+from benchmarks.mask_methods import EARLY_EVALUATIONS, EVALUATIONS, LEARNED, ONE_SHOT, OURS, Job, Setting, run_job
 from benchmarks.report import hardware_line, print_table
 from benchmarks.resumable import Deadline, Rows
 from maskpro.cli import run_command
 from maskpro.errors import MaskproError
-from maskpro.evaluation.comparison import evaluate_models, recovery
-from maskpro.initial_masks import ONE_SHOT_SAMPLES, magnitude_mask, one_shot_mask
-from maskpro.masked_model import MaskedModel, maskable_layers
-from maskpro.objectives import baseline_losses, teacher_outputs
-from maskpro.objectives.diffusion import PILOT_EVALUATIONS
-from maskpro.pattern import NMPattern
-from maskpro.precision import Precision, parse_precision
-from maskpro.trainer import MaskTrainer, TrainerConfig
-from maskpro.workloads import Workload, open_workload
+from maskpro.initial_masks import ONE_SHOT_SAMPLES
+from maskpro.precision import parse_precision
 
-# Sample evaluations of a learned mask, and of the early look at it, which is all that patterns after the first get.
-EVALUATIONS = 100_000
-EARLY_EVALUATIONS = 15_000
 # Of the policy gradients, as a share of that: 2,000 forward passes of 32 samples.
 _FORWARD_ONLY_SHARE = 64_000 / EVALUATIONS
 
-_VALIDATIONS = 20
 _EQUAL_SECONDS = "equal seconds"
-_ONE_SHOT = ("random", "magnitude", "wanda", "sparsegpt")
-
-# Of `targets`: see `last_shortcuts`.
-_LAST_SHORTCUTS = "shortcut convolutions of the last up block"
-
-LEARNED: dict[str, dict[str, Any]] = {
-    # The original's defaults.
-    "MaskPro (as published)": {
-        "estimator": "policy_gradient",
-        "target": "noise",
-        "raw_step": True,
-        "lr": 50.0,
-        "logits": 10.0,
-        "batch_size": 32,
-    },
-    # The last up block's shortcut convolutions alone, of the embedded network 0.8 % of the groups, which hold 0.7 of the
-    # recovery: one number a step tells too little of all layers.
-    "MaskPro (tuned)": {
-        "estimator": "policy_gradient",
-        "target": "teacher",
-        "timesteps": "importance",
-        "targets": _LAST_SHORTCUTS,
-        "masks_per_step": 32,
-        "lr": 24.0,
-        "lr_decay": "constant",
-        "logits": 4.0,
-        "batch_size": 2,
-    },
-    "MaskLLM-style": {
-        "estimator": "gumbel_softmax",
-        "target": "teacher",
-        "visits": 2,
-        "lr": 0.5,
-        "logits": 3.0,
-        "batch_size": 8,
-        "lr_decay": "cosine",
-    },
-    "maskpro (ours)": {
-        "estimator": "straight_through",
-        "target": "teacher",
-        "timesteps": "importance",
-        "visits": 2,
-        "lr": 2.0,
-        "logits": 5.0,
-        "magnitude_prior": 2.0,
-        "batch_size": 8,
-        "lr_decay": "cosine",
-    },
-}
-OURS = "maskpro (ours)"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One mask to be made and judged."""
-
-    method: str
-    pattern: str
-    seed: int
-    cost: str = "equal samples"
-    evaluations: int = EVALUATIONS
-    settings: dict[str, Any] = field(default_factory=dict)
-    frechet: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """Where masks are made and how they are judged; None: as the workload has it.
-
-    Attributes:
-        features: what judges images, as `--features` of the main job.
-        held_out: validation and test samples.
-        precision: of training and of the network while it samples.
-        reference_cache: folder that keeps what is known of the real images.
-    """
-
-    workload: str
-    model: str | None = None
-    data: Path | None = None
-    device: str = "cpu"
-    features: str | None = None
-    held_out: int | None = None
-    num_generated: int | None = None
-    sampling_steps: int | None = None
-    precision: Precision = "float32"
-    reference_cache: Path | None = None
-
-
-@cache
-def _open(setting: Setting) -> Workload:
-    """Once a process: to read tens of thousands of images takes as long as to learn a mask."""
-    opened = open_workload(setting.workload, model=setting.model, data=setting.data)
-    held_out, generated, budgets = setting.held_out, setting.num_generated, opened.budgets
-    if held_out is not None:
-        budgets = replace(budgets, validation_samples=held_out, test_samples=held_out)
-    if generated is not None:
-        budgets = replace(budgets, num_generated=generated)
-    return replace(opened, budgets=budgets, features=setting.features or opened.features)
-
-
-def last_shortcuts(network: nn.Module) -> tuple[str, ...]:
-    """The shortcut convolutions of the last up block among the maskable layers."""
-    names = [name for name in maskable_layers(network) if name.startswith("up_blocks.")]
-    last = max((int(name.split(".")[1]) for name in names), default=0)
-    found = tuple(name for name in names if name.startswith(f"up_blocks.{last}.") and name.endswith("conv_shortcut"))
-    if not found:
-        raise MaskproError(
-            "the network's last up block has no shortcut convolutions; leave MaskPro (tuned) out (--methods)"
-        )
-    return found
-
-
-def run_job(job: Job, setting: Setting) -> dict[str, Any]:
-    """The row of one job."""
-    began = time.monotonic()
-    torch.set_num_threads(1)
-    workload, place = _open(setting), torch.device(setting.device)
-    pattern = NMPattern.parse(job.pattern)
-    dense = workload.model.to(place)
-    settings = dict(job.settings)
-    targets = last_shortcuts(dense) if settings.pop("targets", None) == _LAST_SHORTCUTS else ("all",)
-    masked = MaskedModel(copy.deepcopy(dense), pattern=pattern, layout="channel", targets=targets)
-    test = workload.held_out_samples("test", place)
-    magnitude = magnitude_mask(masked)
-    masks = {"dense": torch.ones_like(masked.mask), "initial": magnitude}
-    row: dict[str, Any] = {"method": job.method, "pattern": job.pattern, "seed": job.seed, "cost": job.cost}
-    if job.method in _ONE_SHOT:
-        started = time.monotonic()
-        objective = workload.training_objective(seed=job.seed, device=place)
-        mask = one_shot_mask(masked, job.method, objective=objective, generator=torch.Generator().manual_seed(job.seed))
-        if place.type == "cuda":
-            torch.cuda.synchronize()
-        row |= {
-            "seconds": time.monotonic() - started,
-            "evaluations": ONE_SHOT_SAMPLES if job.method in ("wanda", "sparsegpt") else 0,
-        }
-    elif job.method == "dense":
-        mask = masks["dense"]
-        row |= {"seconds": 0.0, "evaluations": 0}
-    else:
-        masked.set_mask(magnitude)
-        started = time.monotonic()
-        wanted = settings.get("timesteps") == "importance"
-        shares = workload.timestep_shares(masked.model, place) if wanted else None
-        spent = time.monotonic() - started
-        settings["precision"] = setting.precision
-        learned, early, mask = _learn(_trainer(job, settings, shares, workload, dense, masked), job)
-        row |= {**learned, "seconds": spent + learned["seconds"]}
-        masks["early"] = early
-    losses = {}
-    for name, groups in {**masks, "found": mask}.items():
-        masked.set_mask(groups)
-        losses[name] = test.mean_loss(masked.model)
-    row["loss"] = losses["found"]
-    for name, column in (("found", "recovery"), ("early", "early")):
-        if name in losses:
-            row[column] = recovery(losses["initial"], losses[name], losses["dense"])
-    if job.frechet:
-        with tempfile.TemporaryDirectory() as folder:
-            report = evaluate_models(
-                workload,
-                {"found": masked.model},
-                device=place,
-                folder=Path(folder),
-                cache=None,
-                sampling_steps=setting.sampling_steps,
-                sampling_precision=setting.precision,
-                reference_cache=setting.reference_cache,
-            )
-        row["frechet"] = report["models"]["found"]["frechet_distance"]
-    row["wall_seconds"] = time.monotonic() - began
-    print(row, flush=True)
-    return row
-
-
-def _trainer(
-    job: Job,
-    settings: dict[str, Any],
-    shares: tuple[float, ...] | None,
-    workload: Workload,
-    dense: nn.Module,
-    masked: MaskedModel,
-) -> MaskTrainer:
-    device, masks = masked.base.device, settings.get("masks_per_step", 1)
-    forward_only = settings["estimator"] == "policy_gradient"
-    # Of a sample: passes of each of its visits, and one for its teacher's output or baseline loss.
-    visits = settings.pop("visits", 1)
-    left = job.evaluations - (PILOT_EVALUATIONS if shares else 0)
-    distinct = max(settings["batch_size"], left // (visits * (masks if forward_only else 3) + 1))
-    config = TrainerConfig(**settings, dataset_size=distinct, budget_samples=distinct * visits * masks, seed=job.seed)
-    objective = workload.training_objective(seed=job.seed, device=device, shares=shares)
-    teacher = teacher_outputs(dense, objective) if config.target == "teacher" else None
-    return MaskTrainer(
-        config,
-        masked=masked,
-        objective=objective,
-        validation=workload.held_out_samples("validation", device),
-        teacher=teacher,
-        baseline=baseline_losses(copy.deepcopy(masked.model), objective, teacher) if forward_only else None,
-    )
-
-
-def _learn(trainer: MaskTrainer, job: Job) -> tuple[dict[str, Any], Tensor, Tensor]:
-    """Train to the end of the budget: what it cost, and the best masks of the first 15,000 evaluations and of all."""
-    config, seconds, early = trainer.config, 0.0, trainer.best_mask
-    early_samples = config.budget_samples * min(EARLY_EVALUATIONS, job.evaluations) // job.evaluations
-    stops = {config.budget_samples * part // _VALIDATIONS for part in range(1, _VALIDATIONS + 1)} | {early_samples}
-    for stop in sorted(stops):
-        count = (stop - trainer.num_samples_seen) // config.masks_per_step * config.masks_per_step
-        started = time.monotonic()
-        trainer.train(count)
-        if trainer.masked.base.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds += time.monotonic() - started
-        trainer.validate()
-        if stop == early_samples:
-            early = trainer.best_mask
-    return {"seconds": seconds, "evaluations": job.evaluations}, early, trainer.best_mask
+# Is handed the table so far.
+Write = Callable[[list[dict[str, str]]], None]
 
 
 def _jobs(patterns: tuple[str, ...], seeds: range, evaluations: int, methods: tuple[str, ...]) -> list[Job]:
@@ -319,41 +88,67 @@ class Runner:
     """Makes masks that are not in `rows` yet, while there is time, and keeps a row of each.
 
     Args:
-        rows: of earlier sessions too; only those of the same `setting` and of the same evaluations are taken.
+        rows: of earlier sessions too; only those of the same setting and of the same jobs are taken.
+        write: is handed the table whenever a mask is done.
     """
 
-    def __init__(self, setting: Setting, *, processes: int, rows: Rows | None, deadline: Deadline | None):
-        self._setting, self._processes, self._rows, self._deadline = setting, processes, rows, deadline
+    def __init__(
+        self,
+        setting: Setting,
+        *,
+        processes: int,
+        rows: Rows | None = None,
+        deadline: Deadline | None = None,
+        write: Write | None = None,
+    ):
+        self._setting, self._rows, self._deadline = setting, rows, deadline
+        self._write = write
+        self._asked: dict[str, dict[str, Any]] = {}
+        # One pool for all rounds: its processes keep the images that they have read.
+        self._pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
         self._made: dict[str, dict[str, Any]] = {}
         for row in rows.read() if rows else []:
             self._made[row.pop("key")] = row
         self.num_left_out = 0
 
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
     def run(self, jobs: Sequence[Job]) -> pd.DataFrame:
         """The rows of all jobs that were made, now or earlier, in the jobs' order."""
         missing = [job for job in jobs if self._key(job) not in self._made]
+        self._asked |= {self._key(job): self._made[self._key(job)] for job in jobs if self._key(job) in self._made}
         # The longest first, so that the processes end together.
         missing.sort(key=lambda job: -_length(job) if self._deadline is None else 0)
-        with ProcessPoolExecutor(self._processes, mp_context=get_context("spawn")) as pool:
-            if self._deadline is None:
-                running = {pool.submit(run_job, job, self._setting): job for job in missing}
-                for done in as_completed(running):
-                    self._keep(running[done], done.result())
-            else:  # one at a time: whether the next one is begun depends on how long those before it took
-                for job in missing:
-                    if self._fits(job):
-                        self._keep(job, pool.submit(run_job, job, self._setting).result())
-                    else:
-                        self.num_left_out += 1
+        if self._deadline is None:
+            running = {self._pool.submit(run_job, job, self._setting): job for job in missing}
+            for done in as_completed(running):
+                self._keep(running[done], done.result())
+        else:  # one at a time: whether the next one is begun depends on how long those before it took
+            for job in missing:
+                if self._fits(job):
+                    self._keep(job, self._pool.submit(run_job, job, self._setting).result())
+                else:
+                    self.num_left_out += 1
         return pd.DataFrame([self._made[self._key(job)] for job in jobs if self._key(job) in self._made])
 
     def _key(self, job: Job) -> str:
         return json.dumps([asdict(job), asdict(self._setting)], sort_keys=True, default=str)
 
     def _keep(self, job: Job, row: dict[str, Any]) -> None:
-        self._made[self._key(job)] = row
+        self._made[self._key(job)] = self._asked[self._key(job)] = row
         if self._rows is not None:
             self._rows.add({"key": self._key(job), **row})
+        if self._write is not None:
+            self._write(self.table())
+
+    def table(self) -> list[dict[str, str]]:
+        """A line per method, pattern and cost, of the masks that were asked for so far."""
+        rows = pd.DataFrame(list(self._asked.values()))
+        return _summary(rows.reindex(columns=[*rows.columns, *({"frechet", "early"} - set(rows.columns))]))
 
     def _fits(self, job: Job) -> bool:
         """Whether a job is likely to end in time, by those of its method, or else by the longest there was."""
@@ -456,38 +251,40 @@ def measure(
     processes: int = 1,
     rows: Rows | None = None,
     deadline: Deadline | None = None,
-) -> list[dict[str, str]]:
-    """Make the masks and print their table; its lines.
+    write: Write | None = None,
+) -> None:
+    """Make the masks and print their table; `write` is handed it too, and after each mask what there is of it.
 
     Raises:
         MaskproError: a method or a setting that is not allowed.
     """
     started = time.monotonic()
-    known = ("dense", *_ONE_SHOT, *LEARNED)
+    known = ("dense", *ONE_SHOT, *LEARNED)
     for name in methods:
         if name not in known:
             raise MaskproError(f"methods holds {name!r}; allowed: {', '.join(known)}")
-    runner = Runner(setting, processes=processes, rows=rows, deadline=deadline)
-    made = []
-    # All seeds together, or seed by seed where time may run out between them.
-    for round_seeds in [seeds] if deadline is None else [range(seed, seed + 1) for seed in seeds]:
-        planned = _jobs(patterns, round_seeds, evaluations, methods)
-        jobs = [replace(job, frechet=frechet and job.pattern == patterns[0]) for job in planned]
-        first = runner.run(jobs)
-        made += [first, runner.run(_as_long(first, jobs)) if len(first) else first]
+    with Runner(setting, processes=processes, rows=rows, deadline=deadline, write=write) as runner:
+        made = []
+        # All seeds together, or seed by seed where time may run out between them.
+        for round_seeds in [seeds] if deadline is None else [range(seed, seed + 1) for seed in seeds]:
+            planned = _jobs(patterns, round_seeds, evaluations, methods)
+            jobs = [replace(job, frechet=frechet and job.pattern == patterns[0]) for job in planned]
+            first = runner.run(jobs)
+            made += [first, runner.run(_as_long(first, jobs)) if len(first) else first]
     table = pd.concat(made, ignore_index=True).drop_duplicates(["method", "pattern", "seed", "cost"])
     if not len(table):
         raise MaskproError("minutes is too short for a single mask; allowed: more")
     table = table.reindex(columns=[*table.columns, *({"frechet", "early"} - set(table.columns))])
+    num_seeds = table[table["method"] != "dense"].groupby("method")["seed"].nunique().max()
     minutes = (time.monotonic() - started) / 60
     left_out = f", {runner.num_left_out} masks left out for lack of time" if runner.num_left_out else ""
-    num_seeds = table[table["method"] != "dense"].groupby("method")["seed"].nunique().max()
     title = (
         f"{setting.workload}, {num_seeds} seeds, {minutes:.0f} min with {processes} processes{left_out}; {hardware_line()}"
     )
     lines = _summary(table.sort_values("pattern", key=lambda values: values.map(patterns.index), kind="stable"))
     print_table(title, lines)
-    return lines
+    if write is not None:
+        write(lines)
 
 
 if __name__ == "__main__":

@@ -114,8 +114,8 @@ def export(training: DenoiserTraining, scheduler: DDPMScheduler, network: str, f
 def _readme(record: dict[str, Any]) -> str:
     return f"""# A small DDPM of CIFAR-10
 
-A `UNet2DModel` with the block types of google/ddpm-cifar10-32: {record["parameters"]:,} parameters, noise prediction, linear
-noise schedule of 1,000 steps. The weights are averages over the training (EMA), kept in float16;
+A `UNet2DModel` with the block types of google/ddpm-cifar10-32: {record["parameters"]:,} parameters, noise prediction,
+linear noise schedule of 1,000 steps. The weights are averages over the training (EMA), kept in float16;
 `DDPMPipeline.from_pretrained` and `--model` of maskpro's commands load them as float32.
 
 | | |
