@@ -45,13 +45,26 @@ def main(
     sampler: Annotated[str | None, _Option(help="Of these images: ddim or ddpm; default: ddim.")] = None,
     sampling_steps: Annotated[int | None, _Option(help="Default: the workload's for ddim, all for ddpm.")] = None,
     sampling_precision: Annotated[
-        str | None, _Option(help="Of the network while it samples: float32 or bfloat16; default: float32.")
+        str | None, _Option(help="float32 or bfloat16; auto (the default): bfloat16 on a GPU that computes in it.")
     ] = None,
-    compile_sampling: Annotated[bool, _Option(help="Let torch compile the network before it samples.")] = False,
+    compile_sampling: Annotated[
+        bool | None,
+        _Option(
+            "--compile-sampling/--no-compile-sampling",
+            help="Whether torch compiles the network before it samples; default: for many images on such a GPU.",
+        ),
+    ] = None,
     frechet: Annotated[
-        bool | None, _Option("--frechet/--no-frechet", help="Whether to compute it (FID); default: yes.")
+        bool | None, _Option("--frechet/--no-frechet", help="Whether images are judged; default: yes.")
+    ] = None,
+    features: Annotated[
+        str | None,
+        _Option(help="What judges images: inception-v3 (FID), another name, or a program's file; default: the workload's."),
     ] = None,
     inception_weights: Annotated[Path | None, _Option(help="torch-fidelity's Inception weights (FID).")] = None,
+    reference_statistics: Annotated[
+        Path | None, _Option(help="File (.npz, mu and sigma) of real images; default: the workload's images.")
+    ] = None,
     promote_top_k: Annotated[int | None, _Option(help="Best trials to evaluate; default: 1.")] = None,
     confirm_seeds: Annotated[int | None, _Option(help="Fresh seeds to train each of these with first; default: 0.")] = None,
     seed: Annotated[int | None, _Option(help="Of the search, its samples and the sampled masks; default: 0.")] = None,
@@ -72,7 +85,11 @@ def main(
         name: value
         for name, value in locals().items()
         if value is not None and value is not False and name not in ("resume", "extend", "replay", "dry_run")
-    } | ({} if frechet is None else {"frechet": frechet})
+    }
+    # These may be given as False.
+    given |= {
+        name: value for name, value in (("frechet", frechet), ("compile_sampling", compile_sampling)) if value is not None
+    }
     with ExitStack() as stack:
         # A new search needs Ray in any case (one that goes on may be complete), and to start it takes about as long as to
         # import torch and diffusers.

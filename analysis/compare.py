@@ -69,6 +69,10 @@ def compare(experiments: list[Path], *, recovery: float) -> pd.DataFrame:
                 "trial seconds": trials["seconds"].sum(),
                 "test recovery": report.get("recovery"),
                 "Frechet distance": learned.get("frechet_distance"),
+                "kernel distance": learned.get("kernel_distance"),
+                "precision": learned.get("precision"),
+                "recall": learned.get("recall"),
+                "features": report.get("protocol", {}).get("frechet_features"),
             }
         )
     return pd.DataFrame(rows)

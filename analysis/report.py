@@ -52,7 +52,8 @@ _STYLE = """
 body { margin: 0 auto; padding: 1rem; max-width: 76rem; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; margin: 0.5rem 0; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin: 2rem 0 0.5rem; }
-p.lead { font-size: 1.1rem; } .soft, figcaption { color: var(--soft); font-size: 0.9rem; }
+p.lead { font-size: 1.1rem; } .warning { color: var(--accent); }
+.soft, figcaption { color: var(--soft); font-size: 0.9rem; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: 0.75rem; margin: 1rem 0; }
 .card { background: var(--card); border-radius: 0.5rem; padding: 0.6rem 0.8rem; }
 .card b { display: block; font-size: 1.35rem; color: var(--accent); }
@@ -73,6 +74,7 @@ class Report:
     Attributes:
         facts: (name, value) of what matters first.
         missing: what can't be shown, and why.
+        warnings: what the final evaluation's figures can't tell.
     """
 
     title: str
@@ -85,6 +87,7 @@ class Report:
     description: Mapping[str, Any]
     failures: list[str]
     missing: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def gather(experiment: Path) -> Report:
@@ -124,6 +127,7 @@ def gather(experiment: Path) -> Report:
         description=description,
         failures=[f"trial {row.trial}: {row.failure}" for row in failed.itertuples()],
         missing=missing,
+        warnings=evaluated.get("warnings", []),
     )
 
 
@@ -161,6 +165,17 @@ def _facts(
         facts.insert(0, ("test recovery", f"{evaluated['recovery']:.3f}"))
     pattern = description.get("space", {}).get("pattern")
     return facts + ([("pattern", str(pattern))] if pattern else [])
+
+
+def _judged_by(protocol: Mapping[str, Any]) -> str:
+    """What the images were judged by, in a sentence; "" where they were not, or the protocol does not say."""
+    features = protocol.get("frechet_features")
+    if not features:
+        return ""
+    return (
+        f"Frechet distance, kernel distance, precision and recall: {protocol['num_generated']:,} images of each network "
+        f"against {protocol['frechet_reference']}, in the features {features}."
+    )
 
 
 def _cell(value: Any) -> str:
@@ -229,6 +244,9 @@ def render_html(report: Report, figures: Mapping[str, tuple[str, str]], grids: M
         parts.append(f'<h2>Not here</h2><ul id="missing">{items}</ul>')
     if len(report.evaluation):
         parts += ["<h2>Final evaluation on test images</h2>", _html_table(report.evaluation, "evaluation")]
+        parts += [f'<p class="warning">Warning: {html.escape(text)}.</p>' for text in report.warnings]
+        judged = _judged_by(report.protocol)
+        parts += [f'<p class="soft">{html.escape(judged)}</p>'] if judged else []
     if grids:
         shown = "".join(
             f'<figure><img src="{grids[name]}" alt="images of the {label}"><figcaption>{label}</figcaption></figure>'
@@ -287,6 +305,10 @@ def render_markdown(report: Report) -> str:
         if len(frame):
             rows = [[_cell(value) for value in row] for row in frame.itertuples(index=False)]
             lines += ["", f"## {title}", "", *_markdown_table([str(name) for name in frame.columns], rows)]
+            if frame is report.evaluation:
+                lines += [line for text in report.warnings for line in ("", f"**Warning:** {text}.")]
+                judged = _judged_by(report.protocol)
+                lines += ["", judged] if judged else []
     if report.failures:
         lines += ["", "## Failures", "", *(f"- {text}" for text in report.failures[:50])]
     return "\n".join(lines) + "\n"

@@ -49,6 +49,13 @@ Pattern = Annotated[str, typer.Option(help="n:m, n weights kept of every m.")]
 LayoutName = Annotated[str, typer.Option("--layout", help="channel or flattened.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Masks = Annotated[Path | None, typer.Option(help="Mask file; default: the magnitude mask.")]
+Features = Annotated[
+    str | None,
+    typer.Option(
+        help="What judges images: inception-v3 (FID), another name, or a program's file; default: the workload's."
+    ),
+]
+InceptionWeights = Annotated[Path | None, typer.Option(help="torch-fidelity's Inception weights (FID).")]
 Seed = Annotated[int, typer.Option(help="Of calibration samples and sampled masks.")]
 
 
@@ -327,11 +334,21 @@ def evaluate(
     sampling_steps: Annotated[
         int | None, typer.Option(help="Per image; default: the workload's (ddim), all of the noise schedule (ddpm).")
     ] = None,
-    sampling_precision: Annotated[str, typer.Option(help="Of the networks: float32 or bfloat16.")] = "float32",
-    compile_sampling: Annotated[bool, typer.Option(help="Let torch compile the networks first.")] = False,
-    compute_fid: Annotated[bool, typer.Option(help="Also the Frechet distance (FID with Inception features).")] = False,
+    sampling_precision: Annotated[
+        str, typer.Option(help="Of the networks: float32 or bfloat16; auto: bfloat16 on a GPU that computes in it.")
+    ] = "auto",
+    compile_sampling: Annotated[
+        bool | None, typer.Option(help="Whether torch compiles the networks; default: for many images on such a GPU.")
+    ] = None,
+    compute_fid: Annotated[
+        bool, typer.Option(help="Also judge the images: Frechet distance (FID with Inception features) and others.")
+    ] = False,
     save_images: Annotated[bool, typer.Option(help="Also write every generated image.")] = False,
-    inception_weights: Annotated[Path | None, typer.Option(help="torch-fidelity's Inception weights (FID).")] = None,
+    features: Features = None,
+    inception_weights: InceptionWeights = None,
+    reference_statistics: Annotated[
+        Path | None, typer.Option(help="File (.npz, mu and sigma) of real images; default: the workload's images.")
+    ] = None,
     cache: Annotated[
         Path | None,
         typer.Option(file_okay=False, help="Folder for finished parts, from which an interrupted evaluation goes on."),
@@ -343,7 +360,7 @@ def evaluate(
     from maskpro.evaluation.comparison import masked_copy
     from maskpro.evaluation.sampling import parse_sampler
     from maskpro.pattern import NMPattern, parse_layout
-    from maskpro.precision import parse_precision
+    from maskpro.precision import parse_sampling_precision
     from maskpro.workloads import open_workload
 
     if (masks is None) == (checkpoint_path is None):
@@ -367,15 +384,38 @@ def evaluate(
         num_samples=num_samples,
         sampler=parsed_sampler,
         sampling_steps=sampling_steps,
-        sampling_precision=parse_precision(sampling_precision),
+        sampling_precision=parse_sampling_precision(sampling_precision),
         compile_sampling=compile_sampling,
         compute_fid=compute_fid,
         save_images=save_images,
+        features=features,
         inception_weights=inception_weights,
+        reference_statistics=reference_statistics,
         cache=cache,
         device=pipeline.parse_device(device),
     )
     print(f"recovery {report['recovery']}, loss improvement {report['loss_improvement']:.2%}: {output_dir}")
+
+
+@app.command()
+def reference_statistics(
+    output: Annotated[Path, typer.Argument(help="New .npz file.")],
+    workload: Workload = "digits",
+    model: Model = None,
+    data: Data = None,
+    features: Features = None,
+    inception_weights: InceptionWeights = None,
+    device: Device = "auto",
+) -> None:
+    """Write mean and covariance of the real images' features into a .npz file (mu, sigma)."""
+    from maskpro import pipeline
+    from maskpro.workloads import open_workload
+
+    opened = open_workload(workload, model=model, data=data)
+    found = pipeline.reference_statistics(
+        opened, output, features=features, inception_weights=inception_weights, device=pipeline.parse_device(device)
+    )
+    print(f"mean and covariance of {found['num_features']} features, {found['features']}: {output}")
 
 
 @app.command()

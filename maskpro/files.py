@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -83,3 +84,9 @@ def read_json(path: Path) -> Any:
         raise MaskproError(f"no file {path}") from None
     except ValueError as error:
         raise MaskproError(f"{path} is not JSON ({error})") from error
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

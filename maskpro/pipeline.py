@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import compare_models, loss_improvement, masked_copy, recovery, sparsity
+from maskpro.evaluation.features import open_features
+from maskpro.evaluation.references import real_features, write_reference
 from maskpro.evaluation.sampling import Sampler
 from maskpro.files import atomic_folder, refuse_existing, write_json
 from maskpro.initial_masks import InitialMaskMethod, extract_masks, magnitude_masked_model, one_shot_mask
@@ -26,7 +28,7 @@ from maskpro.mask_file import MaskFile, inspect_mask_file, load_mask_file, save_
 from maskpro.masked_model import MaskedModel, layer_problems, maskable_layers, model_hash
 from maskpro.objectives import baseline_losses, teacher_outputs
 from maskpro.pattern import Layout, NMPattern
-from maskpro.precision import Precision
+from maskpro.precision import SamplingPrecision, check_precision
 from maskpro.trackers import Log, no_log
 from maskpro.trainer import MaskTrainer, TrainerConfig, logit_statistics
 from maskpro.workloads import Workload, load_diffusion_model, save_pipeline
@@ -256,6 +258,7 @@ def train(
 
     Returns: the content of `training_summary.json`.
     """
+    check_precision(config.precision, device)
     dense = workload.model.to(device)
     covered = initial.masks.keys() if isinstance(initial, MaskFile) else None
     masked = MaskedModel(copy.deepcopy(dense), pattern=pattern, layout=layout, targets=targets, covered=covered)
@@ -343,21 +346,28 @@ def evaluate(
     num_samples: int = 1000,
     sampler: Sampler = "ddim",
     sampling_steps: int | None = None,
-    sampling_precision: Precision = "float32",
-    compile_sampling: bool = False,
+    sampling_precision: SamplingPrecision = "auto",
+    compile_sampling: bool | None = None,
     compute_fid: bool = False,
     save_images: bool = False,
+    features: str | None = None,
     inception_weights: Path | None = None,
+    reference_statistics: Path | None = None,
     cache: Path | None = None,
     device: torch.device,
     say: Say = print,
 ) -> dict[str, Any]:
     """Compare dense, initial (default: magnitude) and learned networks; sample grids and `report.json` in `output`.
 
-    With `save_images`, every generated image is also written to `images/<model>/`. An evaluation that was interrupted
-    goes on from what it left in the folder `cache`.
+    `compute_fid` judges images by `features` (default: the workload's; see `open_features`); it is FID with Inception's
+    alone. With `save_images`, every generated image is also written to `images/<model>/`. An evaluation that was
+    interrupted goes on from what it left in the folder `cache`.
     """
-    workload = replace(workload, budgets=replace(workload.budgets, num_generated=num_samples))
+    workload = replace(
+        workload,
+        budgets=replace(workload.budgets, num_generated=num_samples),
+        features=workload.features if features is None else features,
+    )
     first = initial or magnitude_mask_file(workload, pattern=pattern, layout=layout)
     models = {
         "dense": workload.model,
@@ -378,12 +388,37 @@ def evaluate(
             compute_frechet=compute_fid,
             save_images=save_images,
             inception_weights=inception_weights,
+            reference_statistics=reference_statistics,
             reference_cache=cache,
             say=say,
         )
         report["parameters"] = {name: parameter_statistics(model) for name, model in models.items()}
         write_json(folder / "report.json", report)
     return report
+
+
+def reference_statistics(
+    workload: Workload,
+    output: Path,
+    *,
+    features: str | None = None,
+    inception_weights: Path | None = None,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Write a .npz file with the statistics (mu, sigma) of the workload's real images; what they are of is returned.
+
+    Raises:
+        MaskproError: `output` exists or is no .npz name, or features that can't be had.
+    """
+    refuse_existing(output, "output file")
+    if output.suffix != ".npz":
+        raise MaskproError(f"output is {output}; allowed: a name that ends in .npz")
+    shape = tuple(workload.images.train.shape[1:])
+    extractor = open_features(
+        features or workload.features, device=device, shape=shape, inception_weights=inception_weights
+    )
+    write_reference(output, real_features(workload, extractor, None))
+    return {"features": extractor.name, "features_sha256": extractor.weights_hash, "num_features": extractor.width}
 
 
 def parameter_statistics(model: nn.Module) -> dict[str, int]:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from functools import cache
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
 from maskpro.errors import MaskproError
 
 Precision = Literal["float32", "bfloat16"]
+SamplingPrecision = Literal["auto", "float32", "bfloat16"]
+
+# Passes of one image through a network below which a minute of compiling is not won back.
+_WORTH_COMPILING = 1_000_000
 
 
 def parse_precision(text: str) -> Precision:
@@ -19,6 +24,67 @@ def parse_precision(text: str) -> Precision:
         if text == precision:
             return precision  # type: ignore[no-any-return]
     raise MaskproError(f"precision is {text!r}; allowed: {', '.join(get_args(Precision))}")
+
+
+def parse_sampling_precision(text: str) -> SamplingPrecision:
+    """The precision of that name, or "auto"."""
+    for precision in get_args(SamplingPrecision):
+        if text == precision:
+            return precision  # type: ignore[no-any-return]
+    raise MaskproError(f"sampling_precision is {text!r}; allowed: {', '.join(get_args(SamplingPrecision))}")
+
+
+def check_precision(precision: str, device: torch.device, *, field: str = "precision") -> None:
+    """Raise a MaskproError where a GPU can't compute in it: bfloat16 that is emulated is slower than float32."""
+    if precision == "bfloat16" and device.type == "cuda" and not _computes_bfloat16(device):
+        raise MaskproError(
+            f"{field} is bfloat16, which {torch.cuda.get_device_name(device)} can't compute in; allowed on it: float32"
+        )
+
+
+class ResolvedSampling(NamedTuple):
+    """How images are sampled, and why so, in words."""
+
+    precision: Precision
+    compile: bool
+    reason: str
+
+
+def resolve_sampling_precision(
+    precision: SamplingPrecision, compile_: bool | None, device: torch.device, *, passes: int
+) -> ResolvedSampling:
+    """The precision of sampling and whether the network is compiled for it.
+
+    "auto" is bfloat16 on a GPU that computes in it, else float32. `compile_` None: yes on such a GPU, where Triton works
+    and `passes` of an image through a network are enough to win the time back.
+
+    Raises:
+        MaskproError: bfloat16 on a GPU that can't compute in it.
+    """
+    check_precision(precision, device, field="sampling_precision")
+    able = device.type == "cuda" and _computes_bfloat16(device)
+    where = (
+        "a GPU with bfloat16" if able else "a GPU without bfloat16" if device.type == "cuda" else f"a {device.type} device"
+    )
+    chosen: Precision = ("bfloat16" if able else "float32") if precision == "auto" else precision
+    if compile_ is None:
+        compile_ = able and passes >= _WORTH_COMPILING and _compiles(device)
+    return ResolvedSampling(chosen, compile_, where.replace("a cpu device", "a CPU"))
+
+
+def _computes_bfloat16(device: torch.device) -> bool:
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+@cache
+def _compiles(device: torch.device) -> bool:
+    """Whether torch can compile for a device: Triton and a C compiler are there, and know it."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
+    except Exception:  # no common error class
+        return False
+    return True
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

@@ -14,9 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from maskpro.errors import MaskproError
-from maskpro.evaluation.frechet import file_hash
 from maskpro.evaluation.sampling import save_grid
-from maskpro.files import atomic_path, read_json, write_json
+from maskpro.files import atomic_path, file_hash, read_json, write_json
 from maskpro.masked_model import model_hash
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import shutil
 import tempfile
@@ -16,19 +15,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from maskpro.errors import MaskproError
 from maskpro.evaluation.cache import ModelCache
-from maskpro.evaluation.frechet import FeatureExtractor, FeatureStatistics, frechet_distance, open_features
+from maskpro.evaluation.distances import (
+    NEIGHBOURS,
+    SAMPLE_SEED,
+    SAMPLE_SIZE,
+    FeatureSet,
+    few_images_warnings,
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+)
+from maskpro.evaluation.features import FeatureExtractor, open_features
+from maskpro.evaluation.references import Reference, images_hash, read_reference, real_features
 from maskpro.evaluation.sampling import Sampler, SamplingPlan, check_sampling, sampling_protocol, write_images
-from maskpro.files import atomic_path
+from maskpro.files import file_hash
 from maskpro.masked_model import MaskedModel, maskable_layers, model_hash
 from maskpro.objectives import HeldOutSamples
 from maskpro.pattern import Layout, NMPattern
-from maskpro.precision import Precision
+from maskpro.precision import SamplingPrecision, resolve_sampling_precision
 from maskpro.workloads import TEST_SEED, VALIDATION_SEED, Workload
 
 # Of the generated images; far from seeds that users choose.
@@ -85,11 +93,12 @@ def compare_models(
     cache: Path | None = None,
     sampler: Sampler = "ddim",
     sampling_steps: int | None = None,
-    sampling_precision: Precision = "float32",
-    compile_sampling: bool = False,
+    sampling_precision: SamplingPrecision = "auto",
+    compile_sampling: bool | None = None,
     compute_frechet: bool = True,
     save_images: bool = False,
     inception_weights: Path | None = None,
+    reference_statistics: Path | None = None,
     reference_cache: Path | None = None,
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
@@ -107,6 +116,7 @@ def compare_models(
         compute_frechet=compute_frechet,
         save_images=save_images,
         inception_weights=inception_weights,
+        reference_statistics=reference_statistics,
         reference_cache=reference_cache,
         say=say,
     )
@@ -140,11 +150,12 @@ def evaluate_models(
     cache: Path | None,
     sampler: Sampler = "ddim",
     sampling_steps: int | None = None,
-    sampling_precision: Precision = "float32",
-    compile_sampling: bool = False,
+    sampling_precision: SamplingPrecision = "auto",
+    compile_sampling: bool | None = None,
     compute_frechet: bool = True,
     save_images: bool = False,
     inception_weights: Path | None = None,
+    reference_statistics: Path | None = None,
     reference_cache: Path | None = None,
     make: ChunkMaker = make_chunks,
     say: Say = lambda text: None,
@@ -156,31 +167,60 @@ def evaluate_models(
     Args:
         cache: folder that keeps each network's figures and, until they are known, its images; what an earlier call left
             there is taken, and one that was killed is gone on with, to the same result. None: nothing is kept.
-        reference_cache: folder that keeps the statistics of real images, under the hash of what they were made from.
+        compute_frechet: judge images by the workload's features: Frechet distance, kernel distance, precision and recall.
+        reference_statistics: .npz file with the statistics of other real images than the workload's (`read_reference`).
+        reference_cache: folder that keeps the features of real images, under the hash of what they were made from.
         make: what makes the images; here, or spread over several processes.
         sampling_steps: default: the workload's budget for "ddim", all steps of the noise schedule for "ddpm".
 
-    Returns: "protocol", and "models" with the figures of each network.
+        sampling_precision, compile_sampling: `resolve_sampling_precision` says what "auto" and None are.
+
+    Returns: "protocol", "warnings" (sentences about what the figures can't tell), and "models" with the figures of each.
 
     Raises:
-        MaskproError: a sampler that doesn't fit, or Inception weights that can't be had.
+        MaskproError: a sampler, a precision or a reference that doesn't fit, or features that can't be had.
     """
     sampling_steps = resolve_sampling(workload, sampler, sampling_steps)
-    extractor = None
+    shape = tuple(workload.images.train.shape[1:])
+    extractor, reference = None, None
     if compute_frechet:
-        extractor = open_features(workload.features, device=device, inception_weights=inception_weights)
+        extractor = open_features(workload.features, device=device, shape=shape, inception_weights=inception_weights)
+        if reference_statistics is not None:
+            reference = read_reference(reference_statistics, extractor)
+    count = workload.budgets.num_generated
+    resolved = resolve_sampling_precision(sampling_precision, compile_sampling, device, passes=count * sampling_steps)
     plan = SamplingPlan(
         scheduler=workload.scheduler,
-        shape=tuple(workload.images.train.shape[1:]),
+        shape=shape,
         sampler=sampler,
         steps=sampling_steps,
         seed=GENERATION_SEED,
         batch_size=_SAMPLING_BATCH,
-        precision=sampling_precision,
-        compile=compile_sampling,
+        precision=resolved.precision,
+        compile=resolved.compile,
     )
-    record = protocol(workload, extractor, device, plan=plan)
-    evaluation = _Evaluation(workload, extractor, device, plan=plan, make=make, reference_cache=reference_cache, say=say)
+    record = protocol(workload, extractor, device, plan=plan, reference_statistics=reference_statistics)
+    found = _warnings(extractor, record)
+    compiled = ", compiled" if resolved.compile else ""
+    say(f"{count:,} images of each network, sampled in {resolved.precision}{compiled} ({resolved.reason})")
+    if reference is not None:
+        say(
+            f"reference statistics of {reference_statistics} hold no features of single images: kernel distance, precision "
+            "and recall are left out"
+        )
+    for text in found:
+        say(f"warning: {text}")
+    evaluation = _Evaluation(
+        workload,
+        extractor,
+        device,
+        plan=plan,
+        make=make,
+        reference=reference,
+        reference_cache=reference_cache,
+        is_doubtful=bool(found),
+        say=say,
+    )
     folder.mkdir(parents=True, exist_ok=True)
     figures: dict[str, dict[str, Any]] = {}
     with nullcontext(cache) if cache is not None else tempfile.TemporaryDirectory() as kept:
@@ -190,7 +230,14 @@ def evaluate_models(
             shutil.copyfile(model_cache.grid, folder / f"samples_{name}.png")
     # Of the search: it made the masks, and has no part in the figures of given ones.
     search = {"max_samples": workload.budgets.max_samples, "report_samples": workload.budgets.report_samples}
-    return {"protocol": {**record, "search_budgets": search}, "models": figures}
+    return {"protocol": {**record, "search_budgets": search}, "warnings": found, "models": figures}
+
+
+def _warnings(extractor: FeatureExtractor | None, record: Mapping[str, Any]) -> list[str]:
+    if extractor is None or extractor.width is None:
+        return []
+    counts = {"generated": record["num_generated"], "real": record["num_frechet_reference"]}
+    return few_images_warnings(**counts, width=extractor.width)
 
 
 def resolve_sampling(workload: Workload, sampler: Sampler, steps: int | None) -> int:
@@ -217,7 +264,9 @@ class _Evaluation:
         *,
         plan: SamplingPlan,
         make: ChunkMaker,
+        reference: Reference | None,
         reference_cache: Path | None,
+        is_doubtful: bool,
         say: Say,
     ):
         self._workload = workload
@@ -225,7 +274,9 @@ class _Evaluation:
         self._device = device
         self._plan = plan
         self._make = make
+        self._given_reference = reference
         self._reference_cache = reference_cache
+        self._is_doubtful = is_doubtful
         self._say = say
 
     def figures(self, name: str, model: nn.Module, cache: ModelCache, images_folder: Path | None) -> dict[str, Any]:
@@ -233,7 +284,7 @@ class _Evaluation:
         started = time.monotonic()
         figures, origin = cache.figures(), "from the cache"
         if figures is None or images_folder is not None:
-            features, first = FeatureStatistics(), []
+            features, first = FeatureSet(self._workload.budgets.num_generated), []
             for chunk, images in self._images(name, model.to(self._device), cache):
                 if images_folder is not None:
                     write_images(images, chunk, images_folder / name)
@@ -246,20 +297,41 @@ class _Evaluation:
                 cache.keep_figures(figures, torch.cat(first)[:_GRID_IMAGES])
                 origin = f"{time.monotonic() - started:.0f} s"
         cache.drop_images()
-        distance = figures["frechet_distance"]
-        shown = "" if distance is None else f", Frechet distance {distance:.2f}"
-        self._say(f"evaluated {name}: test loss {figures['test_loss']:.5f}{shown} ({origin})")
+        self._say(f"evaluated {name}: test loss {figures['test_loss']:.5f}{self._shown(figures)} ({origin})")
         return figures
 
-    def _judge(self, model: nn.Module, features: FeatureStatistics) -> dict[str, Any]:
+    def _shown(self, figures: Mapping[str, Any]) -> str:
+        parts = {
+            "Frechet distance": ("frechet_distance", ".2f"),
+            "kernel distance": ("kernel_distance", ".4g"),
+            "precision": ("precision", ".3f"),
+            "recall": ("recall", ".3f"),
+        }
+        known = [(label, figures[name], form) for label, (name, form) in parts.items() if figures[name] is not None]
+        shown = "".join(f", {label} {value:{form}}" for label, value, form in known)
+        return shown + (", of too few images: see the warning" if known and self._is_doubtful else "")
+
+    def _judge(self, model: nn.Module, features: FeatureSet) -> dict[str, Any]:
         losses = self._test.losses(model)
         return {
             "val_loss": self._validation.mean_loss(model),
             "test_loss": losses.mean().item(),
             "test_loss_by_timestep": self._by_timestep(losses),
-            "frechet_distance": self._extractor and frechet_distance(features.result(), self._reference),
+            **self._distances(features),
             "sparsity": sparsity(model),
         }
+
+    def _distances(self, features: FeatureSet) -> dict[str, float | None]:
+        names = ("frechet_distance", "kernel_distance", "kernel_distance_error", "precision", "recall")
+        figures: dict[str, float | None] = dict.fromkeys(names)
+        if self._extractor is None:
+            return figures
+        figures["frechet_distance"] = frechet_distance(features.statistics.result(), self._reference.statistics)
+        if self._reference.sample is not None:
+            samples = features.sample.result(), self._reference.sample
+            figures["kernel_distance"], figures["kernel_distance_error"] = kernel_distance(*samples)
+            figures["precision"], figures["recall"] = precision_recall(*samples)
+        return figures
 
     def _by_timestep(self, losses: Tensor) -> list[float | None]:
         """Mean loss of the test samples in each tenth of the noise schedule, from little noise to much."""
@@ -298,43 +370,9 @@ class _Evaluation:
         return self._workload.held_out_samples("test", self._device)
 
     @cached_property
-    def _reference(self) -> dict[str, Any]:
+    def _reference(self) -> Reference:
         assert self._extractor is not None
-        return reference_statistics(self._workload, self._extractor, self._reference_cache)
-
-
-def reference_statistics(workload: Workload, extractor: FeatureExtractor, cache: Path | None) -> dict[str, Any]:
-    """Feature statistics of the real images: of the whole training set, as FID's protocol has it.
-
-    In `cache` they are kept under the hash of the images, the extractor and the versions that they were made with.
-    """
-    parts = {"train": workload.images.train, "validation": workload.images.validation}  # which was split off it
-    made_from = {
-        "images_sha256": {split: _images_hash(images) for split, images in parts.items()},
-        "features_sha256": extractor.weights_hash,
-        "resizing": extractor.resizing,
-        "versions": {package: version(package) for package in ("torch", "torch-fidelity")},
-    }
-    key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
-    path = None if cache is None else cache / f"{key[:32]}.safetensors"
-    if path is not None and path.is_file():
-        try:
-            return {name: value.numpy() for name, value in load_file(path).items()}
-        except SafetensorError:
-            pass  # broken: made again
-    features = FeatureStatistics()
-    for images in parts.values():
-        for chunk in images.split(_CHUNK):
-            features.add(extractor(chunk))
-    result = features.result()
-    if path is not None:
-        with atomic_path(path) as temporary:
-            save_file({name: torch.from_numpy(value) for name, value in result.items()}, temporary)
-    return result
-
-
-def _images_hash(images: Tensor) -> str:
-    return hashlib.sha256(images.contiguous().numpy().data).hexdigest()
+        return self._given_reference or real_features(self._workload, self._extractor, self._reference_cache)
 
 
 def protocol(
@@ -343,6 +381,7 @@ def protocol(
     device: torch.device,
     *,
     plan: SamplingPlan,
+    reference_statistics: Path | None = None,
 ) -> dict[str, Any]:
     """All that a figure depends on besides the network's weights, as plain JSON: figures are kept under its hash."""
     images, budgets = workload.images, workload.budgets
@@ -355,7 +394,7 @@ def protocol(
         "model_ema": workload.ema,
         "data": workload.data_source,
         "num_images": {split: len(part) for split, part in splits.items()},
-        "images_sha256": {split: _images_hash(part) for split, part in splits.items()},
+        "images_sha256": {split: images_hash(part) for split, part in splits.items()},
         "loss": "MSE of the noise prediction; timesteps stratified over the schedule",
         "num_loss_samples": {"validation": budgets.validation_samples, "test": budgets.test_samples},
         "num_generated": budgets.num_generated,
@@ -365,8 +404,7 @@ def protocol(
         "frechet_features": extractor and extractor.name,
         "frechet_features_sha256": extractor and extractor.weights_hash,
         "frechet_resizing": extractor and extractor.resizing,
-        "frechet_reference": extractor and "training and validation images",
-        "num_frechet_reference": extractor and len(images.train) + len(images.validation),
+        **_reference_protocol(workload, extractor, reference_statistics),
         "device": device.type,
         "dtype": str(workload.model.dtype).removeprefix("torch."),
         "tf32_convolutions": device.type == "cuda" and torch.backends.cudnn.allow_tf32,
@@ -374,6 +412,25 @@ def protocol(
             "torch": str(torch.__version__),
             **{package: version(package) for package in ("torch-fidelity", "diffusers")},
         },
+    }
+
+
+def _reference_protocol(
+    workload: Workload, extractor: FeatureExtractor | None, reference_statistics: Path | None
+) -> dict[str, Any]:
+    """What generated images are compared with, and how; None where they are not."""
+    given = None if extractor is None else reference_statistics
+    real = None if extractor is None or given else len(workload.images.train) + len(workload.images.validation)
+    sampled = real and min(SAMPLE_SIZE, real, workload.budgets.num_generated)
+    return {
+        "num_frechet_features": extractor and extractor.width,
+        "frechet_reference": extractor and (f"file {given.name}" if given else "training and validation images"),
+        "frechet_reference_sha256": given and file_hash(given),
+        "num_frechet_reference": real,
+        "kernel_distance": real and "unbiased MMD^2, kernel (x.y / F + 1)^3, mean and standard error of disjoint parts",
+        "precision_recall": real and f"balls to neighbour {NEIGHBOURS}",
+        "num_kernel_precision_recall": sampled,
+        "kernel_precision_recall_seed": real and SAMPLE_SEED,
     }
 
 

@@ -100,6 +100,8 @@ def _summarise(experiment: Experiment, report: dict[str, Any]) -> None:
         console.print(_table(f"candidates, picked by {report['picked_by']}", pd.DataFrame(report["candidates"])))
     models = pd.DataFrame(report["models"]).T.drop(columns="test_loss_by_timestep")
     console.print(_table("final evaluation on test images", models.reset_index(names="model")))
+    for text in report["warnings"]:
+        say(f"warning: {text}")
     recovered = report["recovery"]
     share = "undefined (initial and dense losses are equal)" if recovered is None else f"{recovered:.3f}"
     say(f"recovery {share}, loss improvement {report['loss_improvement']:.1%}")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from safetensors.torch import load_file
 
 from maskpro.errors import MaskproError
@@ -19,7 +18,7 @@ from maskpro.files import read_json, replaced_folder, write_json
 from maskpro.layer_statistics import layer_changes
 from maskpro.mask_file import MaskFile, save_mask_file
 from maskpro.masked_model import MaskedModel, model_hash
-from maskpro.precision import parse_precision
+from maskpro.precision import parse_sampling_precision
 from maskpro.trainer import TrainerConfig
 from maskpro.tuning.experiment import Experiment, say
 from maskpro.tuning.history import EVALUATION_FILE, TrialRecord
@@ -38,6 +37,8 @@ EVALUATION_FOLDER = "evaluation"
 REFERENCE_FOLDER = ".reference_statistics"
 # Losses of the best trials on the selection samples.
 SELECTION_FILE = "selection.json"
+# Of each candidate, in `final_evaluation.json`.
+_CANDIDATE_FIGURES = ("test_loss", "frechet_distance", "kernel_distance", "precision", "recall")
 # Trials that are judged on the selection samples, if there are so many.
 _CONTENDERS = 5
 
@@ -74,17 +75,13 @@ def selected_trials(experiment: Experiment) -> list[TrialRecord]:
     if missing:
         size = search.workload.budgets.selection_samples
         say(f"judging the best {len(contenders)} trials on {size:,} held-out samples that took no part in the search")
-        held_out = search.workload.held_out_samples("selection", _device(experiment))
+        device = search.options.evaluation_device
+        held_out = search.workload.held_out_samples("selection", device)
         for record in missing:
-            losses[record.name] = held_out.mean_loss(load_masks(experiment, record).model.to(_device(experiment)))
+            losses[record.name] = held_out.mean_loss(load_masks(experiment, record).model.to(device))
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, losses)
     return sorted(contenders, key=lambda record: losses[record.name])[:count]
-
-
-def _device(experiment: Experiment) -> torch.device:
-    use_gpu = torch.cuda.is_available() and experiment.search.options.gpus_per_trial != 0
-    return torch.device("cuda" if use_gpu else "cpu")
 
 
 def confirmation_plans(experiment: Experiment) -> list[Plan]:
@@ -127,15 +124,16 @@ def promote(experiment: Experiment, *, make: ChunkMaker = make_chunks) -> dict[s
     report = evaluate_models(
         search.workload,
         models,
-        device=_device(experiment),
+        device=search.options.evaluation_device,
         folder=folder / EVALUATION_FOLDER,
         cache=folder / EVALUATION_FOLDER / "cache",
         sampler=parse_sampler(search.options.sampler),
         sampling_steps=search.options.sampling_steps,
-        sampling_precision=parse_precision(search.options.sampling_precision),
+        sampling_precision=parse_sampling_precision(search.options.sampling_precision),
         compile_sampling=search.options.compile_sampling,
         compute_frechet=search.options.frechet,
         inception_weights=search.options.inception_weights,
+        reference_statistics=search.options.reference_statistics,
         # Shared by all experiments beside this one.
         reference_cache=folder.parent / REFERENCE_FOLDER,
         make=make,
@@ -195,11 +193,11 @@ def _final_report(
             "seed": record.seed,
             "val_loss": record.last["val_loss"],
             "val_recovery": record.last["recovery"],
-            **{name: figures[record.name][name] for name in ("test_loss", "frechet_distance")},
+            **{name: figures[record.name][name] for name in _CANDIDATE_FIGURES},
         }
         for record in every
     ]
-    final = with_recovery({"protocol": protocol, "models": models}, "learned")
+    final = with_recovery({"protocol": protocol, "warnings": report["warnings"], "models": models}, "learned")
     return final | {"picked_by": _picked_by(rows), "candidates": rows, "prediction": _prediction(rows)}
 
 

@@ -31,12 +31,14 @@ SESSION_OPTIONS = (
     "sampling_precision",
     "compile_sampling",
     "frechet",
+    "features",
     "inception_weights",
+    "reference_statistics",
 )
 # Of these a session has none unless it is given.
 _OF_ONE_SESSION = ("address", "time_budget", "max_concurrent")
 # Options that name files; a model may also be a name on the hub.
-_PATHS = ("data", "inception_weights", "warm_start")
+_PATHS = ("data", "inception_weights", "reference_statistics", "warm_start")
 
 
 def reopen_search(folder: Path, *, refused: Mapping[str, Any], session: Mapping[str, Any]) -> Search:
@@ -134,7 +136,7 @@ def read_experiment(folder: Path, field: str) -> dict[str, Any]:
 
 def _options(stored: Mapping[str, Any], **given: Any) -> SearchOptions:
     values = dict(stored)
-    values |= {name: Path(values[name]) if values[name] else None for name in _PATHS}
+    values |= {name: Path(values[name]) if values.get(name) else None for name in _PATHS}
     values["results_dir"] = Path(values["results_dir"])
     values["seed_points"] = tuple(values["seed_points"]) if values["seed_points"] else None
     return SearchOptions(**values | given)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import platform
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -14,14 +15,15 @@ import torch
 
 from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import resolve_sampling
-from maskpro.evaluation.frechet import open_features
+from maskpro.evaluation.features import feature_names, open_features
+from maskpro.evaluation.references import read_reference
 from maskpro.evaluation.sampling import parse_sampler
 from maskpro.files import refuse_existing
 from maskpro.hardware import hardware
 from maskpro.initial_masks import parse_initial_mask
 from maskpro.masked_model import MaskedModel, model_hash
 from maskpro.pattern import NMPattern, parse_layout
-from maskpro.precision import parse_precision
+from maskpro.precision import check_precision, parse_sampling_precision
 from maskpro.trackers import Tracker, check_tracker
 from maskpro.trainer import TrainerConfig
 from maskpro.tuning.early_stopping import SCHEDULERS
@@ -57,9 +59,11 @@ class SearchOptions:
     num_generated: int | None = None
     sampler: str = "ddim"
     sampling_steps: int | None = None
-    sampling_precision: str = "float32"
-    compile_sampling: bool = False
+    sampling_precision: str = "auto"
+    compile_sampling: bool | None = None
+    features: str | None = None
     inception_weights: Path | None = None
+    reference_statistics: Path | None = None
     frechet: bool = True
     promote_top_k: int = 1
     confirm_seeds: int = 0
@@ -97,7 +101,7 @@ class SearchOptions:
             value = getattr(self, name)
             if value is not None and value not in known:
                 raise MaskproError(f"{name} is {value!r}; allowed: {', '.join(known)}")
-        parse_precision(self.sampling_precision)
+        parse_sampling_precision(self.sampling_precision)
         for tracker in get_args(Tracker):
             check_tracker(tracker, getattr(self, tracker))
         if not 0 <= self.seed < 2**32:
@@ -127,6 +131,11 @@ class SearchOptions:
         """The experiment's folder."""
         return (self.results_dir / self.experiment).absolute()
 
+    @property
+    def evaluation_device(self) -> torch.device:
+        """Where the driver judges the best trials."""
+        return torch.device("cuda" if torch.cuda.is_available() and self.gpus_per_trial != 0 else "cpu")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
@@ -136,6 +145,7 @@ class Search:
         planned: the trials that are run first, as they stand.
         num_trials: of the search when it is new; a history knows better.
         warm_start: (parameters, value, source) of another experiment's trials; of a new search only.
+        judged_by: name and sha256 of the features that judge images; empty where none are judged.
         is_replay: True for a search that follows another one's history: it stops trials where that one did.
     """
 
@@ -146,6 +156,7 @@ class Search:
     planned: tuple[Plan, ...]
     num_trials: int
     warm_start: tuple[tuple[dict[str, Any], float, str], ...] = ()
+    judged_by: Mapping[str, Any] = field(default_factory=dict)
     is_replay: bool = False
 
     @property
@@ -174,6 +185,7 @@ class Search:
                 "data": self.workload.data_source,
                 "budgets": asdict(self.workload.budgets),
             },
+            "judged_by": dict(self.judged_by),
             "searcher": self.searcher,
             "scheduler": self.scheduler,
             "num_trials": self.num_trials,
@@ -186,9 +198,10 @@ class Search:
 
 
 def _stored_option(name: str, value: Any) -> Any:
-    """An option as JSON; folders are made absolute, so that a search can be resumed from anywhere."""
-    is_folder = isinstance(value, Path) or (name == "model" and value is not None and Path(value).is_dir())
-    return str(Path(value).absolute()) if is_folder else value
+    """An option as JSON; paths are made absolute, so that a search can be resumed from anywhere."""
+    is_path = isinstance(value, Path) or (name == "model" and value is not None and Path(value).is_dir())
+    is_path = is_path or (name == "features" and value is not None and value not in feature_names())
+    return str(Path(value).absolute()) if is_path else value
 
 
 def prepare_search(options: SearchOptions) -> Search:
@@ -219,8 +232,9 @@ def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Pl
     workload = open_workload(options.workload or space.workload, model=options.model, data=options.data)
     if options.num_generated is not None:
         workload = replace(workload, budgets=replace(workload.budgets, num_generated=options.num_generated))
-    if options.frechet:  # a search of hours must not end in an evaluation that can't be made
-        open_features(workload.features, device=torch.device("cpu"), inception_weights=options.inception_weights)
+    if options.features is not None:
+        workload = replace(workload, features=options.features)
+    judged_by = _judged_by(options, workload) if options.frechet else {}
     # A space's budget is meant for the space's own workload.
     space_samples = space.max_samples if workload.name == space.workload else None
     max_samples = options.max_samples or space_samples or workload.budgets.max_samples
@@ -242,7 +256,31 @@ def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Pl
                 f"masks_per_step is {masks}; allowed: a divisor of max_samples, {max_samples}, and of the samples between "
                 f"two reports, {report_samples} (max_samples / num_reports)"
             )
-    return Search(options=options, space=space, workload=workload, context=context, planned=planned, num_trials=num_trials)
+    check_precision(options.sampling_precision, options.evaluation_device, field="sampling_precision")
+    for precision in space.choices("precision", TrainerConfig().precision):
+        check_precision(precision, options.evaluation_device)
+    return Search(
+        options=options,
+        space=space,
+        workload=workload,
+        context=context,
+        planned=planned,
+        num_trials=num_trials,
+        judged_by=judged_by,
+    )
+
+
+def _judged_by(options: SearchOptions, workload: Workload) -> dict[str, Any]:
+    """What judges images, opened and tried: a search of hours must not end in an evaluation that can't be made."""
+    extractor = open_features(
+        workload.features,
+        device=torch.device("cpu"),
+        shape=tuple(workload.images.train.shape[1:]),
+        inception_weights=options.inception_weights,
+    )
+    if options.reference_statistics is not None:
+        read_reference(options.reference_statistics, extractor)
+    return {"features": extractor.name, "features_sha256": extractor.weights_hash, "num_features": extractor.width}
 
 
 def _context(options: SearchOptions, space: SearchSpace, workload: Workload, max_samples: int) -> TrialContext:

@@ -1,9 +1,12 @@
 """The evaluation of networks: its protocol, and that an interruption leaves no trace in its figures."""
 
 import copy
+import hashlib
 import json
+import warnings
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -11,12 +14,12 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from maskpro.errors import MaskproError
 from maskpro.evaluation import comparison
 from maskpro.evaluation.comparison import compare_models, evaluate_models, masked_copy, protocol, with_recovery
-from maskpro.evaluation.frechet import FeatureStatistics
+from maskpro.evaluation.distances import FeatureStatistics
 from maskpro.evaluation.sampling import SamplingPlan
 from maskpro.files import read_json
 from maskpro.masked_model import model_hash
 from maskpro.pattern import NMPattern
-from maskpro.pipeline import magnitude_mask_file
+from maskpro.pipeline import magnitude_mask_file, reference_statistics
 
 CPU = torch.device("cpu")
 
@@ -74,8 +77,8 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_figures(workload, models,
     assert kept == ["000000-000008.safetensors", "000008-000016.safetensors"]
     resumed, said = evaluated(workload, models, tmp_path, **settings)
     assert resumed == whole
-    assert said[0].endswith("(from the cache)")
-    assert said[1] == "sampling initial: 16 of 22 images are in the cache"
+    assert said[-3].endswith("(from the cache)")
+    assert said[-2] == "sampling initial: 16 of 22 images are in the cache"
     for name in models:
         grids = [folder / "out" / f"samples_{name}.png" for folder in (tmp_path, tmp_path / "whole")]
         assert grids[0].read_bytes() == grids[1].read_bytes()
@@ -88,7 +91,7 @@ def test_a_second_evaluation_takes_everything_from_the_cache(workload, models, t
         forbid(model)
     again, said = evaluated(workload, models, tmp_path, folder=tmp_path / "elsewhere")
     assert again == first
-    assert [text.endswith("(from the cache)") for text in said] == [True, True]
+    assert [text.endswith("(from the cache)") for text in said[-2:]] == [True, True]
     assert (tmp_path / "elsewhere" / "samples_initial.png").is_file()
 
 
@@ -156,7 +159,7 @@ def test_broken_chunks_are_made_again(workload, models, tmp_path, damage):
         first.write_bytes(kept[: len(kept) - 1 if damage == "truncated" else 0])
     again, said = evaluated(workload, models, tmp_path)
     assert again == whole
-    assert said[0] == "sampling initial: 8 of 22 images are in the cache"
+    assert said[-2] == "sampling initial: 8 of 22 images are in the cache"
     assert not second.exists()
 
 
@@ -200,6 +203,12 @@ def test_the_protocol_names_all_that_figures_depend_on(workload, models, tmp_pat
         "eta": 0.0,
         "frechet_features": "digits classifier, penultimate layer",
         "frechet_resizing": "none",
+        "num_frechet_features": 64,
+        "frechet_reference_sha256": None,
+        "num_kernel_precision_recall": 22,
+        "kernel_precision_recall_seed": 2**32 + 5,
+        "sampling_precision": "float32",
+        "sampling_compiled": False,
         "frechet_reference": "training and validation images",
         "num_frechet_reference": 1497,
         "device": "cpu",
@@ -232,3 +241,77 @@ def test_ddpm_takes_every_step_of_the_noise_schedule_unless_told(workload, model
     assert (record["sampler"], record["sampling_steps"], record["eta"]) == ("ddpm", 6, None)
     with pytest.raises(MaskproError, match="sampling_steps is 7; allowed: 1 to 6"):
         evaluated(workload, dense, tmp_path, sampling_steps=7)
+
+
+def test_all_distances_are_of_the_same_images_and_kept_together(workload, models, tmp_path):
+    report, said = evaluated(workload, models, tmp_path)
+    for figures in report["models"].values():
+        assert figures["frechet_distance"] > 0
+        assert figures["kernel_distance_error"] > 0
+        assert 0 <= figures["precision"] <= 1
+        assert 0 <= figures["recall"] <= 1
+    assert "kernel distance" in said[-1]
+    assert "recall" in said[-1]
+    without, said = evaluated(workload, models, tmp_path, compute_frechet=False)
+    names = ("frechet_distance", "kernel_distance", "kernel_distance_error", "precision", "recall")
+    assert [without["models"]["dense"][name] for name in names] == [None] * 5
+    assert without["protocol"]["num_kernel_precision_recall"] is None
+    assert without["warnings"] == []
+    assert "distance" not in said[-1]
+
+
+@pytest.mark.parametrize("count", [2, 22, 64])
+def test_a_distance_of_too_few_images_has_a_warning_beside_it(workload, models, tmp_path, count):
+    few = replace(workload, budgets=replace(workload.budgets, num_generated=count))
+    report, said = evaluated(few, {"dense": models["dense"]}, tmp_path)
+    assert len(report["warnings"]) == 2
+    assert f"{count} generated images are too few for 64 features: their covariance is singular" in report["warnings"][0]
+    assert [f"warning: {text}" for text in report["warnings"]] == said[1:3]
+    assert "Frechet distance" in said[-1]
+    assert ", of too few images: see the warning (" in said[-1]
+    again, said = evaluated(few, {"dense": models["dense"]}, tmp_path)
+    assert again == report, "also from the cache"
+    assert with_recovery({**report, "models": dict.fromkeys(("dense", "initial", "x"), report["models"]["dense"])}, "x")[
+        "warnings"
+    ]
+
+
+def test_reference_statistics_of_a_file_take_the_place_of_the_real_images(workload, models, tmp_path):
+    dense = {"dense": models["dense"]}
+    own, _ = evaluated(workload, dense, tmp_path)
+    path = tmp_path / "digits.npz"
+    reference_statistics(workload, path, device=CPU)
+    report, said = evaluated(workload, dense, tmp_path, reference_statistics=path)
+    figures = report["models"]["dense"]
+    assert figures["frechet_distance"] == pytest.approx(own["models"]["dense"]["frechet_distance"], rel=1e-9)
+    assert [figures[name] for name in ("kernel_distance", "precision", "recall")] == [None, None, None]
+    assert any("kernel distance, precision and recall are left out" in text for text in said)
+    record = report["protocol"]
+    assert record["frechet_reference"] == "file digits.npz"
+    assert record["frechet_reference_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert record["num_frechet_reference"] is None
+    with np.load(path, allow_pickle=False) as archive:
+        moved = {"mu": archive["mu"] + 1, "sigma": archive["sigma"]}
+    np.savez(path, **moved)
+    other, _ = evaluated(workload, dense, tmp_path, reference_statistics=path)
+    assert other["models"]["dense"]["frechet_distance"] > figures["frechet_distance"] + 10, "not from the cache"
+
+
+def test_other_features_are_another_protocol_and_no_fid(workload, models, tmp_path):
+    class Pixels(torch.nn.Module):
+        def forward(self, images):
+            return images.flatten(1).float()[:, :10]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(Pixels(), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)), tmp_path / "pixels.pt")
+    dense = {"dense": models["dense"]}
+    own, _ = evaluated(workload, dense, tmp_path)
+    report, said = evaluated(replace(workload, features=str(tmp_path / "pixels.pt")), dense, tmp_path)
+    assert report["models"]["dense"]["frechet_distance"] != own["models"]["dense"]["frechet_distance"]
+    assert report["protocol"]["frechet_features"] == "pixels.pt (TorchScript)"
+    assert report["protocol"]["num_frechet_features"] == 10
+    assert len(report["protocol"]["frechet_features_sha256"]) == 64
+    text = json.dumps(report) + " ".join(said)
+    assert "FID" not in text
+    assert "fid" not in text.replace("torch-fidelity", "")

@@ -1,0 +1,122 @@
+"""What generated images are compared with: the features of real images, made here or read from a file."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from maskpro.errors import MaskproError
+from maskpro.evaluation.distances import SAMPLE_SEED, SAMPLE_SIZE, FeatureSet
+from maskpro.evaluation.features import FeatureExtractor
+from maskpro.files import atomic_path
+from maskpro.workloads import Workload
+
+# Real images whose features are taken at a time.
+_CHUNK = 256
+# How far a covariance may be from symmetric, of its largest value: rounding of float32 alone.
+_SYMMETRY = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """Features of real images.
+
+    Attributes:
+        statistics: "mu" `[F]` and "sigma" `[F, F]`, float64.
+        sample: features `[count, F]` of some of the images, float32; None where a file holds statistics alone.
+    """
+
+    statistics: dict[str, Any]
+    sample: Tensor | None
+
+
+def real_features(workload: Workload, extractor: FeatureExtractor, cache: Path | None) -> Reference:
+    """Features of the real images: of the whole training set, as FID's protocol has it.
+
+    In `cache` they are kept under the hash of the images, the extractor and the versions that they were made with.
+    """
+    parts = {"train": workload.images.train, "validation": workload.images.validation}  # which was split off it
+    made_from = {
+        "images_sha256": {split: images_hash(images) for split, images in parts.items()},
+        "features_sha256": extractor.weights_hash,
+        "resizing": extractor.resizing,
+        "sample": [SAMPLE_SIZE, SAMPLE_SEED],
+        "versions": {package: version(package) for package in ("torch", "torch-fidelity")},
+    }
+    key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    path = None if cache is None else cache / f"{key[:32]}.safetensors"
+    if path is not None and path.is_file():
+        try:
+            kept = load_file(path)
+            return Reference(statistics={name: kept[name].numpy() for name in ("mu", "sigma")}, sample=kept["sample"])
+        except (SafetensorError, KeyError):
+            pass  # broken: made again
+    features = FeatureSet(sum(map(len, parts.values())))
+    for images in parts.values():
+        for chunk in images.split(_CHUNK):
+            features.add(extractor(chunk))
+    reference = Reference(statistics=features.statistics.result(), sample=features.sample.result())
+    if path is not None and reference.sample is not None:
+        statistics = {name: torch.from_numpy(value) for name, value in reference.statistics.items()}
+        with atomic_path(path) as temporary:
+            save_file({**statistics, "sample": reference.sample}, temporary)
+    return reference
+
+
+def images_hash(images: Tensor) -> str:
+    """sha256 of the values of images."""
+    return hashlib.sha256(images.contiguous().numpy().data).hexdigest()
+
+
+def read_reference(path: Path, extractor: FeatureExtractor) -> Reference:
+    """The statistics in a .npz file: `mu` and `sigma`, as pytorch-fid, torch-fidelity and guided-diffusion (ADM) name them.
+
+    Other arrays of the file are passed over, pickled ones unread.
+
+    Raises:
+        MaskproError: no such file, or statistics of another number of features, or not finite, or no covariance.
+    """
+    try:
+        # Of the content: where a file is broken numpy leaves it open.
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
+            found = {name: archive[name].astype(np.float64) for name in ("mu", "sigma")}
+    except KeyError as error:
+        raise MaskproError(
+            f"reference_statistics {path} lacks {error.args[0].split()[0]}; allowed: mu and sigma"
+        ) from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise MaskproError(
+            f"reference_statistics {path} can't be read as a .npz file of numbers ({type(error).__name__}); allowed: one "
+            "with mu and sigma, as pytorch-fid, guided-diffusion or maskpro reference-statistics write it"
+        ) from error
+    mean, covariance = found["mu"], found["sigma"]
+    width = extractor.width
+    if mean.shape != (width,) or covariance.shape != (width, width):
+        raise MaskproError(
+            f"reference_statistics {path} holds mu {list(mean.shape)} and sigma {list(covariance.shape)}; allowed with the "
+            f"{width} features of {extractor.name}: [{width}] and [{width}, {width}]"
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise MaskproError(f"reference_statistics {path} holds values that are not finite; allowed: finite mu and sigma")
+    largest = np.abs(covariance).max()
+    if (np.diag(covariance) < 0).any() or np.abs(covariance - covariance.T).max() > _SYMMETRY * largest:
+        raise MaskproError(f"reference_statistics {path} holds a sigma that is no covariance; allowed: a symmetric one")
+    return Reference(statistics=found, sample=None)
+
+
+def write_reference(path: Path, reference: Reference) -> None:
+    """Write the statistics as a .npz file, which pytorch-fid and `read_reference` take; whole or not at all."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **reference.statistics)
