@@ -43,7 +43,7 @@ def test_images_are_split_as_the_workload_splits_them(tmp_path, splits, capsys):
     training = DenoiserTraining(
         network,
         DDPMScheduler(),
-        torch.zeros(4, 3, 32, 32, dtype=torch.uint8),
+        torch.zeros(4, 3, 8, 8, dtype=torch.uint8),
         batch_size=2,
         seed=0,
         device=CPU,
@@ -53,7 +53,7 @@ def test_images_are_split_as_the_workload_splits_them(tmp_path, splits, capsys):
     export(training, DDPMScheduler(), "tiny", model)
     expected = open_workload("cifar10", model=str(model), data=folder).images
     for _ in range(2):  # decoded, then from the cache
-        found = load_images(folder, tmp_path / "work")
+        found = load_images(folder, tmp_path / "work", size=8)
         for split in ("train", "validation", "test"):
             torch.testing.assert_close(found.images[split], expected[split], rtol=0, atol=0)
             assert len(found.labels[split]) == len(expected[split])
@@ -112,7 +112,7 @@ def test_without_a_gpu_only_a_rehearsal_is_run():
 
 
 def make_training():
-    images = torch.randint(256, (32, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    images = torch.randint(256, (32, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     return DenoiserTraining(
         make_network("tiny", seed=0),
         DDPMScheduler(),

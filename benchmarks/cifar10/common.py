@@ -28,7 +28,8 @@ from maskpro.files import atomic_folder, atomic_path, write_text
 from maskpro.precision import Precision
 
 ROOT = Path(__file__).parents[2]
-SIZE = 32
+# Of an image's side; a rehearsal's are made smaller, as the workload makes them, to the side of its network.
+SIZE, TINY_SIZE = 32, 8
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 _SPLITS = ("train", "validation", "test")
 # Of --tiny without --images.
@@ -111,7 +112,7 @@ def image_folder(images: Sequence[Path] | None, work: Path, *, tiny: bool) -> Pa
     if not images:
         if not tiny:
             raise MaskproError("images is missing; allowed: zip files or a folder of CIFAR-10 (--images), or --tiny")
-        return _made_up(work / "made_up_images")
+        return made_up_images(work / "made_up_images")
     for path in images:
         if not path.exists():
             raise MaskproError(f"images holds {path}, which is not there; allowed: zip files or one folder")
@@ -148,8 +149,8 @@ def _top(folder: Path) -> Path:
     return next((path.parent for path in sorted(folder.glob("*/train"))), folder)
 
 
-def _made_up(folder: Path) -> Path:
-    """A few images of noise around a colour per class."""
+def made_up_images(folder: Path) -> Path:
+    """A few images of noise around a colour per class, in train/ and test/."""
     from torchvision.transforms.v2.functional import to_pil_image
 
     if folder.is_dir():
@@ -166,18 +167,18 @@ def _made_up(folder: Path) -> Path:
     return folder
 
 
-def load_images(folder: Path, work: Path) -> LabelledImages:
-    """The images of a folder, decoded once and then kept in `work/images.safetensors`.
+def load_images(folder: Path, work: Path, *, size: int = SIZE) -> LabelledImages:
+    """The images of a folder, of `size` pixels a side, decoded once and then kept in `work/images_<size>.safetensors`.
 
     Raises:
         MaskproError: an image can't be read, or there are too few.
     """
-    cache = work / "images.safetensors"
+    cache = work / f"images_{size}.safetensors"
     kept = _kept(cache, str(folder.absolute()))
     if kept is not None:
         return kept
     started = time.monotonic()
-    parts = _torchvision(folder) if (folder / "cifar-10-batches-py").is_dir() else _folders(folder)
+    parts = _torchvision(folder, size) if (folder / "cifar-10-batches-py").is_dir() else _folders(folder, size)
     images = {split: part[0].contiguous() for split, part in parts.items()}
     labels = {split: part[1] for split, part in parts.items()}
     if len(torch.cat([*labels.values()]).unique()) < 2:
@@ -205,9 +206,11 @@ def _kept(cache: Path, source: str) -> LabelledImages | None:
 Part = tuple[Tensor, Tensor]
 
 
-def _torchvision(folder: Path) -> dict[str, Part]:
+def _torchvision(folder: Path, size: int) -> dict[str, Part]:
     from torchvision.datasets import CIFAR10
 
+    if size != SIZE:
+        raise MaskproError(f"images of {folder} are {SIZE} pixels wide, the network takes {size}; allowed: files of images")
     try:
         sets = [CIFAR10(str(folder), train=train) for train in (True, False)]
     except (RuntimeError, OSError) as error:
@@ -217,12 +220,12 @@ def _torchvision(folder: Path) -> dict[str, Part]:
     return {"train": rest, "validation": validation, "test": test}
 
 
-def _folders(folder: Path) -> dict[str, Part]:
+def _folders(folder: Path, size: int) -> dict[str, Part]:
     if (folder / "train").is_dir() and (folder / "test").is_dir():
-        train, test = (_read(folder / name) for name in ("train", "test"))
+        train, test = (_read(folder / name, size) for name in ("train", "test"))
         rest, validation = _split(train, max(1, len(train[0]) // 10))
         return {"train": rest, "validation": validation, "test": test}
-    every = _read(folder)
+    every = _read(folder, size)
     if len(every[0]) < 10:
         raise MaskproError(f"{len(every[0])} images below {folder}; at least 10 are needed (--images)")
     say(f"{folder} has no test/ beside train/: a tenth of its images is split off as test images, a tenth for validation")
@@ -239,7 +242,7 @@ def _split(part: Part, validation: int) -> tuple[Part, Part]:
     return (images[rest], labels[rest]), (images[held_out], labels[held_out])
 
 
-def _read(root: Path) -> Part:
+def _read(root: Path, size: int) -> Part:
     from PIL import Image
     from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
 
@@ -249,8 +252,8 @@ def _read(root: Path) -> Part:
                 image = pil_to_tensor(opened.convert("RGB"))
         except OSError as error:
             raise MaskproError(f"{path} is not a readable image; remove it (--images)") from error
-        if image.shape[-2:] != (SIZE, SIZE):
-            image = center_crop(resize(image, [SIZE], antialias=True), [SIZE, SIZE])
+        if image.shape[-2:] != (size, size):
+            image = center_crop(resize(image, [size], antialias=True), [size, size])
         return image
 
     paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES)

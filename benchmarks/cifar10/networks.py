@@ -13,7 +13,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.cifar10.common import say
+from benchmarks.cifar10.common import TINY_SIZE, say
 from benchmarks.step_cost import CIFAR10_UNET
 from maskpro.data import to_model_range
 from maskpro.graphs import GraphedPass
@@ -30,7 +30,9 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "12m": {"block_out_channels": (64, 128, 160, 160)},  # 11,902,787 parameters, 22.7 MiB in float16
     "12m-deep": {"block_out_channels": (64, 128, 128, 128), "layers_per_block": 3},  # 11,824,323
     "9m": {"block_out_channels": (64, 128, 128, 128)},  # 8,952,067
-    "tiny": {**_SHORT, "block_out_channels": (4, 8)},  # 11,767: rehearsals on a CPU
+    # 11,767: rehearsals on a CPU, of images made smaller and of whole ones.
+    "tiny": {**_SHORT, "block_out_channels": (4, 8), "sample_size": TINY_SIZE},
+    "tiny-32": {**_SHORT, "block_out_channels": (4, 8)},
 }
 
 PEAK_LR = 8e-4  # at batch 256; Karras et al. 2022 (table 7) take 1e-3 at batch 512

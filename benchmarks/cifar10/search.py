@@ -64,6 +64,7 @@ _START_SECONDS, _EVALUATION_SHARE = 60.0, 0.25
 _USED = 0.5
 _KILL_AT = 0.4  # of the samples that all trials are expected to use
 _LEFT = ("final_evaluation.json", "trials.csv", "report.md")
+_TINY_SPACE = Path(__file__).parent / "tiny_space.py"
 _GRIDS = ("dense", "initial", "learned")
 
 
@@ -199,7 +200,7 @@ class Job:
         if not self._tiny:
             share = ["--gpus-per-trial", str(1 / self._trials_per_gpu)]
         options = {
-            "space": "search_spaces/default.py",
+            "space": str(_TINY_SPACE if self._tiny else ROOT / "search_spaces" / "default.py"),
             "workload": "cifar10",
             **inputs,
             "results-dir": str(self._results.absolute()),
@@ -210,8 +211,6 @@ class Job:
             "sampling-steps": str(plan.sampling_steps),
             "sampling-precision": plan.sampling_precision,
         }
-        if plan.num_trials < 6:
-            options["seed-points"] = ",".join(["6", "2", "3"][: plan.num_trials])
         named = [part for name, value in options.items() for part in (f"--{name}", value)]
         return [sys.executable, str(ROOT / "tune_main.py"), *named, *share]
 

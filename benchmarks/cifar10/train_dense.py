@@ -192,17 +192,17 @@ def main(
     if folder.exists() and not measure_only:
         say(f"{folder} is there already: nothing is left to be done (remove it to train another one)")
         return
-    data = load_images(image_folder(images, work, tiny=tiny), work)
+    first = make_network(name, seed=seed)
+    data = load_images(image_folder(images, work, tiny=tiny), work, size=first.config["sample_size"])
     compiled = compile and device.type == "cuda"
     if measure_only:
-        names = [network] if network else ["tiny"] if tiny else [one for one in NETWORKS if one != "tiny"]
+        names = [name] if network or tiny else [one for one in NETWORKS if not one.startswith("tiny")]
         rows = measure(data.images["train"], names, device=device, compiled=compiled, tiny=tiny)
         notes = [f"`{command_line()}`, {today()}, {describe_device(device)}."]
         write_section(work, "dense_speed", markdown("Training steps of the dense network", notes, rows))
         return
     scheduler = DDPMScheduler(num_train_timesteps=1000)
     precision = choose_precision(device)
-    first = make_network(name, seed=seed)
     if start is not None:
         first.load_state_dict(_weights(start, name))
     say(f"network {name}: {count_parameters(first):,} parameters; batch {count}, {precision}, {minutes} minutes")
@@ -266,7 +266,8 @@ def _weights(start: str, name: str) -> dict[str, Tensor]:
 def _samples(folder: Path, work: Path, device: torch.device, *, tiny: bool) -> None:
     model, scheduler = load_diffusion_model(str(folder))
     steps, count = (4, 4) if tiny else (100, 64)
-    plan = SamplingPlan(scheduler=scheduler, shape=(3, 32, 32), steps=steps, seed=GENERATION_SEED, batch_size=count)
+    side = model.config["sample_size"]
+    plan = SamplingPlan(scheduler=scheduler, shape=(3, side, side), steps=steps, seed=GENERATION_SEED, batch_size=count)
     save_grid(plan.images(model.to(device), range(count)), work / "report" / "samples_dense.png")
 
 

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.cifar10.common import (
+    SIZE,
+    TINY_SIZE,
     WORK,
     ImagesOption,
     LabelledImages,
@@ -211,7 +213,7 @@ def main(
     if path.is_file() and path.with_suffix(".json").is_file():
         say(f"{path} is there already: nothing is left to be done (remove it to train another one)")
         return
-    data = load_images(image_folder(images, work, tiny=tiny), work)
+    data = load_images(image_folder(images, work, tiny=tiny), work, size=TINY_SIZE if tiny else SIZE)
     if not data.labels:
         raise MaskproError(f"images of {data.source} have no classes; allowed: a folder per class, or cifar-10-batches-py")
     classes = int(torch.cat([*data.labels.values()]).max()) + 1
