@@ -171,9 +171,10 @@ def time_line(events: Rows) -> list[dict[str, Any]]:
 
 def _phases(rows: list[dict[str, Any]]) -> dict[str, Any]:
     begun, ends = rows[0]["time"], {}
-    history = [row["time"] for row in rows if row["kind"] in ("trial", "go_on", "report", "checkpoint", "error")]
+    # Of a trial; the driver's own lines name none, and its last, "report", is not a trial's.
+    history = [row["time"] for row in rows if row.get("trial") is not None]
     for row in rows:
-        # A trial that goes on counts as one that starts; a driver's line "report" comes after its "results".
+        # A trial that goes on counts as one that starts.
         kind = {"go_on": "trial"}.get(row["kind"], row["kind"])
         if kind != "report" or row.get("trial") is not None:
             ends.setdefault(kind, row["time"])

@@ -176,7 +176,7 @@ def main(
     start: Annotated[str | None, typer.Option(help="Diffusers folder whose weights the training starts from.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step; default: 256, or 16 with --tiny.")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="End after so many, though there is time.")] = None,
-    save_seconds: Annotated[float, typer.Option(help="Between two checkpoints.")] = 20.0,
+    save_seconds: Annotated[float, typer.Option(help="Between two checkpoints.")] = 30.0,
     compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Let torch compile the network.")] = True,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of the first weights and of the steps.")] = 0,
     measure_only: Annotated[bool, typer.Option("--measure", help="Time the networks' steps and end.")] = False,
