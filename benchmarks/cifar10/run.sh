@@ -2,7 +2,7 @@
 # The stages of this folder in their order, each for so many minutes; what there is already is gone on with or left alone.
 #
 #   bash benchmarks/cifar10/run.sh OUT STAGE=MINUTES ... [-- IMAGES ...]
-#   bash benchmarks/cifar10/run.sh results dense=6 features=1 search=3.5 methods=2.5 check=2 -- train-1.zip train-2.zip test.zip
+#   bash benchmarks/cifar10/run.sh results dense=5 features=0.7 search=3.5 methods=2 check=1.5 -- train-1.zip train-2.zip test.zip
 #   bash benchmarks/cifar10/run.sh results --tiny [-- IMAGES ...]              # a rehearsal of all but `check` on a CPU
 #
 # OUT gets, after each stage, results.tar.gz (tables, time lines, grids, records, features, logs) and the network in parts
