@@ -10,8 +10,10 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torchvision.transforms.v2.functional import to_pil_image
 
 from benchmarks import mask_quality
-from benchmarks.cifar10.common import choose_device, image_folder, load_images
-from benchmarks.cifar10.networks import DenoiserTraining, ema_decay, learning_rate, make_network
+from benchmarks.cifar10 import train_dense
+from benchmarks.cifar10.common import choose_device, image_folder, workload_images
+from benchmarks.cifar10.labelled import labelled_images
+from benchmarks.cifar10.networks import DenoiserTraining, ema_decay, learning_rate, load_network, make_network
 from benchmarks.cifar10.search import make_plan
 from benchmarks.cifar10.time_line import spent, time_line
 from benchmarks.cifar10.train_dense import export
@@ -20,7 +22,7 @@ from benchmarks.cifar10.train_features import export as export_features
 from benchmarks.mask_methods import LEARNED, Job, Setting, last_shortcuts
 from benchmarks.resumable import Deadline, Rows
 from maskpro.errors import MaskproError
-from maskpro.workloads import load_diffusion_model, open_workload
+from maskpro.workloads import open_workload
 
 
 def write_images(folder, splits, count=12):
@@ -35,41 +37,34 @@ def write_images(folder, splits, count=12):
 
 
 @pytest.mark.parametrize("splits", [("train", "test"), ("train",)], ids=str)
-def test_images_are_split_as_the_workload_splits_them(tmp_path, splits, capsys):
+def test_images_are_the_workload_s(tmp_path, splits, capsys):
     folder = write_images(tmp_path / "images", splits)
     model = tmp_path / "model"
     model.mkdir()
-    network = make_network("tiny", seed=0)
-    training = DenoiserTraining(
-        network,
-        DDPMScheduler(),
-        torch.zeros(4, 3, 8, 8, dtype=torch.uint8),
-        batch_size=2,
-        seed=0,
-        device=CPU,
-        precision="float32",
-        compiled=False,
-    )
-    export(training, DDPMScheduler(), "tiny", model)
+    export(make_training(), DDPMScheduler(), "tiny", model)
     expected = open_workload("cifar10", model=str(model), data=folder).images
-    for _ in range(2):  # decoded, then from the cache
-        found = load_images(folder, tmp_path / "work", size=8)
+    for _ in range(2):  # read, then from the cache
+        found = workload_images(folder, tmp_path / "work", make_network("tiny", seed=0))
         for split in ("train", "validation", "test"):
-            torch.testing.assert_close(found.images[split], expected[split], rtol=0, atol=0)
-            assert len(found.labels[split]) == len(expected[split])
-    assert ("no test/" in capsys.readouterr().out) == (splits == ("train",))
+            torch.testing.assert_close(found[split], expected[split], rtol=0, atol=0)
+    said = capsys.readouterr().out
+    assert ("no test/" in said) == (splits == ("train",))
+    assert said.count("read ") == 1
 
 
-def test_labels_are_the_folders(tmp_path):
+@pytest.mark.parametrize("splits", [("train", "test"), ("train",)], ids=str)
+def test_labels_are_the_folders(tmp_path, splits):
     folder = tmp_path / "images"
-    for split in ("train", "test"):
+    for split in splits:
         for label, value in enumerate((10, 200)):
-            for number in range(8):
+            for number in range(15):
                 path = folder / split / f"class{label}" / f"{number}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 to_pil_image(torch.full((3, 32, 32), value, dtype=torch.uint8)).save(path)
-    found = load_images(folder, tmp_path / "work")
+    found = labelled_images(folder, tmp_path / "work")
+    assert sum(map(len, found.images.values())) == 30 * len(splits)
     for split, images in found.images.items():
+        assert len(images) >= 3
         assert (images[:, 0, 0, 0] > 100).long().tolist() == found.labels[split].tolist()
 
 
@@ -168,10 +163,21 @@ def test_the_folder_holds_the_averaged_weights_rounded_to_float16(tmp_path):
     training = make_training()
     training.step(0.5)
     export(training, DDPMScheduler(), "tiny", tmp_path)
-    model, _ = load_diffusion_model(str(tmp_path))
-    found = dict(model.named_parameters())
+    images = write_images(tmp_path / "images", ("train", "test"))
+    found = dict(open_workload("cifar10", model=str(tmp_path), data=images).model.named_parameters())
     for name, value in training.averaged().items():
         assert found[name].dtype == torch.float32
+        torch.testing.assert_close(found[name], value.half().float(), rtol=0, atol=0)
+
+
+def test_a_large_network_is_written_in_shards_that_load_as_the_same_float32(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_dense, "_SHARD", "10KB")
+    training = make_training()
+    export(training, DDPMScheduler(), "tiny", tmp_path)
+    shards = list((tmp_path / "unet").glob("*.safetensors"))
+    assert len(shards) > 1
+    found = dict(load_network(tmp_path)[0].named_parameters())
+    for name, value in training.averaged().items():
         torch.testing.assert_close(found[name], value.half().float(), rtol=0, atol=0)
 
 

@@ -6,31 +6,32 @@ import datetime
 import json
 import shlex
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
 import torch
 import typer
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.report import hardware_line
-from maskpro.data import split_images
 from maskpro.errors import MaskproError
 from maskpro.files import atomic_folder, atomic_path, write_text
 from maskpro.precision import Precision
+from maskpro.workloads import open_workload
 
 ROOT = Path(__file__).parents[2]
 # Of an image's side; a rehearsal's are made smaller, as the workload makes them, to the side of its network.
 SIZE, TINY_SIZE = 32, 8
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 _SPLITS = ("train", "validation", "test")
 # Of --tiny without --images.
 _MADE_UP_CLASSES, _MADE_UP_PER_CLASS = 4, 24
@@ -87,20 +88,6 @@ def command_line() -> str:
 def today() -> str:
     """The date, as records have it."""
     return datetime.date.today().isoformat()
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelledImages:
-    """Images uint8 `[count, 3, 32, 32]` by split, with labels `[count]`, split as the workload `cifar10` splits them.
-
-    Attributes:
-        labels: empty where the images are in no folders per class.
-        source: where they came from.
-    """
-
-    images: dict[str, Tensor]
-    labels: dict[str, Tensor] = field(default_factory=dict)
-    source: str
 
 
 def image_folder(images: Sequence[Path] | None, work: Path, *, tiny: bool) -> Path:
@@ -167,102 +154,47 @@ def made_up_images(folder: Path) -> Path:
     return folder
 
 
-def load_images(folder: Path, work: Path, *, size: int = SIZE) -> LabelledImages:
-    """The images of a folder, of `size` pixels a side, decoded once and then kept in `work/images_<size>.safetensors`.
+def workload_images(folder: Path, work: Path, network: UNet2DModel) -> dict[str, Tensor]:
+    """Images uint8 `[count, 3, H, W]` by split, as the workload `cifar10` reads and splits them for a network.
+
+    They are kept in `work/images_<side>.safetensors`, for every later call.
 
     Raises:
         MaskproError: an image can't be read, or there are too few.
     """
-    cache = work / f"images_{size}.safetensors"
-    kept = _kept(cache, str(folder.absolute()))
+    cache = work / f"images_{network.config['sample_size']}.safetensors"
+    source = str(folder.absolute())
+    kept = read_kept(cache, source)
     if kept is not None:
         return kept
     started = time.monotonic()
-    parts = _torchvision(folder, size) if (folder / "cifar-10-batches-py").is_dir() else _folders(folder, size)
-    images = {split: part[0].contiguous() for split, part in parts.items()}
-    labels = {split: part[1] for split, part in parts.items()}
-    if len(torch.cat([*labels.values()]).unique()) < 2:
-        labels = {}
-    tensors = images | {f"{split}_labels": part.contiguous() for split, part in labels.items()}
+    with tempfile.TemporaryDirectory() as model:
+        DDPMPipeline(unet=network, scheduler=DDPMScheduler(num_train_timesteps=1000)).save_pretrained(model)
+        splits = open_workload("cifar10", model=model, data=folder).images
+    images = {split: getattr(splits, split).contiguous() for split in _SPLITS}
+    counts = ", ".join(f"{len(part):,} {split}" for split, part in images.items())
+    if not (folder / "test").is_dir() and not (folder / "cifar-10-batches-py").is_dir():
+        say(f"{folder} has no test/: its test images are split off the others")
+    say(f"read {counts} images in {time.monotonic() - started:.0f} s")
+    keep(cache, images, source)
+    return images
+
+
+def keep(cache: Path, tensors: dict[str, Tensor], source: str) -> None:
+    """Keep what was read from a source."""
     with atomic_path(cache) as temporary:
-        save_file(tensors, temporary, metadata={"source": str(folder.absolute())})
-    count = sum(map(len, images.values()))
-    say(f"decoded {count:,} images in {time.monotonic() - started:.0f} s")
-    return LabelledImages(images=images, labels=labels, source=str(folder))
+        save_file(tensors, temporary, metadata={"source": source})
 
 
-def _kept(cache: Path, source: str) -> LabelledImages | None:
+def read_kept(cache: Path, source: str) -> dict[str, Tensor] | None:
+    """What `keep` kept, if it is whole and of that source."""
     try:
         with safe_open(cache, "pt") as file:
             if (file.metadata() or {}).get("source") != source:
                 return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     except (OSError, SafetensorError):
         return None
-    labels = {split: tensors[f"{split}_labels"] for split in _SPLITS if f"{split}_labels" in tensors}
-    return LabelledImages(images={split: tensors[split] for split in _SPLITS}, labels=labels, source=source)
-
-
-Part = tuple[Tensor, Tensor]
-
-
-def _torchvision(folder: Path, size: int) -> dict[str, Part]:
-    from torchvision.datasets import CIFAR10
-
-    if size != SIZE:
-        raise MaskproError(f"images of {folder} are {SIZE} pixels wide, the network takes {size}; allowed: files of images")
-    try:
-        sets = [CIFAR10(str(folder), train=train) for train in (True, False)]
-    except (RuntimeError, OSError) as error:
-        raise MaskproError(f"images of {folder} can't be read ({error}); allowed: torchvision's CIFAR-10") from error
-    train, test = ((torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets)) for part in sets)
-    rest, validation = _split(train, 5000)
-    return {"train": rest, "validation": validation, "test": test}
-
-
-def _folders(folder: Path, size: int) -> dict[str, Part]:
-    if (folder / "train").is_dir() and (folder / "test").is_dir():
-        train, test = (_read(folder / name, size) for name in ("train", "test"))
-        rest, validation = _split(train, max(1, len(train[0]) // 10))
-        return {"train": rest, "validation": validation, "test": test}
-    every = _read(folder, size)
-    if len(every[0]) < 10:
-        raise MaskproError(f"{len(every[0])} images below {folder}; at least 10 are needed (--images)")
-    say(f"{folder} has no test/ beside train/: a tenth of its images is split off as test images, a tenth for validation")
-    rest, held_out = _split(every, 2 * (len(every[0]) // 10))
-    half = len(held_out[0]) // 2
-    validation, test = ((held_out[0][part], held_out[1][part]) for part in (slice(half), slice(half, None)))
-    return {"train": rest, "validation": validation, "test": test}
-
-
-def _split(part: Part, validation: int) -> tuple[Part, Part]:
-    """As the workload splits its images, so that the dense network has never seen what the search calls held out."""
-    images, labels = part
-    rest, held_out = split_images(torch.arange(len(images)), validation=validation, seed=0)
-    return (images[rest], labels[rest]), (images[held_out], labels[held_out])
-
-
-def _read(root: Path, size: int) -> Part:
-    from PIL import Image
-    from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
-
-    def read(path: Path) -> Tensor:
-        try:
-            with Image.open(path) as opened:
-                image = pil_to_tensor(opened.convert("RGB"))
-        except OSError as error:
-            raise MaskproError(f"{path} is not a readable image; remove it (--images)") from error
-        if image.shape[-2:] != (size, size):
-            image = center_crop(resize(image, [size], antialias=True), [size, size])
-        return image
-
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES)
-    if not paths:
-        raise MaskproError(f"no images below {root}; allowed: {', '.join(sorted(_SUFFIXES))} (--images)")
-    with ThreadPoolExecutor() as pool:
-        images = torch.stack(list(pool.map(read, paths, chunksize=64)))
-    names = {name: number for number, name in enumerate(sorted({path.parent.name for path in paths}))}
-    return images, torch.tensor([names[path.parent.name] for path in paths])
 
 
 def markdown(title: str, notes: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,6 +49,12 @@ def make_network(name: str, *, seed: int) -> UNet2DModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return UNet2DModel(**{**CIFAR10_UNET, **NETWORKS[name]})
+
+
+def load_network(folder: str | Path) -> tuple[UNet2DModel, DDPMScheduler]:
+    """The network (float32, frozen, evaluation mode) and noise schedule of a diffusers folder."""
+    network = UNet2DModel.from_pretrained(folder, subfolder="unet", low_cpu_mem_usage=False)
+    return network.eval().requires_grad_(False), DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
 
 
 def count_parameters(network: nn.Module) -> int:

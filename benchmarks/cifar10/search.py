@@ -41,6 +41,7 @@ from benchmarks.cifar10.common import (
     today,
     write_section,
 )
+from benchmarks.cifar10.networks import load_network
 from benchmarks.cifar10.time_line import run_watched, spent, time_line, was_killed
 from benchmarks.cifar10.train_features import FEATURES_FILE
 from benchmarks.resumable import Rows
@@ -54,7 +55,6 @@ from maskpro.pattern import NMPattern
 from maskpro.precision import Precision, autocast
 from maskpro.trainer import MaskTrainer, TrainerConfig
 from maskpro.tuning.history import EVALUATION_FILE, HISTORY_FILE
-from maskpro.workloads import load_diffusion_model
 
 # Batch sizes at which a trial's speed is measured; the space's own lie between them.
 _BATCHES = (8, 64)
@@ -102,7 +102,7 @@ def make_plan(seconds: float, rates: tuple[float, float], precision: Precision) 
 def measure_rates(model: str, precision: Precision) -> tuple[float, float]:
     """Samples a second of a trial's training (the default space's settings), and passes a second of the network."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dense, scheduler = load_diffusion_model(model)
+    dense, scheduler = load_network(model)
     dense = dense.to(device)
     pictures = torch.zeros(256, 3, 32, 32, dtype=torch.uint8)
     objective = DiffusionObjective(scheduler, pictures, seed=0, device=device)

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
@@ -32,13 +33,13 @@ from benchmarks.cifar10.common import (
     command_line,
     describe_device,
     image_folder,
-    load_images,
     markdown,
     say,
     today,
+    workload_images,
     write_section,
 )
-from benchmarks.cifar10.networks import NETWORKS, DenoiserTraining, count_parameters, make_network
+from benchmarks.cifar10.networks import NETWORKS, DenoiserTraining, count_parameters, load_network, make_network
 from benchmarks.resumable import Deadline
 from maskpro.cli import run_command
 from maskpro.errors import MaskproError
@@ -47,7 +48,7 @@ from maskpro.evaluation.sampling import SamplingPlan, save_grid
 from maskpro.files import atomic_folder, atomic_path, write_json, write_text
 from maskpro.objectives import HeldOutSamples
 from maskpro.objectives.diffusion import DiffusionObjective
-from maskpro.workloads import TEST_SEED, VALIDATION_SEED, load_diffusion_model, save_pipeline
+from maskpro.workloads import TEST_SEED, VALIDATION_SEED
 
 _SHARD = "12MB"
 # Kept for the held-out losses, the samples and the folder: seconds, and at most that share of the time.
@@ -89,7 +90,7 @@ def save_checkpoint(training: DenoiserTraining, deadline: Deadline, path: Path) 
 
 def held_out_losses(folder: Path, images: dict[str, Tensor], device: torch.device, samples: int) -> dict[str, float]:
     """Loss of the network in a folder on validation and test images, with the workload's own noise."""
-    model, scheduler = load_diffusion_model(str(folder))
+    model, scheduler = load_network(folder)
     seeds = {"validation": VALIDATION_SEED, "test": TEST_SEED}
     return {
         split: HeldOutSamples(
@@ -104,10 +105,7 @@ def export(training: DenoiserTraining, scheduler: DDPMScheduler, network: str, f
     model = make_network(network, seed=0)
     model.load_state_dict(training.averaged())
     model = model.half().eval()
-    save_pipeline(folder, model, scheduler)
-    for whole in (folder / "unet").glob("*.safetensors"):
-        whole.unlink()
-    model.save_pretrained(folder / "unet", max_shard_size=_SHARD)
+    DDPMPipeline(unet=model, scheduler=scheduler).save_pretrained(folder, max_shard_size=_SHARD)
     write_json(folder / "weights.json", {"ema": True})
 
 
@@ -193,11 +191,12 @@ def main(
         say(f"{folder} is there already: nothing is left to be done (remove it to train another one)")
         return
     first = make_network(name, seed=seed)
-    data = load_images(image_folder(images, work, tiny=tiny), work, size=first.config["sample_size"])
+    place = image_folder(images, work, tiny=tiny)
+    data = workload_images(place, work, first)
     compiled = compile and device.type == "cuda"
     if measure_only:
         names = [name] if network or tiny else [one for one in NETWORKS if not one.startswith("tiny")]
-        rows = measure(data.images["train"], names, device=device, compiled=compiled, tiny=tiny)
+        rows = measure(data["train"], names, device=device, compiled=compiled, tiny=tiny)
         notes = [f"`{command_line()}`, {today()}, {describe_device(device)}."]
         write_section(work, "dense_speed", markdown("Training steps of the dense network", notes, rows))
         return
@@ -214,7 +213,7 @@ def main(
     training = DenoiserTraining(
         first,
         scheduler,
-        data.images["train"],
+        data["train"],
         batch_size=count,
         seed=seed,
         device=device,
@@ -243,9 +242,9 @@ def main(
             "command": command_line(),
             "device": describe_device(device),
             "date": today(),
-            "data": data.source,
-            "num_images": {split: len(part) for split, part in data.images.items()},
-            "losses": held_out_losses(made, data.images, device, 64 if tiny else 4096),
+            "data": ", ".join(path.name for path in images or [place]),
+            "num_images": {split: len(part) for split, part in data.items()},
+            "losses": held_out_losses(made, data, device, 64 if tiny else 4096),
         }
         write_json(made / "training.json", record)
         write_text(made / "README.md", _readme(record))
@@ -255,7 +254,7 @@ def main(
 
 
 def _weights(start: str, name: str) -> dict[str, Tensor]:
-    model, _ = load_diffusion_model(start)
+    model, _ = load_network(start)
     expected = make_network(name, seed=0).state_dict()
     found = model.state_dict()
     if {key: value.shape for key, value in found.items()} != {key: value.shape for key, value in expected.items()}:
@@ -264,7 +263,7 @@ def _weights(start: str, name: str) -> dict[str, Tensor]:
 
 
 def _samples(folder: Path, work: Path, device: torch.device, *, tiny: bool) -> None:
-    model, scheduler = load_diffusion_model(str(folder))
+    model, scheduler = load_network(folder)
     steps, count = (4, 4) if tiny else (100, 64)
     side = model.config["sample_size"]
     plan = SamplingPlan(scheduler=scheduler, shape=(3, side, side), steps=steps, seed=GENERATION_SEED, batch_size=count)

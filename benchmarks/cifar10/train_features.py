@@ -22,7 +22,6 @@ from benchmarks.cifar10.common import (
     TINY_SIZE,
     WORK,
     ImagesOption,
-    LabelledImages,
     MinutesOption,
     TinyOption,
     WorkOption,
@@ -31,15 +30,14 @@ from benchmarks.cifar10.common import (
     command_line,
     describe_device,
     image_folder,
-    load_images,
     markdown,
     say,
     today,
     write_section,
 )
+from benchmarks.cifar10.labelled import LabelledImages, labelled_images
 from benchmarks.resumable import Deadline
 from maskpro.cli import run_command
-from maskpro.errors import MaskproError
 from maskpro.files import atomic_path, write_json
 from maskpro.precision import Precision, autocast
 
@@ -213,9 +211,7 @@ def main(
     if path.is_file() and path.with_suffix(".json").is_file():
         say(f"{path} is there already: nothing is left to be done (remove it to train another one)")
         return
-    data = load_images(image_folder(images, work, tiny=tiny), work, size=TINY_SIZE if tiny else SIZE)
-    if not data.labels:
-        raise MaskproError(f"images of {data.source} have no classes; allowed: a folder per class, or cifar-10-batches-py")
+    data = labelled_images(image_folder(images, work, tiny=tiny), work, size=TINY_SIZE if tiny else SIZE)
     classes = int(torch.cat([*data.labels.values()]).max()) + 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
