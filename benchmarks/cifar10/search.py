@@ -187,7 +187,7 @@ class Job:
             elif not self.is_done:
                 raise MaskproError(
                     f"the search {self.folder} ended with status {status} after {spent(self.events):.0f} s of "
-                    f"{seconds:.0f}; allowed: the same command again with more --minutes, which goes on with it"
+                    f"{seconds:.0f}; allowed: the same command again, with more --minutes where they ran out: it goes on"
                 )
 
     @staticmethod
