@@ -10,7 +10,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torchvision.transforms.v2.functional import to_pil_image
 
 from benchmarks import mask_quality
-from benchmarks.cifar10 import train_dense
+from benchmarks.cifar10 import train_dense, train_features
 from benchmarks.cifar10.common import choose_device, image_folder, workload_images
 from benchmarks.cifar10.labelled import labelled_images
 from benchmarks.cifar10.networks import DenoiserTraining, ema_decay, learning_rate, load_network, make_network
@@ -157,6 +157,17 @@ def test_the_learning_rate_rises_and_ends_at_zero():
     assert max(rates) == pytest.approx(1.0)
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert rates[-1] == pytest.approx(0.0)
+
+
+def test_a_network_that_had_no_time_for_a_step_is_not_written(tmp_path):
+    images = write_images(tmp_path / "images", ("train", "test"))
+    with pytest.raises(MaskproError, match="went by before the first step"):
+        train_dense.main(images=[images], work=tmp_path / "work", minutes=1e-4, tiny=True)
+    assert not (tmp_path / "work" / "ddpm_cifar10_small").exists()
+    assert not (tmp_path / "work" / "train_dense.pt").exists()
+    with pytest.raises(MaskproError, match="went by before the first step"):
+        train_features.main(images=[images], work=tmp_path / "work", minutes=1e-4, tiny=True)
+    assert not (tmp_path / "work" / "features.pt").exists()
 
 
 def test_the_folder_holds_the_averaged_weights_rounded_to_float16(tmp_path):

@@ -79,6 +79,14 @@ def describe_device(device: torch.device) -> str:
     return f"{place}, torch {torch.__version__}"
 
 
+def no_time(minutes: float) -> MaskproError:
+    """What is wrong where a training has taken no step."""
+    return MaskproError(
+        f"minutes is {minutes:.2g}, which went by before the first step; allowed: more, or the same command again, now that "
+        "the images are read"
+    )
+
+
 def command_line() -> str:
     """The command that runs, as it can be typed again."""
     module = getattr(sys.modules["__main__"], "__spec__", None)

@@ -34,6 +34,7 @@ from benchmarks.cifar10.common import (
     describe_device,
     image_folder,
     markdown,
+    no_time,
     say,
     today,
     workload_images,
@@ -79,7 +80,8 @@ def train(
             if now - saved >= save_seconds:
                 save_checkpoint(training, deadline, checkpoint)
                 saved = deadline.spent
-    save_checkpoint(training, deadline, checkpoint)
+    if training.steps:
+        save_checkpoint(training, deadline, checkpoint)
 
 
 def save_checkpoint(training: DenoiserTraining, deadline: Deadline, path: Path) -> None:
@@ -227,6 +229,8 @@ def main(
             raise MaskproError(f"{checkpoint} is of another network than {name}; remove it to train anew") from error
         say(f"goes on at step {training.steps:,}, after {kept['spent']:.0f} s")
     train(training, deadline, checkpoint, save_seconds=save_seconds, max_steps=max_steps)
+    if training.steps == 0:
+        raise no_time(minutes)
     with atomic_folder(folder) as made:
         export(training, scheduler, name, made)
         record = {

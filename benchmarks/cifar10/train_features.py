@@ -31,6 +31,7 @@ from benchmarks.cifar10.common import (
     describe_device,
     image_folder,
     markdown,
+    no_time,
     say,
     today,
     write_section,
@@ -169,7 +170,11 @@ class ClassifierTraining:
 
 
 def train(training: ClassifierTraining, deadline: Deadline, checkpoint: Path) -> None:
-    """Train until little time is left."""
+    """Train until little time is left.
+
+    Raises:
+        MaskproError: there was time for no step.
+    """
     until = deadline.seconds * (1 - _RESERVED_SHARE)
     shown = saved = deadline.spent
     while deadline.spent < until:
@@ -182,6 +187,8 @@ def train(training: ClassifierTraining, deadline: Deadline, checkpoint: Path) ->
             if now - saved >= 5:
                 training.save(checkpoint, deadline.spent)
                 saved = deadline.spent
+    if training.steps == 0:
+        raise no_time(deadline.seconds / 60)
     training.save(checkpoint, deadline.spent)
 
 
