@@ -82,8 +82,8 @@ def describe_device(device: torch.device) -> str:
 def no_time(minutes: float) -> MaskproError:
     """What is wrong where a training has taken no step."""
     return MaskproError(
-        f"minutes is {minutes:.2g}, which went by before the first step; allowed: more, or the same command again, now that "
-        "the images are read"
+        f"minutes is {minutes:.2g}, which went by before the first step; allowed: more, or the same command again (the "
+        "images are read now)"
     )
 
 
