@@ -4,6 +4,9 @@ python -m benchmarks.mask_quality             # the tables of RESULTS.md: 3 seed
 python -m benchmarks.mask_quality --quick     # a minute: one seed and little of everything, to see that it runs
 python -m benchmarks.mask_quality --workload cifar10 --model FOLDER --data FOLDER --device cuda --processes 1
 
+With --minutes it goes seed by seed and begins no mask that the time left would not see ended; with --rows what is done is
+kept in a file, and the same command goes on from it.
+
 A sample evaluation is one forward pass of one sample; a backward pass counts as two more. The teacher's outputs and the
 initial mask's losses cost one for each sample that they are computed for, once, and so do the samples that tell how often
 each part of the noise schedule is sampled. Seconds are those of learning, all this included, one thread a process, without
@@ -13,200 +16,32 @@ training keeps by its validation losses.
 
 from __future__ import annotations
 
-import copy
-import tempfile
+import json
 import time
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
-import torch
 import typer
-from torch import Tensor, nn
 
+from benchmarks.mask_methods import EARLY_EVALUATIONS, EVALUATIONS, LEARNED, ONE_SHOT, OURS, Job, Setting, run_job
 from benchmarks.report import hardware_line, print_table
+from benchmarks.resumable import Deadline, Rows
 from maskpro.cli import run_command
 from maskpro.errors import MaskproError
-from maskpro.evaluation.comparison import evaluate_models, recovery
-from maskpro.initial_masks import ONE_SHOT_SAMPLES, magnitude_mask, one_shot_mask
-from maskpro.masked_model import MaskedModel
-from maskpro.objectives import baseline_losses, teacher_outputs
-from maskpro.objectives.diffusion import PILOT_EVALUATIONS
-from maskpro.pattern import NMPattern
-from maskpro.trainer import MaskTrainer, TrainerConfig
-from maskpro.workloads import Workload, open_workload
+from maskpro.initial_masks import ONE_SHOT_SAMPLES
+from maskpro.precision import parse_precision
 
-# Sample evaluations of a learned mask, and of the early look at it, which is all that patterns after the first get.
-EVALUATIONS = 100_000
-EARLY_EVALUATIONS = 15_000
 # Of the policy gradients, as a share of that: 2,000 forward passes of 32 samples.
 _FORWARD_ONLY_SHARE = 64_000 / EVALUATIONS
 
-_VALIDATIONS = 20
-_ONE_SHOT = ("random", "magnitude", "wanda", "sparsegpt")
-
-LEARNED: dict[str, dict[str, Any]] = {
-    # The original's defaults.
-    "MaskPro (as published)": {
-        "estimator": "policy_gradient",
-        "target": "noise",
-        "raw_step": True,
-        "lr": 50.0,
-        "logits": 10.0,
-        "batch_size": 32,
-    },
-    # The last up block's shortcut convolutions alone, 0.8 % of the groups, which hold 0.7 of the recovery: one number a
-    # step tells too little of all layers.
-    "MaskPro (tuned)": {
-        "estimator": "policy_gradient",
-        "target": "teacher",
-        "timesteps": "importance",
-        "targets": ("up_blocks.1.resnets.0.conv_shortcut", "up_blocks.1.resnets.1.conv_shortcut"),
-        "masks_per_step": 32,
-        "lr": 24.0,
-        "lr_decay": "constant",
-        "logits": 4.0,
-        "batch_size": 2,
-    },
-    "MaskLLM-style": {
-        "estimator": "gumbel_softmax",
-        "target": "teacher",
-        "visits": 2,
-        "lr": 0.5,
-        "logits": 3.0,
-        "batch_size": 8,
-        "lr_decay": "cosine",
-    },
-    "maskpro (ours)": {
-        "estimator": "straight_through",
-        "target": "teacher",
-        "timesteps": "importance",
-        "visits": 2,
-        "lr": 2.0,
-        "logits": 5.0,
-        "magnitude_prior": 2.0,
-        "batch_size": 8,
-        "lr_decay": "cosine",
-    },
-}
-OURS = "maskpro (ours)"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One mask to be made and judged."""
-
-    method: str
-    pattern: str
-    seed: int
-    cost: str = "equal samples"
-    evaluations: int = EVALUATIONS
-    settings: dict[str, Any] = field(default_factory=dict)
-    frechet: bool = True
-
-
-def _open(name: str, *, model: str | None, data: Path | None, held_out: int | None) -> Workload:
-    opened = open_workload(name, model=model, data=data)
-    if held_out is None:
-        return opened
-    budgets = replace(opened.budgets, validation_samples=held_out, test_samples=held_out)
-    return replace(opened, budgets=budgets)
-
-
-def run_job(job: Job, open_: partial[Workload], device: str) -> dict[str, Any]:
-    """The row of one job."""
-    torch.set_num_threads(1)
-    workload, place = open_(), torch.device(device)
-    pattern = NMPattern.parse(job.pattern)
-    dense = workload.model.to(place)
-    settings = dict(job.settings)
-    targets = settings.pop("targets", ("all",))
-    masked = MaskedModel(copy.deepcopy(dense), pattern=pattern, layout="channel", targets=targets)
-    test = workload.held_out_samples("test", place)
-    magnitude = magnitude_mask(masked)
-    masks = {"dense": torch.ones_like(masked.mask), "initial": magnitude}
-    row: dict[str, Any] = {"method": job.method, "pattern": job.pattern, "seed": job.seed, "cost": job.cost}
-    if job.method in _ONE_SHOT:
-        started = time.monotonic()
-        objective = workload.training_objective(seed=job.seed, device=place)
-        mask = one_shot_mask(masked, job.method, objective=objective, generator=torch.Generator().manual_seed(job.seed))
-        row |= {
-            "seconds": time.monotonic() - started,
-            "evaluations": ONE_SHOT_SAMPLES if job.method in ("wanda", "sparsegpt") else 0,
-        }
-    elif job.method == "dense":
-        mask = masks["dense"]
-        row |= {"seconds": 0.0, "evaluations": 0}
-    else:
-        masked.set_mask(magnitude)
-        started = time.monotonic()
-        wanted = settings.get("timesteps") == "importance"
-        shares = workload.timestep_shares(masked.model, place) if wanted else None
-        spent = time.monotonic() - started
-        learned, early, mask = _learn(_trainer(job, settings, shares, workload, dense, masked), job)
-        row |= {**learned, "seconds": spent + learned["seconds"]}
-        masks["early"] = early
-    losses = {}
-    for name, groups in {**masks, "found": mask}.items():
-        masked.set_mask(groups)
-        losses[name] = test.mean_loss(masked.model)
-    row["loss"] = losses["found"]
-    for name, column in (("found", "recovery"), ("early", "early")):
-        if name in losses:
-            row[column] = recovery(losses["initial"], losses[name], losses["dense"])
-    if job.frechet:
-        with tempfile.TemporaryDirectory() as folder:
-            report = evaluate_models(workload, {"found": masked.model}, device=place, folder=Path(folder), cache=None)
-        row["frechet"] = report["models"]["found"]["frechet_distance"]
-    print(row, flush=True)
-    return row
-
-
-def _trainer(
-    job: Job,
-    settings: dict[str, Any],
-    shares: tuple[float, ...] | None,
-    workload: Workload,
-    dense: nn.Module,
-    masked: MaskedModel,
-) -> MaskTrainer:
-    device, masks = masked.base.device, settings.get("masks_per_step", 1)
-    forward_only = settings["estimator"] == "policy_gradient"
-    # Of a sample: passes of each of its visits, and one for its teacher's output or baseline loss.
-    visits = settings.pop("visits", 1)
-    left = job.evaluations - (PILOT_EVALUATIONS if shares else 0)
-    distinct = max(settings["batch_size"], left // (visits * (masks if forward_only else 3) + 1))
-    config = TrainerConfig(**settings, dataset_size=distinct, budget_samples=distinct * visits * masks, seed=job.seed)
-    objective = workload.training_objective(seed=job.seed, device=device, shares=shares)
-    teacher = teacher_outputs(dense, objective) if config.target == "teacher" else None
-    return MaskTrainer(
-        config,
-        masked=masked,
-        objective=objective,
-        validation=workload.held_out_samples("validation", device),
-        teacher=teacher,
-        baseline=baseline_losses(copy.deepcopy(masked.model), objective, teacher) if forward_only else None,
-    )
-
-
-def _learn(trainer: MaskTrainer, job: Job) -> tuple[dict[str, Any], Tensor, Tensor]:
-    """Train to the end of the budget: what it cost, and the best masks of the first 15,000 evaluations and of all."""
-    config, seconds, early = trainer.config, 0.0, trainer.best_mask
-    early_samples = config.budget_samples * min(EARLY_EVALUATIONS, job.evaluations) // job.evaluations
-    stops = {config.budget_samples * part // _VALIDATIONS for part in range(1, _VALIDATIONS + 1)} | {early_samples}
-    for stop in sorted(stops):
-        count = (stop - trainer.num_samples_seen) // config.masks_per_step * config.masks_per_step
-        started = time.monotonic()
-        trainer.train(count)
-        seconds += time.monotonic() - started
-        trainer.validate()
-        if stop == early_samples:
-            early = trainer.best_mask
-    return {"seconds": seconds, "evaluations": job.evaluations}, early, trainer.best_mask
+_EQUAL_SECONDS = "equal seconds"
+# Is handed the table so far.
+Write = Callable[[list[dict[str, str]]], None]
 
 
 def _jobs(patterns: tuple[str, ...], seeds: range, evaluations: int, methods: tuple[str, ...]) -> list[Job]:
@@ -237,15 +72,94 @@ def _length(job: Job) -> int:
 
 
 def _as_long(rows: pd.DataFrame, jobs: list[Job]) -> list[Job]:
-    """The second round: the nearest rival, with the evaluations that take as many seconds as ours took on average."""
-    seconds = rows[rows["pattern"] == jobs[0].pattern].groupby("method")["seconds"].mean()
+    """The second part of a round: the nearest rival, with the evaluations that take as many seconds as ours took."""
+    rows = rows[(rows["pattern"] == jobs[0].pattern) & (rows["cost"] != _EQUAL_SECONDS)]
+    seconds = rows[rows["seed"].isin({job.seed for job in jobs})].groupby("method")["seconds"].mean()
     if not {OURS, "MaskLLM-style"} <= set(seconds.index):
         return []
     return [
-        replace(job, cost="equal seconds", evaluations=round(job.evaluations * seconds[OURS] / seconds[job.method]))
+        replace(job, cost=_EQUAL_SECONDS, evaluations=round(job.evaluations * seconds[OURS] / seconds[job.method]))
         for job in jobs
         if job.pattern == jobs[0].pattern and job.method == "MaskLLM-style"
     ]
+
+
+class Runner:
+    """Makes masks that are not in `rows` yet, while there is time, and keeps a row of each.
+
+    Args:
+        rows: of earlier sessions too; only those of the same setting and of the same jobs are taken.
+        write: is handed the table whenever a mask is done.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        *,
+        processes: int,
+        rows: Rows | None = None,
+        deadline: Deadline | None = None,
+        write: Write | None = None,
+    ):
+        self._setting, self._rows, self._deadline = setting, rows, deadline
+        self._write = write
+        self._asked: dict[str, dict[str, Any]] = {}
+        # One pool for all rounds: its processes keep the images that they have read.
+        self._pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+        self._made: dict[str, dict[str, Any]] = {}
+        for row in rows.read() if rows else []:
+            self._made[row.pop("key")] = row
+        self.num_left_out = 0
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def run(self, jobs: Sequence[Job]) -> pd.DataFrame:
+        """The rows of all jobs that were made, now or earlier, in the jobs' order."""
+        missing = [job for job in jobs if self._key(job) not in self._made]
+        self._asked |= {self._key(job): self._made[self._key(job)] for job in jobs if self._key(job) in self._made}
+        # The longest first, so that the processes end together.
+        missing.sort(key=lambda job: -_length(job) if self._deadline is None else 0)
+        if self._deadline is None:
+            running = {self._pool.submit(run_job, job, self._setting): job for job in missing}
+            for done in as_completed(running):
+                self._keep(running[done], done.result())
+        else:  # one at a time: whether the next one is begun depends on how long those before it took
+            for job in missing:
+                if self._fits(job):
+                    self._keep(job, self._pool.submit(run_job, job, self._setting).result())
+                else:
+                    self.num_left_out += 1
+        return pd.DataFrame([self._made[self._key(job)] for job in jobs if self._key(job) in self._made])
+
+    def _key(self, job: Job) -> str:
+        return json.dumps([asdict(job), asdict(self._setting)], sort_keys=True, default=str)
+
+    def _keep(self, job: Job, row: dict[str, Any]) -> None:
+        self._made[self._key(job)] = self._asked[self._key(job)] = row
+        if self._rows is not None:
+            self._rows.add({"key": self._key(job), **row})
+        if self._write is not None:
+            self._write(self.table())
+
+    def table(self) -> list[dict[str, str]]:
+        """A line per method, pattern and cost, of the masks that were asked for so far."""
+        rows = pd.DataFrame(list(self._asked.values()))
+        return _summary(rows.reindex(columns=[*rows.columns, *({"frechet", "early"} - set(rows.columns))]))
+
+    def _fits(self, job: Job) -> bool:
+        """Whether a job is likely to end in time, by those of its method, or else by the longest there was."""
+        assert self._deadline is not None
+        of_method = [
+            row["wall_seconds"] * max(1.0, job.evaluations / max(1, row["evaluations"]))
+            for row in self._made.values()
+            if row["method"] == job.method
+        ]
+        longest = [row["wall_seconds"] for row in self._made.values()]
+        return max(of_method or longest, default=0.0) < self._deadline.left
 
 
 def _summary(rows: pd.DataFrame) -> list[dict[str, str]]:
@@ -287,31 +201,90 @@ def main(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     processes: Annotated[int, typer.Option(help="Masks at a time.")] = 2,
     frechet: Annotated[bool, typer.Option(help="Also the Frechet distance, of the first pattern.")] = True,
+    features: Annotated[str | None, typer.Option(help="What judges images; default: the workload's.")] = None,
+    held_out: Annotated[int | None, typer.Option(help="Validation and test samples; default: the workload's.")] = None,
+    num_generated: Annotated[int | None, typer.Option(help="Images judged; default: the workload's.")] = None,
+    sampling_steps: Annotated[int | None, typer.Option(help="Of DDIM; default: the workload's.")] = None,
+    precision: Annotated[str, typer.Option(help="Of training and sampling: float32 or bfloat16.")] = "float32",
+    reference_cache: Annotated[Path | None, typer.Option(help="Folder that keeps what is known of real images.")] = None,
+    rows: Annotated[Path | None, typer.Option(help="File that keeps what is done, to go on from.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Go seed by seed, and end in time.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="One seed and little of everything: does it run?")] = False,
 ) -> None:
     """Print the table of masks: loss, recovery, Frechet distance and cost of every method."""
-    started = time.monotonic()
     chosen = tuple(patterns.split())
     if quick:
-        seeds, evaluations, frechet, chosen = 1, 1_600, False, chosen[:2]
-    open_ = partial(_open, workload, model=model, data=data, held_out=128 if quick else None)
-    run = partial(run_job, open_=open_, device=device)
-    named = tuple(name.strip() for name in methods.split(",") if name.strip())
-    known = ("dense", *_ONE_SHOT, *LEARNED)
-    for name in named:
+        seeds, evaluations, frechet, chosen, held_out = 1, 1_600, False, chosen[:2], held_out or 128
+    setting = Setting(
+        workload=workload,
+        model=model,
+        data=data,
+        device=device,
+        features=features,
+        held_out=held_out,
+        num_generated=num_generated,
+        sampling_steps=sampling_steps,
+        precision=parse_precision(precision),
+        reference_cache=reference_cache,
+    )
+    measure(
+        setting,
+        patterns=chosen,
+        seeds=range(first_seed, first_seed + seeds),
+        evaluations=evaluations,
+        methods=tuple(name.strip() for name in methods.split(",") if name.strip()),
+        frechet=frechet,
+        processes=processes,
+        rows=None if rows is None else Rows(rows),
+        deadline=None if minutes is None else Deadline(minutes),
+    )
+
+
+def measure(
+    setting: Setting,
+    *,
+    patterns: tuple[str, ...],
+    seeds: range,
+    evaluations: int,
+    methods: tuple[str, ...] = (),
+    frechet: bool = True,
+    processes: int = 1,
+    rows: Rows | None = None,
+    deadline: Deadline | None = None,
+    write: Write | None = None,
+) -> None:
+    """Make the masks and print their table; `write` is handed it too, and after each mask what there is of it.
+
+    Raises:
+        MaskproError: a method or a setting that is not allowed.
+    """
+    started = time.monotonic()
+    known = ("dense", *ONE_SHOT, *LEARNED)
+    for name in methods:
         if name not in known:
             raise MaskproError(f"methods holds {name!r}; allowed: {', '.join(known)}")
-    planned = _jobs(chosen, range(first_seed, first_seed + seeds), evaluations, named)
-    jobs = [replace(job, frechet=frechet and job.pattern == chosen[0]) for job in planned]
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        # The longest first, so that the processes end together; the table in the order of the jobs.
-        longest_first = sorted(range(len(jobs)), key=lambda place: -_length(jobs[place]))
-        rows = pd.DataFrame(pool.map(run, [jobs[place] for place in longest_first]), index=longest_first).sort_index()
-        rows = pd.concat([rows, pd.DataFrame(pool.map(run, _as_long(rows, jobs)))], ignore_index=True)
-    rows = rows.reindex(columns=[*rows.columns, *({"frechet", "early"} - set(rows.columns))])
+    with Runner(setting, processes=processes, rows=rows, deadline=deadline, write=write) as runner:
+        made = []
+        # All seeds together, or seed by seed where time may run out between them.
+        for round_seeds in [seeds] if deadline is None else [range(seed, seed + 1) for seed in seeds]:
+            planned = _jobs(patterns, round_seeds, evaluations, methods)
+            jobs = [replace(job, frechet=frechet and job.pattern == patterns[0]) for job in planned]
+            first = runner.run(jobs)
+            made += [first, runner.run(_as_long(first, jobs)) if len(first) else first]
+    table = pd.concat(made, ignore_index=True).drop_duplicates(["method", "pattern", "seed", "cost"])
+    if not len(table):
+        raise MaskproError("minutes is too short for a single mask; allowed: more")
+    table = table.reindex(columns=[*table.columns, *({"frechet", "early"} - set(table.columns))])
+    num_seeds = table[table["method"] != "dense"].groupby("method")["seed"].nunique().max()
     minutes = (time.monotonic() - started) / 60
-    title = f"{workload}, {seeds} seeds, {minutes:.0f} min with {processes} processes; {hardware_line()}"
-    print_table(title, _summary(rows.sort_values("pattern", key=lambda values: values.map(chosen.index), kind="stable")))
+    left_out = f", {runner.num_left_out} masks left out for lack of time" if runner.num_left_out else ""
+    title = (
+        f"{setting.workload}, {num_seeds} seeds, {minutes:.0f} min with {processes} processes{left_out}; {hardware_line()}"
+    )
+    lines = _summary(table.sort_values("pattern", key=lambda values: values.map(patterns.index), kind="stable"))
+    print_table(title, lines)
+    if write is not None:
+        write(lines)
 
 
 if __name__ == "__main__":

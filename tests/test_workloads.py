@@ -8,6 +8,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from maskpro.distribution import mode
 from maskpro.errors import MaskproError
+from maskpro.images import ImageReading
 from maskpro.masked_model import maskable_layers, model_hash
 from maskpro.workloads import ModelNotFoundError, load_diffusion_model, open_workload, save_pipeline
 
@@ -24,6 +25,35 @@ def test_a_local_diffusers_folder_and_images_make_the_cifar10_workload(model_fol
     assert model_hash(workload.model) == model_hash(seeded_unet())
     assert workload.images.train.shape == (48, 3, 16, 16)
     assert workload.features == "inception-v3"
+
+
+def test_images_of_a_folder_are_read_as_asked_for_and_counted(model_folder, image_folder, tmp_path):
+    said = []
+    settings = {"model": str(model_folder), "data": image_folder, "image_cache": tmp_path, "say": said.append}
+    workload = open_workload("cifar10", **settings, reading=ImageReading(resize="lanczos", crop="none"))
+    assert workload.images.counts.describe() == {
+        "read": {"train": 48, "validation": 6, "test": 6},
+        "skipped": {},
+        "converted": {"reduced": 60},
+        "splits": "validation and test taken off the training images",
+        "reading": {"resize": "lanczos", "crop": "none", "background": "white"},
+    }
+    assert said == [f"{image_folder}: {workload.images.counts.line()}"]
+    assert not torch.equal(workload.images.train, open_workload("cifar10", **settings).images.train)
+
+
+def test_a_reading_of_images_that_are_read_as_they_are_is_refused():
+    with pytest.raises(
+        MaskproError, match="crop celeba, skip_unreadable False with scikit-learn digits, which is read as it"
+    ):
+        open_workload("digits", reading=ImageReading(crop="celeba"))
+
+
+def test_the_folder_of_cifar10s_batches_itself_is_known(model_folder, tmp_path):
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    for data in (tmp_path, tmp_path / "cifar-10-batches-py"):
+        with pytest.raises(MaskproError, match=r"CIFAR-10 in .* is not whole: data_batch_1 is missing"):
+            open_workload("cifar10", model=str(model_folder), data=data)
 
 
 @needs_cifar10_sample

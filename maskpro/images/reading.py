@@ -144,7 +144,7 @@ def read_image(path: Path, reading: ImageReading, *, resolution: int, channels: 
             if left in _UPRIGHT:
                 picture = picture.transpose(_UPRIGHT[left])
             if is_deep:
-                done.append("16-bit colour cut to 8 bits")
+                done.append("cut from 16-bit colour")
             return _pixels(picture, reading, resolution, channels, done), done
     except UnreadableImageError:
         raise
@@ -186,7 +186,7 @@ def _eight_bits(opened: Image.Image, done: list[str]) -> Image.Image:
         values = np.asarray(opened)
         if not (values.min() >= 0 and values.max() <= 1):
             raise UnreadableImageError(f"floating-point values from {values.min():g} to {values.max():g}; allowed: 0 to 1")
-        done.append("floating-point values 0 to 1 scaled to 8 bits")
+        done.append("scaled from floating-point values 0 to 1")
         return Image.fromarray(np.rint(values * 255.0).astype(np.uint8))
     return opened
 
@@ -198,7 +198,7 @@ def _tiff_bits(opened: Image.Image) -> int | None:
 
 def _scaled(values: np.ndarray, largest: int, transparent: Any, done: list[str]) -> Image.Image:
     """Integers `[height, width]` up to `largest` as an 8-bit image; one value may be transparent."""
-    done.append("16 bits scaled to 8")
+    done.append("scaled from 16 bits")
     eight = np.rint(values.astype(np.float64) * (255 / largest)).clip(0, 255).astype(np.uint8)
     grey = Image.fromarray(eight)
     if transparent is not None:

@@ -230,10 +230,10 @@ def test_what_was_converted_is_counted_and_said(tmp_path):
     Image.fromarray(np.zeros((8, 8), dtype=np.uint16)).save(root / "grey.png")
     said = []
     splits = read(root, reading=ImageReading(resize="lanczos", crop="none"), say=said.append)
-    assert splits.counts.converted == {"16 bits scaled to 8": 1, "reduced": 3}
+    assert splits.counts.converted == {"reduced": 3, "scaled from 16 bits": 1}
     assert splits.counts.describe()["reading"] == {"resize": "lanczos", "crop": "none", "background": "white"}
     assert said == [f"{root}: {splits.counts.line()}"]
-    assert said[0].endswith("passed over: nothing; converted: 1 16 bits scaled to 8, 3 reduced")
+    assert said[0].endswith("passed over: nothing; converted: 3 reduced, 1 scaled from 16 bits")
 
 
 def test_progress_is_said_in_lines_where_there_is_no_terminal(tmp_path, monkeypatch):

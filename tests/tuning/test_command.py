@@ -101,6 +101,18 @@ def test_a_chosen_seed_point_alone_is_run_to_its_full_budget(parse, given):
         ({"features": __file__, "frechet": True}, "neither a TorchScript nor a torch.export file; allowed"),
         ({"reference_statistics": Path(__file__), "frechet": True}, "can't be read as a .npz file of numbers"),
         ({"sampler": "euler"}, "sampler is 'euler'; allowed: ddim, ddpm"),
+        ({"timestep_spacing": "karras"}, "timestep_spacing is 'karras'; allowed: leading, trailing, linspace, quad"),
+        (
+            {"sampling_steps": 600, "timestep_spacing": "leading"},
+            "leading, which would begin at timestep 599 of 1000; allowed",
+        ),
+        ({"resize": "cubic"}, "resize is 'cubic'; allowed: bilinear, bicubic"),
+        ({"crop": "face"}, "crop is 'face'; allowed: centre, none, celeba"),
+        ({"crop": "celeba"}, "crop celeba, .* with scikit-learn digits, which is read as it is; allowed: with a folder"),
+        (
+            {"resume": "folder", "crop": "none"},
+            "crop is none together with resume; allowed with resume: .*timestep_spacing",
+        ),
         ({"experiment": "a/b"}, "experiment is 'a/b'; allowed: a plain folder name"),
         ({"experiment": ".."}, r"experiment is '\.\.'; allowed: a plain folder name"),
         ({"space": None}, "space is missing; allowed: a search-space file"),

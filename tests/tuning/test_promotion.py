@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 from conftest import CPU
 
 from maskpro.errors import MaskproError
@@ -199,7 +200,7 @@ def test_the_promoted_mask_is_the_best_validated_one(experiment):
     kept = validation.judge(masked.model).means()
     assert kept == (best.last["best_val_loss"], best.last["best_val_error"])
     assert kept.error < best.last["initial_val_error"]
-    masked.set_mask(random_mask(masked, generator=promotion.torch.Generator().manual_seed(0)))
+    masked.set_mask(random_mask(masked, generator=torch.Generator().manual_seed(0)))
     assert validation.judge(masked.model).means().error > kept.error
 
 

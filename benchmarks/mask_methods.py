@@ -1,0 +1,248 @@
+"""One mask of a network by a method, made and judged: what `benchmarks.mask_quality` puts in its table."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maskpro.errors import MaskproError
+from maskpro.evaluation.comparison import evaluate_models, recovery
+from maskpro.initial_masks import ONE_SHOT_SAMPLES, magnitude_mask, one_shot_mask
+from maskpro.masked_model import MaskedModel, maskable_layers
+from maskpro.objectives import baseline_losses, teacher_outputs
+from maskpro.objectives.diffusion import PILOT_EVALUATIONS
+from maskpro.pattern import NMPattern
+from maskpro.precision import Precision
+from maskpro.trainer import MaskTrainer, TrainerConfig
+from maskpro.workloads import Workload, open_workload
+
+# Sample evaluations of a learned mask, and of the early look at it, which is all that patterns after the first get.
+EVALUATIONS = 100_000
+EARLY_EVALUATIONS = 15_000
+_VALIDATIONS = 20
+ONE_SHOT = ("random", "magnitude", "wanda", "sparsegpt")
+
+# Of `targets`: see `last_shortcuts`.
+_LAST_SHORTCUTS = "shortcut convolutions of the last up block"
+
+LEARNED: dict[str, dict[str, Any]] = {
+    # The original's defaults.
+    "MaskPro (as published)": {
+        "estimator": "policy_gradient",
+        "target": "noise",
+        "raw_step": True,
+        "lr": 50.0,
+        "logits": 10.0,
+        "batch_size": 32,
+    },
+    # The last up block's shortcut convolutions alone, of the embedded network 0.8 % of the groups, which hold 0.7 of the
+    # recovery: one number a step tells too little of all layers.
+    "MaskPro (tuned)": {
+        "estimator": "policy_gradient",
+        "target": "teacher",
+        "timesteps": "importance",
+        "targets": _LAST_SHORTCUTS,
+        "masks_per_step": 32,
+        "lr": 24.0,
+        "lr_decay": "constant",
+        "logits": 4.0,
+        "batch_size": 2,
+    },
+    "MaskLLM-style": {
+        "estimator": "gumbel_softmax",
+        "target": "teacher",
+        "visits": 2,
+        "lr": 0.5,
+        "logits": 3.0,
+        "batch_size": 8,
+        "lr_decay": "cosine",
+    },
+    "maskpro (ours)": {
+        "estimator": "straight_through",
+        "target": "teacher",
+        "timesteps": "importance",
+        "visits": 2,
+        "lr": 2.0,
+        "logits": 5.0,
+        "magnitude_prior": 2.0,
+        "batch_size": 8,
+        "lr_decay": "cosine",
+    },
+}
+OURS = "maskpro (ours)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One mask to be made and judged."""
+
+    method: str
+    pattern: str
+    seed: int
+    cost: str = "equal samples"
+    evaluations: int = EVALUATIONS
+    settings: dict[str, Any] = field(default_factory=dict)
+    frechet: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Where masks are made and how they are judged; None: as the workload has it.
+
+    Attributes:
+        features: what judges images, as `--features` of the main job.
+        held_out: validation and test samples.
+        precision: of training and of the network while it samples.
+        reference_cache: folder that keeps what is known of the real images.
+    """
+
+    workload: str
+    model: str | None = None
+    data: Path | None = None
+    device: str = "cpu"
+    features: str | None = None
+    held_out: int | None = None
+    num_generated: int | None = None
+    sampling_steps: int | None = None
+    precision: Precision = "float32"
+    reference_cache: Path | None = None
+
+
+@cache
+def _open(setting: Setting) -> Workload:
+    """Once a process: to read tens of thousands of images takes as long as to learn a mask."""
+    opened = open_workload(setting.workload, model=setting.model, data=setting.data)
+    held_out, generated, budgets = setting.held_out, setting.num_generated, opened.budgets
+    if held_out is not None:
+        budgets = replace(budgets, validation_samples=held_out, test_samples=held_out)
+    if generated is not None:
+        budgets = replace(budgets, num_generated=generated)
+    return replace(opened, budgets=budgets, features=setting.features or opened.features)
+
+
+def last_shortcuts(network: nn.Module) -> tuple[str, ...]:
+    """The shortcut convolutions of the last up block among the maskable layers."""
+    names = [name for name in maskable_layers(network) if name.startswith("up_blocks.")]
+    last = max((int(name.split(".")[1]) for name in names), default=0)
+    found = tuple(name for name in names if name.startswith(f"up_blocks.{last}.") and name.endswith("conv_shortcut"))
+    if not found:
+        raise MaskproError(
+            "the network's last up block has no shortcut convolutions; leave MaskPro (tuned) out (--methods)"
+        )
+    return found
+
+
+def run_job(job: Job, setting: Setting) -> dict[str, Any]:
+    """The row of one job."""
+    began = time.monotonic()
+    torch.set_num_threads(1)
+    workload, place = _open(setting), torch.device(setting.device)
+    pattern = NMPattern.parse(job.pattern)
+    dense = workload.model.to(place)
+    settings = dict(job.settings)
+    targets = last_shortcuts(dense) if settings.pop("targets", None) == _LAST_SHORTCUTS else ("all",)
+    masked = MaskedModel(copy.deepcopy(dense), pattern=pattern, layout="channel", targets=targets)
+    test = workload.held_out_samples("test", place)
+    magnitude = magnitude_mask(masked)
+    masks = {"dense": torch.ones_like(masked.mask), "initial": magnitude}
+    row: dict[str, Any] = {"method": job.method, "pattern": job.pattern, "seed": job.seed, "cost": job.cost}
+    if job.method in ONE_SHOT:
+        started = time.monotonic()
+        objective = workload.training_objective(seed=job.seed, device=place)
+        mask = one_shot_mask(masked, job.method, objective=objective, generator=torch.Generator().manual_seed(job.seed))
+        if place.type == "cuda":
+            torch.cuda.synchronize()
+        row |= {
+            "seconds": time.monotonic() - started,
+            "evaluations": ONE_SHOT_SAMPLES if job.method in ("wanda", "sparsegpt") else 0,
+        }
+    elif job.method == "dense":
+        mask = masks["dense"]
+        row |= {"seconds": 0.0, "evaluations": 0}
+    else:
+        masked.set_mask(magnitude)
+        started = time.monotonic()
+        wanted = settings.get("timesteps") == "importance"
+        shares = workload.timestep_shares(masked.model, place) if wanted else None
+        spent = time.monotonic() - started
+        settings["precision"] = setting.precision
+        learned, early, mask = _learn(_trainer(job, settings, shares, workload, dense, masked), job)
+        row |= {**learned, "seconds": spent + learned["seconds"]}
+        masks["early"] = early
+    losses = {}
+    for name, groups in {**masks, "found": mask}.items():
+        masked.set_mask(groups)
+        losses[name] = test.mean_loss(masked.model)
+    row["loss"] = losses["found"]
+    for name, column in (("found", "recovery"), ("early", "early")):
+        if name in losses:
+            row[column] = recovery(losses["initial"], losses[name], losses["dense"])
+    if job.frechet:
+        with tempfile.TemporaryDirectory() as folder:
+            report = evaluate_models(
+                workload,
+                {"found": masked.model},
+                device=place,
+                folder=Path(folder),
+                cache=None,
+                sampling_steps=setting.sampling_steps,
+                sampling_precision=setting.precision,
+                reference_cache=setting.reference_cache,
+            )
+        row["frechet"] = report["models"]["found"]["frechet_distance"]
+    row["wall_seconds"] = time.monotonic() - began
+    print(row, flush=True)
+    return row
+
+
+def _trainer(
+    job: Job,
+    settings: dict[str, Any],
+    shares: tuple[float, ...] | None,
+    workload: Workload,
+    dense: nn.Module,
+    masked: MaskedModel,
+) -> MaskTrainer:
+    device, masks = masked.base.device, settings.get("masks_per_step", 1)
+    forward_only = settings["estimator"] == "policy_gradient"
+    # Of a sample: passes of each of its visits, and one for its teacher's output or baseline loss.
+    visits = settings.pop("visits", 1)
+    left = job.evaluations - (PILOT_EVALUATIONS if shares else 0)
+    distinct = max(settings["batch_size"], left // (visits * (masks if forward_only else 3) + 1))
+    config = TrainerConfig(**settings, dataset_size=distinct, budget_samples=distinct * visits * masks, seed=job.seed)
+    objective = workload.training_objective(seed=job.seed, device=device, shares=shares)
+    teacher = teacher_outputs(dense, objective) if config.target == "teacher" else None
+    return MaskTrainer(
+        config,
+        masked=masked,
+        objective=objective,
+        validation=workload.held_out_samples("validation", device),
+        teacher=teacher,
+        baseline=baseline_losses(copy.deepcopy(masked.model), objective, teacher) if forward_only else None,
+    )
+
+
+def _learn(trainer: MaskTrainer, job: Job) -> tuple[dict[str, Any], Tensor, Tensor]:
+    """Train to the end of the budget: what it cost, and the best masks of the first 15,000 evaluations and of all."""
+    config, seconds, early = trainer.config, 0.0, trainer.best_mask
+    early_samples = config.budget_samples * min(EARLY_EVALUATIONS, job.evaluations) // job.evaluations
+    stops = {config.budget_samples * part // _VALIDATIONS for part in range(1, _VALIDATIONS + 1)} | {early_samples}
+    for stop in sorted(stops):
+        count = (stop - trainer.num_samples_seen) // config.masks_per_step * config.masks_per_step
+        started = time.monotonic()
+        trainer.train(count)
+        if trainer.masked.base.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds += time.monotonic() - started
+        trainer.validate()
+        if stop == early_samples:
+            early = trainer.best_mask
+    return {"seconds": seconds, "evaluations": job.evaluations}, early, trainer.best_mask

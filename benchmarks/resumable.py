@@ -1,0 +1,62 @@
+"""For measurements that go on after a kill: a deadline over all sessions, and rows that are kept one by one."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from maskpro.errors import MaskproError
+
+
+class Deadline:
+    """Time that a stage has, over all of its sessions.
+
+    Args:
+        minutes: in all.
+        spent: seconds that earlier sessions took, up to what they left.
+    """
+
+    def __init__(self, minutes: float, *, spent: float = 0.0, clock: Callable[[], float] = time.monotonic):
+        self.seconds = 60 * minutes
+        self._clock = clock
+        self._began = clock() - spent
+
+    @property
+    def spent(self) -> float:
+        """Seconds so far."""
+        return self._clock() - self._began
+
+    @property
+    def left(self) -> float:
+        """Seconds to go; negative once it has passed."""
+        return self.seconds - self.spent
+
+
+class Rows:
+    """Rows of a table in a file of JSON lines: each is there for good once it was added; a torn last line is dropped."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole rows."""
+        if not self._path.is_file():
+            return []
+        content = self._path.read_bytes()
+        lines = content[: content.rfind(b"\n") + 1].splitlines()
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise MaskproError(f"{self._path} is broken ({error}); allowed: rows as they were written") from error
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Append a row."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("ab+") as file:
+            file.seek(0)
+            content = file.read()
+            file.truncate(content.rfind(b"\n") + 1)
+            file.write(json.dumps(row).encode() + b"\n")
