@@ -22,7 +22,7 @@ from torch import nn
 from benchmarks.report import hardware_line, print_table
 from maskpro.cli import run_command
 from maskpro.initial_masks import magnitude_masked_model
-from maskpro.objectives import HeldOutSamples
+from maskpro.objectives import HeldOutMeans, HeldOutSamples
 from maskpro.pattern import NMPattern
 from maskpro.trainer import MaskTrainer, TrainerConfig
 from maskpro.tuning.checkpoints import part_file, write_checkpoint
@@ -41,9 +41,9 @@ def _trainer(layers: int, device: torch.device) -> MaskTrainer:
         TrainerConfig(),
         masked=masked,
         objective=objective,
-        validation=HeldOutSamples(objective, 0),
+        validation=HeldOutSamples(objective, 0, network),
         teacher=objective or (lambda indices: indices),
-        initial_val_loss=1.0,
+        initial=HeldOutMeans(1.0, 1.0),
     )
     generator = torch.Generator(device).manual_seed(0)
     for _ in range(2):

@@ -10,9 +10,8 @@ Each seed's masks are learned with the same samples and the same random numbers,
 - stopped at every rung: besides, the trial goes on from the checkpoint of a stopped one (7 bits of each logit, new moments)
   after 1/27, 1/9 and 1/3 of its samples. No trial of a search stops more often.
 
-Removed is 1 - E_learned / E_initial, with E the mean squared difference of the masked network's output from the dense
-network's; recovery is the share of the loss that the initial mask had cost. Both of test samples that chose nothing. The
-differences are paired by seed, with their standard errors.
+Fidelity and recovery are those of test samples that chose nothing. The differences are paired by seed, with their standard
+errors.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ from typing import Annotated, Any
 import pandas as pd
 import torch
 import typer
-from torch import Tensor, nn
 
 from benchmarks.report import hardware_line, print_table
 from maskpro.cli import run_command
 from maskpro.evaluation.comparison import recovery
+from maskpro.evaluation.fidelity import fidelity
 from maskpro.initial_masks import magnitude_masked_model
-from maskpro.objectives import HeldOutSamples, teacher_outputs
+from maskpro.objectives import teacher_outputs
 from maskpro.pattern import NMPattern
 from maskpro.trainer import MaskTrainer, StoredLogits, TrainerConfig
 from maskpro.tuning.space import load_space
@@ -92,21 +91,19 @@ def run_seed(seed: int, max_samples: int | None) -> list[dict[str, Any]]:
     def start(kind: type[MaskTrainer]) -> MaskTrainer:
         return kind(config, masked=initial(), objective=objective, validation=validation, teacher=teacher)
 
-    dense = _outputs(workload.model, test)
-    before_error, before_loss = _judged(initial().model, test, dense)
-    _, dense_loss = _judged(workload.model, test, dense)
+    before, dense_loss = test.judge(initial().model).means(), test.judge(workload.model).means().loss
     rows = []
     for variant in _VARIANTS:
         started = time.monotonic()
         kind = UnroundedTrainer if variant == "float32" else MaskTrainer
         trainer = _learn(partial(start, kind), space.num_reports, stops=variant.startswith("stopped"))
         trainer.masked.set_mask(trainer.best_mask)
-        error, loss = _judged(trainer.masked.model, test, dense)
+        found = test.judge(trainer.masked.model).means()
         row = {
             "seed": seed,
             "variant": variant,
-            "removed": 1 - error / before_error,
-            "recovery": recovery(before_loss, loss, dense_loss),
+            "fidelity": fidelity(before.error, found.error),
+            "recovery": recovery(before.loss, found.loss, dense_loss),
             "seconds": time.monotonic() - started,
         }
         print(row, flush=True)
@@ -114,26 +111,11 @@ def run_seed(seed: int, max_samples: int | None) -> list[dict[str, Any]]:
     return rows
 
 
-@torch.no_grad()
-def _outputs(model: nn.Module, samples: HeldOutSamples) -> list[Tensor]:
-    return [model(batch.images, batch.timesteps).sample for batch in samples.batches]
-
-
-def _judged(model: nn.Module, samples: HeldOutSamples, dense: list[Tensor]) -> tuple[float, float]:
-    """(mean squared difference from the dense network's outputs, mean loss)."""
-    found = _outputs(model, samples)
-    errors, losses = (
-        torch.cat([(ours - theirs).square().flatten(1).mean(1) for ours, theirs in zip(found, targets, strict=True)])
-        for targets in (dense, [batch.noise for batch in samples.batches])
-    )
-    return errors.double().mean().item(), losses.double().mean().item()
-
-
 def _summary(rows: pd.DataFrame) -> list[dict[str, str]]:
     lines = []
     for variant in _VARIANTS:
         line = {"state": variant}
-        for figure in ("removed", "recovery"):
+        for figure in ("fidelity", "recovery"):
             table = rows.pivot(index="seed", columns="variant", values=figure)
             line[figure] = f"{table[variant].mean():.4f}"
             difference = table[variant] - table["float32"]

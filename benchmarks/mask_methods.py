@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import evaluate_models, recovery
+from maskpro.evaluation.fidelity import estimate_fidelity
 from maskpro.initial_masks import ONE_SHOT_SAMPLES, magnitude_mask, one_shot_mask
 from maskpro.masked_model import MaskedModel, maskable_layers
 from maskpro.objectives import baseline_losses, teacher_outputs
@@ -177,14 +178,17 @@ def run_job(job: Job, setting: Setting) -> dict[str, Any]:
         learned, early, mask = _learn(_trainer(job, settings, shares, workload, dense, masked), job)
         row |= {**learned, "seconds": spent + learned["seconds"]}
         masks["early"] = early
-    losses = {}
+    judged = {}
     for name, groups in {**masks, "found": mask}.items():
         masked.set_mask(groups)
-        losses[name] = test.mean_loss(masked.model)
-    row["loss"] = losses["found"]
-    for name, column in (("found", "recovery"), ("early", "early")):
-        if name in losses:
-            row[column] = recovery(losses["initial"], losses[name], losses["dense"])
+        judged[name] = test.judge(masked.model)
+    losses = {name: values.means().loss for name, values in judged.items()}
+    found = estimate_fidelity(judged["initial"].errors, judged["found"].errors)
+    row |= {"fidelity": found and found.value, "fidelity_error": found and found.standard_error, "loss": losses["found"]}
+    row["recovery"] = recovery(losses["initial"], losses["found"], losses["dense"])
+    if "early" in judged:
+        early_found = estimate_fidelity(judged["initial"].errors, judged["early"].errors)
+        row["early"] = early_found and early_found.value
     if job.frechet:
         with tempfile.TemporaryDirectory() as folder:
             report = evaluate_models(

@@ -10,8 +10,9 @@ kept in a file, and the same command goes on from it.
 A sample evaluation is one forward pass of one sample; a backward pass counts as two more. The teacher's outputs and the
 initial mask's losses cost one for each sample that they are computed for, once, and so do the samples that tell how often
 each part of the noise schedule is sampled. Seconds are those of learning, all this included, one thread a process, without
-validation. Held-out loss and recovery are those of test samples that chose nothing; of each run the mask is taken that
-training keeps by its validation losses.
+validation. Fidelity, recovery and loss are those of test samples that chose nothing; "of one mask" is the standard error of
+a mask's fidelity over these samples, and any other ± is the standard error of the mean over seeds. Of each run the mask is
+taken that training keeps by its validation errors.
 """
 
 from __future__ import annotations
@@ -163,12 +164,12 @@ class Runner:
 
 
 def _summary(rows: pd.DataFrame) -> list[dict[str, str]]:
-    """A line per method, pattern and cost: means, and half the range between seeds."""
+    """A line per method, pattern and cost: means, and their standard errors over seeds."""
 
     def spread(values: pd.Series, digits: int) -> str:
         if values.isna().any():
             return ""
-        around = f" ± {(values.max() - values.min()) / 2:.{digits}f}" if len(values) > 1 else ""
+        around = f" ± {values.sem():.{digits}f}" if len(values) > 1 else ""
         return f"{values.mean():.{digits}f}{around}"
 
     lines = []
@@ -177,9 +178,11 @@ def _summary(rows: pd.DataFrame) -> list[dict[str, str]]:
             {
                 "pattern": pattern,
                 "method": method,
-                "held-out loss": spread(part["loss"], 5),
-                "recovery": spread(part["recovery"], 3),
+                "fidelity": spread(part["fidelity"], 4),
+                "of one mask": f"± {part['fidelity_error'].mean():.4f}",
                 "at 15,000 evaluations": spread(part["early"], 3),
+                "recovery": spread(part["recovery"], 3),
+                "held-out loss": spread(part["loss"], 5),
                 "Frechet distance": spread(part["frechet"], 1),
                 "evaluations": f"{part['evaluations'].mean():,.0f}",
                 "seconds": f"{part['seconds'].mean():.0f}",
@@ -211,7 +214,7 @@ def main(
     minutes: Annotated[float | None, typer.Option(help="Go seed by seed, and end in time.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="One seed and little of everything: does it run?")] = False,
 ) -> None:
-    """Print the table of masks: loss, recovery, Frechet distance and cost of every method."""
+    """Print the table of masks: fidelity, recovery, loss, Frechet distance and cost of every method."""
     chosen = tuple(patterns.split())
     if quick:
         seeds, evaluations, frechet, chosen, held_out = 1, 1_600, False, chosen[:2], held_out or 128

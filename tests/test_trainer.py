@@ -153,7 +153,7 @@ def test_a_run_goes_on_from_coarse_logits_with_new_moments(digits, estimator):
     assert 0 < (second.logits - first.logits).abs().max() <= first.logits.abs().max() / 64
     assert second._optimizer.state[second.logits] == {}
     assert torch.equal(second.best_mask, first.best_mask)
-    assert (second.lowest_val_loss, second.num_samples_seen) == (first.lowest_val_loss, 48)
+    assert (second.lowest, second.num_samples_seen) == (first.lowest, 48)
     assert run_to_end(second).num_samples_seen == 96
 
 

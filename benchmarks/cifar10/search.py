@@ -47,9 +47,10 @@ from benchmarks.cifar10.train_features import FEATURES_FILE
 from benchmarks.resumable import Rows
 from maskpro.cli import run_command
 from maskpro.errors import MaskproError
+from maskpro.evaluation.fidelity import Estimate
 from maskpro.files import read_json, write_json
 from maskpro.initial_masks import magnitude_masked_model
-from maskpro.objectives import HeldOutSamples, teacher_outputs
+from maskpro.objectives import HeldOutMeans, HeldOutSamples, teacher_outputs
 from maskpro.objectives.diffusion import DiffusionObjective
 from maskpro.pattern import NMPattern
 from maskpro.precision import Precision, autocast
@@ -119,9 +120,9 @@ def _training_rate(dense: torch.nn.Module, objective: DiffusionObjective, batch_
         config,
         masked=masked,
         objective=objective,
-        validation=HeldOutSamples(objective, 1),
+        validation=HeldOutSamples(objective, 1, dense),
         teacher=teacher_outputs(dense, objective),
-        initial_val_loss=1.0,
+        initial=HeldOutMeans(1.0, 1.0),
     )
     trainer.train(4 * batch_size)
     _wait()
@@ -230,11 +231,12 @@ class Job:
         rows = []
         for name in _GRIDS:
             figures, recovered = report["models"][name], report["recovery"] if name == "learned" else None
-            distance = figures["frechet_distance"]
+            distance, reached = figures["frechet_distance"], figures["fidelity"]
             rows.append(
                 {
                     "trials a GPU": str(self._trials_per_gpu),
                     "mask": {"dense": "none (dense)", "initial": "initial (magnitude)"}.get(name, name),
+                    "fidelity": "" if reached is None else str(Estimate(reached, figures["fidelity_error"])),
                     "test loss": f"{figures['test_loss']:.5f}",
                     "recovery": "" if recovered is None else f"{recovered:.3f}",
                     "Frechet distance": "" if distance is None else f"{distance:.2f}",

@@ -94,11 +94,14 @@ def held_out_losses(folder: Path, images: dict[str, Tensor], device: torch.devic
     """Loss of the network in a folder on validation and test images, with the workload's own noise."""
     model, scheduler = load_network(folder)
     seeds = {"validation": VALIDATION_SEED, "test": TEST_SEED}
-    return {
-        split: HeldOutSamples(
-            DiffusionObjective(scheduler, images[split], seed=seed, device=device, strata=samples), samples
-        ).mean_loss(model.to(device))
+    model = model.to(device)
+    objectives = {
+        split: DiffusionObjective(scheduler, images[split], seed=seed, device=device, strata=samples)
         for split, seed in seeds.items()
+    }
+    return {
+        split: HeldOutSamples(objective, samples, model).judge(model).means().loss
+        for split, objective in objectives.items()
     }
 
 

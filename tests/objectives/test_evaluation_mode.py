@@ -46,7 +46,7 @@ def plan():
 
 
 CALLS = {
-    "held out": lambda model, objective: HeldOutSamples(objective, 64).losses(model),
+    "held out": lambda model, objective: torch.stack(HeldOutSamples(objective, 64, model).judge(model)),
     "teacher": lambda model, objective: teacher_outputs(model, objective)(torch.arange(64)),
     "baseline": lambda model, objective: baseline_losses(model, objective, None)(torch.arange(64)),
     "timesteps": lambda model, objective: torch.tensor(
@@ -74,7 +74,7 @@ def test_training_a_mask_moves_nothing_but_the_logits(network, objective):
     masked.set_mask(magnitude_mask(masked))
     masked.model.train()
     before = {name: value.clone() for name, value in network.named_buffers()}
-    held_out = HeldOutSamples(objective, 64)
+    held_out = HeldOutSamples(objective, 64, network)
     trainer = MaskTrainer(
         TrainerConfig(batch_size=8, dataset_size=64, budget_samples=64, target="noise"),
         masked=masked,
