@@ -33,7 +33,7 @@ from maskpro.trainer import MaskTrainer, TrainerConfig
 from maskpro.tuning.history import METRIC
 from maskpro.tuning.search import SearchOptions, prepare_search
 from maskpro.tuning.shared import initial_masked
-from maskpro.tuning.state import Plan
+from maskpro.tuning.state import MIN_COMPLETED, Plan
 from maskpro.tuning.trainable import split_targets
 
 _SEED_POINTS = "the seed points at full budget"
@@ -146,6 +146,7 @@ def run_seed(options: SearchOptions) -> list[dict[str, Any]]:
             max_samples=full,
             reduction_factor=search.space.reduction_factor,
             slots=2,
+            min_completed=MIN_COMPLETED,
         )
         with TemporaryDirectory() as folder:
             state = simulated.open(Path(folder))

@@ -115,7 +115,7 @@ def test_accumulated_batches_equal_one_large_batch(digits, estimator):
     [
         {"masks_per_step": 4},
         {"masks_per_step": 2, "gradient_accumulation_steps": 2, "lr_decay": "cosine"},
-        {"refresh_reference": True, "target": "teacher", "logits": 1.0},
+        {"refresh_reference": True, "target": "teacher", "logits": 0.5},
         {"optimizer": "adam", "lr_decay": "constant"},
         {"estimator": "straight_through", "target": "teacher", "magnitude_prior": 2.0},
         {"optimizer": "sgd", "estimator": "straight_through"},

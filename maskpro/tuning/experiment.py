@@ -28,7 +28,7 @@ from maskpro.tuning.resources import TrialResources, start_ray
 from maskpro.tuning.search import Search
 from maskpro.tuning.searcher import STUDY_FILE, SearchStudy
 from maskpro.tuning.shared import SharedValues, TrialContext, share_values
-from maskpro.tuning.state import Plan, PlannedTrials, SearchState, TrialSource
+from maskpro.tuning.state import MIN_COMPLETED, Plan, PlannedTrials, SearchState, TrialSource
 from maskpro.tuning.trainable import MaskTrainable
 from maskpro.tuning.trial_table import tabulate_trials
 
@@ -73,7 +73,7 @@ class Experiment:
             planned=search.planned,
             seed=search.options.seed,
             halving=halving if search.scheduler == "asha" else None,
-            min_completed=0 if search.is_replay else search.options.promote_top_k,
+            min_completed=0 if search.is_replay else max(MIN_COMPLETED, search.options.promote_top_k),
         )
 
     def is_left(self, plans: Sequence[Plan]) -> bool:

@@ -52,6 +52,10 @@ class TrialSource(Protocol):
         """Whether a stopped trial may go on, in this session or a later one, which may have more trials."""
 
 
+# Of a search's trials that run to their full budget in any case: of one alone there is nothing to select.
+MIN_COMPLETED = 3
+
+
 class SearchState:
     """The trials of a search: first the planned ones, then those that the study suggests, until there are enough.
 
