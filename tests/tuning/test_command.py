@@ -3,8 +3,10 @@
 import datetime
 
 import pytest
+import torch
 
 from maskpro.errors import MaskproError
+from maskpro.files import write_json
 from maskpro.tuning.command import parse_command
 from maskpro.tuning.interruption import parse_duration
 from maskpro.tuning.search import SearchOptions, prepare_search
@@ -201,3 +203,26 @@ def test_several_masks_a_step_must_fit_the_reports(tmp_path, masks, allowed):
         return
     with pytest.raises(MaskproError, match=r"masks_per_step is 7; allowed: a divisor of max_samples, 480, .* 80"):
         prepare_search(options)
+
+
+def test_how_images_are_read_is_recorded_and_kept_by_a_search_that_goes_on(parse, tmp_path, model_folder, image_folder):
+    given = {"workload": "cifar10", "model": str(model_folder), "data": image_folder, "resize": "box", "crop": "none"}
+    search = parse(**given, experiment="faces", timestep_spacing="trailing")
+    described = search.describe()
+    images = described["workload"]["images"]
+    assert images["reading"] == {"resize": "box", "crop": "none", "background": "white"}
+    assert images["read"] == {"train": 48, "validation": 6, "test": 6}
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    write_json(folder / "experiment.json", described)
+    (folder / "space.py").write_text(SPACE)
+    again = parse(resume=folder)
+    assert torch.equal(again.workload.images.train, search.workload.images.train)
+    assert again.options.timestep_spacing == "trailing"
+    assert again.describe()["workload"] == described["workload"]
+    assert parse(resume=folder, timestep_spacing="quad").options.timestep_spacing == "quad"
+    # Experiments that began before these options go on with what was done then.
+    for name in ("resize", "crop", "skip_unreadable", "timestep_spacing"):
+        del described["options"][name]
+    write_json(folder / "experiment.json", described)
+    assert parse(resume=folder).options.crop == "centre"
