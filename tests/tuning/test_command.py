@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from maskpro.errors import MaskproError
+from maskpro.files import write_json
 from maskpro.tuning.command import parse_command
 from maskpro.tuning.interruption import parse_duration
 from maskpro.tuning.search import SearchOptions, _stored_option, prepare_search
@@ -249,3 +250,26 @@ def test_bfloat16_on_a_gpu_without_it_is_refused_before_anything_runs(parse, tmp
         MaskproError, match="precision is bfloat16, which Tesla T4 can't compute in; allowed on it: float32"
     ):
         parse(space=tmp_path / "half.py")
+
+
+def test_how_images_are_read_is_recorded_and_kept_by_a_search_that_goes_on(parse, tmp_path, model_folder, image_folder):
+    given = {"workload": "cifar10", "model": str(model_folder), "data": image_folder, "resize": "box", "crop": "none"}
+    search = parse(**given, experiment="faces", timestep_spacing="trailing")
+    described = search.describe()
+    images = described["workload"]["images"]
+    assert images["reading"] == {"resize": "box", "crop": "none", "background": "white"}
+    assert images["read"] == {"train": 48, "validation": 6, "test": 6}
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    write_json(folder / "experiment.json", described)
+    (folder / "space.py").write_text(SPACE)
+    again = parse(resume=folder)
+    assert torch.equal(again.workload.images.train, search.workload.images.train)
+    assert again.options.timestep_spacing == "trailing"
+    assert again.describe()["workload"] == described["workload"]
+    assert parse(resume=folder, timestep_spacing="quad").options.timestep_spacing == "quad"
+    # Experiments that began before these options go on with what was done then.
+    for name in ("resize", "crop", "skip_unreadable", "timestep_spacing"):
+        del described["options"][name]
+    write_json(folder / "experiment.json", described)
+    assert parse(resume=folder).options.crop == "centre"
