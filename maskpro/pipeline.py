@@ -27,9 +27,10 @@ from maskpro.masked_model import MaskedModel, layer_problems, maskable_layers, m
 from maskpro.objectives import baseline_losses, teacher_outputs
 from maskpro.pattern import Layout, NMPattern
 from maskpro.precision import Precision
+from maskpro.pretrained import load_pretrained, save_pipeline
 from maskpro.trackers import Log, no_log
 from maskpro.trainer import MaskTrainer, TrainerConfig, logit_statistics
-from maskpro.workloads import Workload, load_diffusion_model, save_pipeline
+from maskpro.workloads import Workload
 
 MASKS_FILE = "masks.safetensors"
 
@@ -124,8 +125,8 @@ def extract(
     """
     if nearest and original_model is None:
         raise MaskproError("nearest is True without original_model; allowed: with it (its weights decide between masks)")
-    pruned, _ = load_diffusion_model(pruned_model)
-    original = None if original_model is None else load_diffusion_model(original_model)[0]
+    pruned = load_pretrained(pruned_model).unet
+    original = None if original_model is None else load_pretrained(original_model).unet
     if original is not None:
         _check_same_architecture(pruned, original, f"model_path {pruned_model}", str(original_model))
     try:
@@ -171,7 +172,7 @@ def load_masked_checkpoint(workload: Workload, source: str, *, pattern: NMPatter
     Raises:
         MaskproError: it is of another architecture than the workload's, holds no zeros, or its zeros are not n:m.
     """
-    model, _ = load_diffusion_model(source)
+    model = load_pretrained(source).unet
     _check_same_architecture(model, workload.model, f"checkpoint_path {source}", workload.model_source)
     extract_masks(model, pattern=pattern, layout=layout)
     checked: nn.Module = model

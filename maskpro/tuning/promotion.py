@@ -20,6 +20,7 @@ from maskpro.layer_statistics import layer_changes
 from maskpro.mask_file import MaskFile, save_mask_file
 from maskpro.masked_model import MaskedModel, model_hash
 from maskpro.precision import parse_precision
+from maskpro.pretrained import save_pipeline
 from maskpro.trainer import TrainerConfig
 from maskpro.tuning.experiment import Experiment, say
 from maskpro.tuning.history import EVALUATION_FILE, TrialRecord
@@ -27,7 +28,6 @@ from maskpro.tuning.shared import MaskFormat, initial_masked, mask_format
 from maskpro.tuning.space import FORMAT
 from maskpro.tuning.state import Plan
 from maskpro.tuning.trainable import COUNTERS_FILE, TENSORS_FILE, split_targets
-from maskpro.workloads import save_pipeline
 
 BEST_FOLDER = "best"
 # In BEST_FOLDER: what the mask changed in each layer.
