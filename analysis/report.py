@@ -142,7 +142,8 @@ def _headline(evaluated: Mapping[str, Any], trials: pd.DataFrame) -> str:
     if best is None:
         return "No trial has reported a loss yet."
     recovered = trials.loc[trials["trial_id"] == best, "recovery"].iloc[0]
-    return f"Not evaluated yet. The best trial so far has a recovery of {recovered:.3f} on validation samples."
+    reached = "undefined (initial and dense losses are equal)" if pd.isna(recovered) else f"{recovered:.3f}"
+    return f"Not evaluated yet. The best trial so far has a recovery of {reached} on validation samples."
 
 
 def _facts(
@@ -157,6 +158,10 @@ def _facts(
         facts.append(("calibration samples", f"{spent:,}"))
         facts += [("in full trials", f"{spent / full:.2f}")] if full else []
         facts.append(("trial seconds", f"{trials['seconds'].sum():,.0f}"))
+    dense = evaluated.get("dense_layers", {})
+    if dense.get("layers"):
+        shares = f"{dense['weights_share']:.1%} of the weights, {dense['multiply_adds_share']:.1%} of the multiply-adds"
+        facts.append(("layers that stay dense", f"{len(dense['layers'])} ({shares})"))
     if evaluated.get("recovery") is not None:
         facts.insert(0, ("test recovery", f"{evaluated['recovery']:.3f}"))
     pattern = description.get("space", {}).get("pattern")

@@ -162,6 +162,8 @@ def verify(
     found = pipeline.verify(masks, opened)
     for name, problem in found.items():
         print(f"{name}: {problem or 'ok'}")
+    for name, why in pipeline.unmasked_layers(masks, opened).items():
+        print(f"{name}: stays dense, {why}")
     wrong = [name for name, problem in found.items() if problem]
     if wrong:
         raise MaskproError(f"mask file {masks} does not fit: {len(wrong)} of {len(found)} layers, such as {wrong[0]}")
@@ -256,6 +258,7 @@ def train(
 ) -> None:
     """Learn one mask, outside a search."""
     from maskpro import pipeline
+    from maskpro.evaluation.comparison import recovery_text
     from maskpro.initial_masks import parse_initial_mask
     from maskpro.pattern import NMPattern, parse_layout
     from maskpro.trackers import swanlab_log
@@ -306,7 +309,8 @@ def train(
             statistics=statistics,
             log=log,
         )
-    print(f"held-out recovery {summary['recovery']:.3f} after {summary['num_samples_seen']:,} samples: {output_dir}")
+    reached = recovery_text(summary["recovery"])
+    print(f"held-out recovery {reached} after {summary['num_samples_seen']:,} samples: {output_dir}")
 
 
 @app.command()
@@ -340,7 +344,7 @@ def evaluate(
 ) -> None:
     """Compare the dense network with its initial and its learned mask."""
     from maskpro import pipeline
-    from maskpro.evaluation.comparison import masked_copy
+    from maskpro.evaluation.comparison import masked_copy, recovery_text
     from maskpro.evaluation.sampling import parse_sampler
     from maskpro.pattern import NMPattern, parse_layout
     from maskpro.precision import parse_precision
@@ -355,12 +359,15 @@ def evaluate(
         content = pipeline.load_masks_for(opened, masks)
         parsed, parsed_layout = content.pattern, content.layout
         learned = masked_copy(opened.model, content.masks, parsed, parsed_layout)
+        covered = list(content.masks)
     else:
-        learned = pipeline.load_masked_checkpoint(opened, str(checkpoint_path), pattern=parsed, layout=parsed_layout)
+        source = str(checkpoint_path)
+        learned, covered = pipeline.load_masked_checkpoint(opened, source, pattern=parsed, layout=parsed_layout)
     report = pipeline.evaluate(
         opened,
         output_dir,
         learned=learned,
+        covered=covered,
         pattern=parsed,
         layout=parsed_layout,
         initial=None if initial_masks is None else pipeline.load_masks_for(opened, initial_masks),
@@ -375,7 +382,7 @@ def evaluate(
         cache=cache,
         device=pipeline.parse_device(device),
     )
-    print(f"recovery {report['recovery']}, loss improvement {report['loss_improvement']:.2%}: {output_dir}")
+    print(f"recovery {recovery_text(report['recovery'])}, loss improvement {report['loss_improvement']:.2%}: {output_dir}")
 
 
 @app.command()

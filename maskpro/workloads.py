@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,10 +13,12 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 
 from maskpro.data import ImageSplits, Split, cifar10_images, digits_images, folder_images
+from maskpro.dense_layers import DenseLayers, dense_layers
 from maskpro.embedded import DIGITS_MODEL
 from maskpro.errors import MaskproError
 from maskpro.objectives import HeldOutSamples
 from maskpro.objectives.diffusion import DiffusionObjective, timestep_shares
+from maskpro.pattern import Layout, NMPattern
 from maskpro.pretrained import CIFAR10_HUB_MODEL, load_pretrained, resolution
 
 # Seeds of the fixed held-out sets, far from those that users choose for calibration samples and masks.
@@ -93,6 +95,11 @@ class Workload:
     def timestep_shares(self, initial: nn.Module, device: torch.device) -> tuple[float, ...]:
         """How often each part of the noise schedule is to be sampled in training that begins with the network `initial`."""
         return timestep_shares(self.model, initial, self.scheduler, self.images.train, device=device)
+
+    def dense_layers(self, masked: Collection[str], *, pattern: NMPattern, layout: Layout) -> DenseLayers:
+        """The maskable layers of the network that are not among the `masked` ones."""
+        shape = self.images.train.shape[1:]
+        return dense_layers(self.model, masked, pattern=pattern, layout=layout, shape=shape)
 
     def held_out_samples(self, split: HeldOut, device: torch.device) -> HeldOutSamples:
         """A fixed held-out set: validation drives a search, test is for the final evaluation only.

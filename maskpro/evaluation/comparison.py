@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import shutil
 import tempfile
 import time
@@ -27,6 +28,7 @@ from maskpro.evaluation.sampling import Sampler, SamplingPlan, check_sampling, s
 from maskpro.files import atomic_path
 from maskpro.masked_model import MaskedModel, maskable_layers, model_hash
 from maskpro.objectives import HeldOutSamples
+from maskpro.objectives.diffusion import PREDICTED
 from maskpro.pattern import Layout, NMPattern
 from maskpro.precision import Precision
 from maskpro.workloads import TEST_SEED, VALIDATION_SEED, Workload
@@ -58,9 +60,16 @@ def recovery(initial: float, learned: float, dense: float) -> float | None:
     return None if initial == dense else (initial - learned) / (initial - dense)
 
 
+def recovery_text(value: float | None) -> str:
+    """A recovery for people to read."""
+    if value is None or math.isnan(value):
+        return "undefined (initial and dense losses are equal)"
+    return f"{value:.3f}"
+
+
 def loss_improvement(initial: float, learned: float) -> float:
-    """(L_initial - L_learned) / L_initial."""
-    return (initial - learned) / initial
+    """(L_initial - L_learned) / L_initial; 0 where nothing changed, of a loss of 0 too."""
+    return 0.0 if initial == learned else (initial - learned) / initial if initial else -math.inf
 
 
 def sparsity(model: nn.Module) -> float:
@@ -201,7 +210,7 @@ def resolve_sampling(workload: Workload, sampler: Sampler, steps: int | None) ->
     """
     if steps is None:
         every: int = workload.scheduler.config["num_train_timesteps"]
-        steps = workload.budgets.sampling_steps if sampler == "ddim" else every
+        steps = min(workload.budgets.sampling_steps, every) if sampler == "ddim" else every
     check_sampling(workload.scheduler, sampler, steps)
     return steps
 
@@ -356,7 +365,7 @@ def protocol(
         "data": workload.data_source,
         "num_images": {split: len(part) for split, part in splits.items()},
         "images_sha256": {split: _images_hash(part) for split, part in splits.items()},
-        "loss": "MSE of the noise prediction; timesteps stratified over the schedule",
+        "loss": f"MSE of the {PREDICTED[schedule['prediction_type']]} prediction; timesteps stratified over the schedule",
         "num_loss_samples": {"validation": budgets.validation_samples, "test": budgets.test_samples},
         "num_generated": budgets.num_generated,
         **sampling_protocol(plan),

@@ -126,12 +126,29 @@ class SamplingPlan:
                 made += len(images[-1])
         return torch.cat(images)
 
+    @torch.no_grad()
+    def first_step(self, model: nn.Module) -> Tensor:
+        """The first image after the first step, `[1, *shape]`: what shows whether a network can be sampled from at all."""
+        with ThreadPoolExecutor(1) as ahead:
+            return self._sampled(model, range(1), next(model.parameters()).device, ahead, stop=1)
+
     def _batch(
         self, network: Callable[..., Any], indices: range, device: torch.device, ahead: ThreadPoolExecutor
     ) -> Tensor:
+        return to_uint8(self._sampled(network, indices, device, ahead)).cpu()
+
+    def _sampled(
+        self,
+        network: Callable[..., Any],
+        indices: range,
+        device: torch.device,
+        ahead: ThreadPoolExecutor,
+        stop: int | None = None,
+    ) -> Tensor:
+        """The samples after the first `stop` steps, or after all."""
         scheduler_class, step = _SAMPLERS[self.sampler]
         sampling = scheduler_class.from_config(
-            self.scheduler.config, timestep_spacing=TIMESTEP_SPACING, steps_offset=STEPS_OFFSET
+            schedule_values(self.scheduler), timestep_spacing=TIMESTEP_SPACING, steps_offset=STEPS_OFFSET
         )
         sampling.set_timesteps(self.steps)
         streams = [philox(self.seed, index) for index in indices]
@@ -147,11 +164,16 @@ class SamplingPlan:
             return move(drawn, device)
 
         # The network's on its device at once, the scheduler's on the CPU: moving each would wait for the step before it.
-        for timestep, placed in zip(sampling.timesteps, sampling.timesteps.to(device), strict=True):
+        for timestep, placed in zip(sampling.timesteps[:stop], sampling.timesteps[:stop].to(device), strict=True):
             with autocast(device, self.precision):
                 prediction = network(sample, placed, return_dict=False)[0]
             sample = step(sampling, prediction.to(sample.dtype), timestep, sample, noise)
-        return to_uint8(sample).cpu()
+        return sample
+
+
+def schedule_values(scheduler: DDPMScheduler) -> dict[str, Any]:
+    """A noise schedule's config with its betas as values: other classes don't know all names of DDPM's schedules."""
+    return {**scheduler.config, "trained_betas": scheduler.betas.tolist(), "rescale_betas_zero_snr": False}
 
 
 def sampling_protocol(plan: SamplingPlan) -> dict[str, Any]:

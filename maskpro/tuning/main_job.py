@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from maskpro.evaluation.comparison import recovery_text
 from maskpro.evaluation.sampling import SamplingPlan
 from maskpro.tuning.driver_log import driver_log
 from maskpro.tuning.experiment import Experiment, open_experiment, running_session, say, trial_resources, write_trials
@@ -75,9 +76,8 @@ def _leave(experiment: Experiment, reason: str) -> int:
     if completed:
         (best,) = best_trials(completed, 1)
         write_best(experiment, best)
-        say(
-            f"best so far: trial {best.number}, recovery {best.last['recovery']:.3f}; its masks are in best/, not evaluated"
-        )
+        reached = recovery_text(best.last["recovery"])
+        say(f"best so far: trial {best.number}, recovery {reached}; its masks are in best/, not evaluated")
     say(f"stopped by {reason} with {ended} of {history.num_trials} trials ended; go on with --resume {experiment.folder}")
     return {"the time budget": 0, "SIGTERM": 143}.get(reason, 130)
 
@@ -100,9 +100,7 @@ def _summarise(experiment: Experiment, report: dict[str, Any]) -> None:
         console.print(_table(f"candidates, picked by {report['picked_by']}", pd.DataFrame(report["candidates"])))
     models = pd.DataFrame(report["models"]).T.drop(columns="test_loss_by_timestep")
     console.print(_table("final evaluation on test images", models.reset_index(names="model")))
-    recovered = report["recovery"]
-    share = "undefined (initial and dense losses are equal)" if recovered is None else f"{recovered:.3f}"
-    say(f"recovery {share}, loss improvement {report['loss_improvement']:.1%}")
+    say(f"recovery {recovery_text(report['recovery'])}, loss improvement {report['loss_improvement']:.1%}")
     prediction = report["prediction"]
     if prediction is not None:
         correlation = prediction["spearman_of_val_loss_and_frechet_distance"]

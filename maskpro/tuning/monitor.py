@@ -11,6 +11,7 @@ from ray.tune import Callback
 from rich.console import Console
 from rich.live import Live
 
+from maskpro.evaluation.comparison import recovery_text
 from maskpro.tuning.adapters import NUMBER
 from maskpro.tuning.devices import DeviceMeter
 from maskpro.tuning.history import History, TrialRecord
@@ -108,7 +109,7 @@ class SearchMonitor(Callback):
     def _standing(self) -> str:
         best = ""
         if self._best is not None:
-            best = f"; best recovery {self._best.last.get('recovery') or 0:.3f} (trial {self._best.number})"
+            best = f"; best recovery {recovery_text(self._best.last.get('recovery'))} (trial {self._best.number})"
         now = time.monotonic()
         if now - self._estimated >= _ESTIMATE_SECONDS:
             self._estimated, self._seconds_left = now, self._snapshot().seconds_left

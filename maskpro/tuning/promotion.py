@@ -12,8 +12,16 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
+from maskpro.dense_layers import dense_rows
 from maskpro.errors import MaskproError
-from maskpro.evaluation.comparison import ChunkMaker, evaluate_models, make_chunks, masked_copy, with_recovery
+from maskpro.evaluation.comparison import (
+    ChunkMaker,
+    evaluate_models,
+    make_chunks,
+    masked_copy,
+    recovery_text,
+    with_recovery,
+)
 from maskpro.evaluation.sampling import parse_sampler
 from maskpro.files import read_json, replaced_folder, write_json
 from maskpro.layer_statistics import layer_changes
@@ -113,7 +121,9 @@ def promote(experiment: Experiment, *, make: ChunkMaker = make_chunks) -> dict[s
     if candidates[0][0] is not best:
         best = candidates[0][0]
         write_best(experiment, best)
-    say(f"best trial: {best.number} (validation recovery {_recovery(best):.3f}); evaluating on test images")
+    say(
+        f"best trial: {best.number} (validation recovery {recovery_text(best.last['recovery'])}); evaluating on test images"
+    )
     every = [record for group in candidates for record in group]
     masks = {record.name: load_masks(experiment, record) for record in every}
     models = {"dense": search.workload.model}
@@ -199,7 +209,8 @@ def _final_report(
         }
         for record in every
     ]
-    final = with_recovery({"protocol": protocol, "models": models}, "learned")
+    dense = _dense_layers(experiment, load_masks(experiment, picked))
+    final = with_recovery({"protocol": protocol, "models": models, "dense_layers": dense}, "learned")
     return final | {"picked_by": _picked_by(rows), "candidates": rows, "prediction": _prediction(rows)}
 
 
@@ -231,15 +242,27 @@ def write_best(experiment: Experiment, record: TrialRecord) -> None:
         layout=masked.layout,
         base_hash=model_hash(search.workload.model),
         masks=masked.layer_masks(),
-        provenance={"experiment": search.options.experiment, "model": search.workload.model_source, **facts},
+        provenance={
+            "experiment": search.options.experiment,
+            "model": search.workload.model_source,
+            "dense_layers": _dense_layers(experiment, masked),
+            **facts,
+        },
     )
     with replaced_folder(experiment.folder / BEST_FOLDER) as new:
         save_mask_file(new / "masks.safetensors", content)
         write_json(new / "config.json", facts)
-        pd.DataFrame(layer_changes(masked, initial.mask)).to_csv(new / LAYERS_FILE, index=False)
+        rows = layer_changes(masked, initial.mask) + dense_rows(masked)
+        pd.DataFrame(rows).to_csv(new / LAYERS_FILE, index=False)
         learned = masked_copy(search.workload.model, content.masks, content.pattern, content.layout)
         (new / "checkpoint").mkdir()
-        save_pipeline(new / "checkpoint", learned, search.workload.scheduler)
+        save_pipeline(new / "checkpoint", learned, search.workload.scheduler, ema=search.workload.ema)
+
+
+def _dense_layers(experiment: Experiment, masked: MaskedModel) -> dict[str, Any]:
+    workload = experiment.search.workload
+    layers = [layer.name for layer in masked.layers]
+    return workload.dense_layers(layers, pattern=masked.pattern, layout=masked.layout).describe()
 
 
 def load_masks(experiment: Experiment, record: TrialRecord) -> MaskedModel:
@@ -282,14 +305,15 @@ def _facts(experiment: Experiment, record: TrialRecord, masked: MaskedModel) -> 
         "targets": list(_targets(experiment, record)),
         # Of the promoted mask, which is the initial one where a trial made things worse.
         "val_loss": counters["best_val_loss"],
-        "recovery": max(_recovery(record), 0.0),
+        "recovery": _recovery(record),
         "num_samples_seen": record.samples,
     }
 
 
-def _recovery(record: TrialRecord) -> float:
+def _recovery(record: TrialRecord) -> float | None:
+    """Of the promoted mask; None where the initial mask's loss is the dense network's."""
     recovered = record.last["recovery"]
-    return 0.0 if recovered is None else float(recovered)
+    return None if recovered is None else max(float(recovered), 0.0)
 
 
 def _confirms(record: TrialRecord) -> str:
