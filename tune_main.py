@@ -25,6 +25,7 @@ def main(
     workload: Annotated[str | None, _Option(help="digits (embedded) or cifar10; default: the space's.")] = None,
     model: Annotated[str | None, _Option(help="Diffusers DDPM folder or hub name; default: the workload's.")] = None,
     data: Annotated[Path | None, _Option(help="Folder of images (cifar10 workload); default: CIFAR-10.")] = None,
+    ema: Annotated[bool, _Option("--ema", help="Take the weights in unet_ema/ beside the model's unet/.")] = False,
     experiment: Annotated[str | None, _Option(help="Name of the results folder; default: space and time.")] = None,
     results_dir: Annotated[Path | None, _Option(help="Where experiments are kept; default: results.")] = None,
     storage_path: Annotated[

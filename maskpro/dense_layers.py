@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskpro.errors import MaskproError
 from maskpro.masked_model import MaskedModel, maskable_layers, width_problem
 from maskpro.pattern import Layout, NMPattern
 
@@ -93,7 +94,11 @@ def multiply_adds(model: nn.Module, shape: Sequence[int]) -> dict[str, int]:
             if isinstance(module, nn.Conv2d | nn.Linear):
                 hooks.enter_context(module.register_forward_hook(partial(count, name)))
         image = torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype)
-        model(image, torch.zeros(1, dtype=torch.int64, device=parameter.device))
+        try:
+            model(image, torch.zeros(1, dtype=torch.int64, device=parameter.device))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise MaskproError(f"network can't be run on images of {list(shape)} ({reason}); name another model") from error
     return counts
 
 

@@ -72,14 +72,12 @@ def run_preflight(
     sampler: Sampler = "ddim",
     sampling_steps: int,
     device: torch.device,
-    record: Callable[[], Any] | None = None,
 ) -> Preflight:
     """Run the network dense at the first, a middle and the last timestep, mask it, read the mask back, take a gradient and
     the sampler's first step, and write the records into memory.
 
     Args:
         covered: the layers that a given mask is of.
-        record: a further record that the job will write, as JSON.
 
     Raises:
         MaskproError: one of them does not work; the sentence says which, of which model.
@@ -104,9 +102,7 @@ def run_preflight(
         batch_size=1,
     )
     _check_finite(workload, plan.first_step(masked.model), f"first step of sampler {sampler}")
-    _check_record(workload, lambda: protocol(workload, None, device, plan=plan))
-    if record is not None:
-        _check_record(workload, record)
+    check_record(workload, lambda: protocol(workload, None, device, plan=plan))
     parameters = sum(parameter.numel() for parameter in workload.model.parameters())
     names = [layer.name for layer in masked.layers]
     return Preflight(
@@ -208,7 +204,8 @@ def _now(device: torch.device) -> float:
     return time.monotonic()
 
 
-def _check_record(workload: Workload, record: Callable[[], Any]) -> None:
+def check_record(workload: Workload, record: Callable[[], Any]) -> None:
+    """Raise a MaskproError where a record of a job on the workload can't be written as JSON."""
     try:
         json.dumps(record(), allow_nan=False)
     except (ValueError, TypeError) as error:

@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 import torch
 
+from maskpro.dense_layers import DenseLayers
 from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import resolve_sampling
 from maskpro.evaluation.frechet import open_features
@@ -22,6 +23,7 @@ from maskpro.initial_masks import parse_initial_mask
 from maskpro.masked_model import MaskedModel, model_hash
 from maskpro.pattern import NMPattern, parse_layout
 from maskpro.precision import parse_precision
+from maskpro.preflight import check_record, run_preflight
 from maskpro.trackers import Tracker, check_tracker
 from maskpro.trainer import TrainerConfig
 from maskpro.tuning.early_stopping import SCHEDULERS
@@ -47,6 +49,7 @@ class SearchOptions:
     workload: str | None = None
     model: str | None = None
     data: Path | None = None
+    ema: bool = False
     num_trials: int | None = None
     max_samples: int | None = None
     seed_points: tuple[int, ...] | None = None
@@ -135,6 +138,7 @@ class Search:
     Attributes:
         planned: the trials that are run first, as they stand.
         num_trials: of the search when it is new; a history knows better.
+        dense_layers: that the first format of the space leaves without a mask.
         warm_start: (parameters, value, source) of another experiment's trials; of a new search only.
         is_replay: True for a search that follows another one's history: it stops trials where that one did.
     """
@@ -145,6 +149,7 @@ class Search:
     context: TrialContext
     planned: tuple[Plan, ...]
     num_trials: int
+    dense_layers: DenseLayers
     warm_start: tuple[tuple[dict[str, Any], float, str], ...] = ()
     is_replay: bool = False
 
@@ -171,6 +176,10 @@ class Search:
                 "name": self.workload.name,
                 "model": self.workload.model_source,
                 "model_hash": model_hash(self.workload.model),
+                "model_ema": self.workload.ema,
+                "model_notes": list(self.workload.notes),
+                "prediction_type": self.workload.scheduler.config["prediction_type"],
+                "dense_layers": self.dense_layers.describe(),
                 "data": self.workload.data_source,
                 "budgets": asdict(self.workload.budgets),
             },
@@ -216,7 +225,7 @@ def prepare_search(options: SearchOptions) -> Search:
 
 def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Plan, ...], num_trials: int) -> Search:
     """A search whose trials are decided on, with its model and data."""
-    workload = open_workload(options.workload or space.workload, model=options.model, data=options.data)
+    workload = open_workload(options.workload or space.workload, model=options.model, data=options.data, ema=options.ema)
     if options.num_generated is not None:
         workload = replace(workload, budgets=replace(workload.budgets, num_generated=options.num_generated))
     if options.frechet:  # a search of hours must not end in an evaluation that can't be made
@@ -226,7 +235,8 @@ def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Pl
     max_samples = options.max_samples or space_samples or workload.budgets.max_samples
     report_samples = math.ceil(max_samples / space.num_reports)
     workload = replace(workload, budgets=replace(workload.budgets, max_samples=max_samples, report_samples=report_samples))
-    resolve_sampling(workload, parse_sampler(options.sampler), options.sampling_steps)
+    sampler = parse_sampler(options.sampler)
+    sampling_steps = resolve_sampling(workload, sampler, options.sampling_steps)
     context = _context(options, space, workload, max_samples)
     for targets in (space.targets, *(split_targets(text) for text in space.choices("targets", None))):
         for form in context.formats if targets else ():
@@ -242,7 +252,26 @@ def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Pl
                 f"masks_per_step is {masks}; allowed: a divisor of max_samples, {max_samples}, and of the samples between "
                 f"two reports, {report_samples} (max_samples / num_reports)"
             )
-    return Search(options=options, space=space, workload=workload, context=context, planned=planned, num_trials=num_trials)
+    form = context.formats[0]
+    found = run_preflight(
+        workload,
+        pattern=NMPattern.parse(form.pattern),
+        layout=parse_layout(form.layout),
+        sampler=sampler,
+        sampling_steps=sampling_steps,
+        device=torch.device("cuda" if torch.cuda.is_available() and options.gpus_per_trial != 0 else "cpu"),
+    )
+    search = Search(
+        options=options,
+        space=space,
+        workload=workload,
+        context=context,
+        planned=planned,
+        num_trials=num_trials,
+        dense_layers=found.dense,
+    )
+    check_record(workload, search.describe)
+    return search
 
 
 def _context(options: SearchOptions, space: SearchSpace, workload: Workload, max_samples: int) -> TrialContext:
