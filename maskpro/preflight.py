@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +26,8 @@ from maskpro.workloads import Workload
 
 # Of the samples; held-out sets and users' seeds are elsewhere.
 _SEED = 2**32 + 6
-# Passes that took less are timed again with as many samples as a step usually has.
-_SHORT_SECONDS = 0.25
+# Networks whose passes take less are timed with as many samples as a step usually has, and on one thread, as a trial has.
+_SHORT_SECONDS = 0.5
 _STEP_SAMPLES = 32
 # Copies of the maskable weights that a trial holds, in float32: base, masked weights and their gradient, logits and Adam's
 # two moments of them. The network itself comes twice, dense and masked.
@@ -86,13 +87,12 @@ def run_preflight(
     masked.model.to(device)
     if device.type != "cpu":  # the flat buffer is made where the weights are
         masked = MaskedModel(masked.model, pattern=pattern, layout=layout, targets=targets, covered=covered)
-    _check_dense_passes(workload, masked.model, device)
+    is_fast = _check_dense_passes(workload, masked.model, device) < _SHORT_SECONDS
     masked.set_mask(magnitude_mask(masked))
     _check_mask(workload, masked)
     objective = workload.training_objective(seed=_SEED, device=device)
-    forward, training, activations = _timed_passes(workload, objective, masked, 2)
-    if training * 2 < _SHORT_SECONDS:
-        forward, training, activations = _timed_passes(workload, objective, masked, _STEP_SAMPLES)
+    with _threads(1 if is_fast else torch.get_num_threads()):
+        forward, training, activations = _timed_passes(workload, objective, masked, _STEP_SAMPLES if is_fast else 1)
     plan = SamplingPlan(
         scheduler=workload.scheduler,
         shape=tuple(workload.images.train.shape[1:]),
@@ -118,13 +118,16 @@ def run_preflight(
 
 
 @torch.no_grad()
-def _check_dense_passes(workload: Workload, model: nn.Module, device: torch.device) -> None:
-    """A real image at the first, a middle and the last timestep, each on its own, so that memory is that of one."""
+def _check_dense_passes(workload: Workload, model: nn.Module, device: torch.device) -> float:
+    """A real image at the first, a middle and the last timestep, each on its own; seconds of the fastest."""
     last = workload.scheduler.config["num_train_timesteps"] - 1
     objective = workload.training_objective(seed=_SEED, device=device)
+    seconds: list[float] = []
     for timestep in sorted({0, last // 2, last}):
         batch = objective.at(torch.tensor([timestep]))
+        started = _now(device)
         prediction = _passed(workload, lambda batch=batch: objective.predict(model, batch))  # type: ignore[misc]
+        seconds.append(_now(device) - started)
         if prediction.shape != batch.images.shape:
             made, taken = list(prediction.shape[1:]), list(batch.images.shape[1:])
             raise MaskproError(
@@ -132,6 +135,7 @@ def _check_dense_passes(workload: Workload, model: nn.Module, device: torch.devi
             )
         _check_finite(workload, prediction, f"output at timestep {timestep}")
         _check_finite(workload, objective.losses(prediction, batch), f"loss at timestep {timestep}")
+    return min(seconds)
 
 
 def _passed(workload: Workload, run: Callable[[], Tensor]) -> Tensor:
@@ -196,6 +200,16 @@ def _timed_passes(
     training = _now(batch.images.device) - started
     _check_finite(workload, gradient, "gradient of the masked weights")
     return forward / size, training / size, kept // size
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _now(device: torch.device) -> float:

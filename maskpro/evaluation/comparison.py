@@ -64,7 +64,7 @@ def recovery_text(value: float | None) -> str:
     """A recovery for people to read."""
     if value is None or math.isnan(value):
         return "undefined (initial and dense losses are equal)"
-    return f"{value:.3f}"
+    return f"{0.0 if abs(value) < 0.0005 else value:.3f}"
 
 
 def loss_improvement(initial: float, learned: float) -> float:

@@ -135,7 +135,8 @@ class SamplingPlan:
     def _batch(
         self, network: Callable[..., Any], indices: range, device: torch.device, ahead: ThreadPoolExecutor
     ) -> Tensor:
-        return to_uint8(self._sampled(network, indices, device, ahead)).cpu()
+        # A network that predicts the image makes the last sample itself, in its own layout of memory.
+        return to_uint8(self._sampled(network, indices, device, ahead)).cpu().contiguous()
 
     def _sampled(
         self,
@@ -173,7 +174,9 @@ class SamplingPlan:
 
 def schedule_values(scheduler: DDPMScheduler) -> dict[str, Any]:
     """A noise schedule's config with its betas as values: other classes don't know all names of DDPM's schedules."""
-    return {**scheduler.config, "trained_betas": scheduler.betas.tolist(), "rescale_betas_zero_snr": False}
+    # Without diffusers' own entries: one of them has other classes take their own defaults instead.
+    values = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    return values | {"trained_betas": scheduler.betas.tolist(), "rescale_betas_zero_snr": False}
 
 
 def sampling_protocol(plan: SamplingPlan) -> dict[str, Any]:
