@@ -84,7 +84,7 @@ def read_noise_schedule(config: Mapping[str, Any], *, named_class: str | None) -
     Raises:
         NoiseScheduleError: the class is no discrete-time schedule of betas, or a value of the config is not allowed.
     """
-    name = config.get("_class_name") or named_class or "DDPMScheduler"
+    name = str(config.get("_class_name") or named_class or "DDPMScheduler")
     for found in (name, named_class or name):
         _check_class(found)
     for option in ("use_flow_sigmas", "timestep_type"):

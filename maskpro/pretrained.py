@@ -116,7 +116,7 @@ def load_pretrained(source: str, *, ema: bool = False) -> Pretrained:
     try:
         scheduler, note = read_noise_schedule(
             _read_config(parts["scheduler"] / "scheduler_config.json", source),
-            named_class=(index.get("scheduler") or [0, None])[1],
+            named_class=_class_of(index, "scheduler"),
         )
     except NoiseScheduleError as error:
         raise ModelNotFoundError(f"model {source} is not a DDPM: {error} (--model)") from error
@@ -178,6 +178,11 @@ def _read_index(folder: Path, source: str) -> dict[str, Any]:
             f"model {source} holds a unet of class {classes.get('unet')}; allowed: UNet2DModel (--model)"
         )
     return index
+
+
+def _class_of(index: Mapping[str, Any], part: str) -> str | None:
+    value = index.get(part)
+    return str(value[1]) if isinstance(value, list) and len(value) == 2 and value[1] else None
 
 
 def _unused_parts(index: Mapping[str, Any]) -> list[str]:

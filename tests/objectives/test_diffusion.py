@@ -70,7 +70,9 @@ def test_held_out_samples_are_fixed_by_their_seed(digits):
     assert not torch.equal(first.losses(digits.model), other.losses(digits.model))
 
 
-def test_a_model_that_does_not_predict_noise_is_refused(digits):
-    scheduler = DDPMScheduler(prediction_type="v_prediction")
-    with pytest.raises(MaskproError, match=r"prediction_type of the model's scheduler is 'v_prediction'; allowed: epsilon"):
+def test_a_prediction_type_that_is_none_is_refused(digits):
+    scheduler = DDPMScheduler(prediction_type="flow")
+    with pytest.raises(
+        MaskproError, match=r"prediction_type of the model's scheduler is 'flow'; allowed: epsilon, sample, v"
+    ):
         DiffusionObjective(scheduler, digits.images.test, seed=0, device=CPU)
