@@ -30,6 +30,7 @@ def main(
         str | None, _Option(help="centre (default), none, celeba, a number of pixels, or left,top,right,bottom in pixels.")
     ] = None,
     skip_unreadable: Annotated[bool, _Option("--skip-unreadable", help="Go on without images that can't be read.")] = False,
+    ema: Annotated[bool, _Option("--ema", help="Take the weights in unet_ema/ beside the model's unet/.")] = False,
     experiment: Annotated[str | None, _Option(help="Name of the results folder; default: space and time.")] = None,
     results_dir: Annotated[Path | None, _Option(help="Where experiments are kept; default: results.")] = None,
     storage_path: Annotated[

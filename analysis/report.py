@@ -156,6 +156,10 @@ def _facts(
         facts.append(("calibration samples", f"{spent:,}"))
         facts += [("in full trials", f"{spent / full:.2f}")] if full else []
         facts.append(("trial seconds", f"{trials['seconds'].sum():,.0f}"))
+    dense = evaluated.get("dense_layers", {})
+    if dense.get("layers"):
+        shares = f"{dense['weights_share']:.1%} of the weights, {dense['multiply_adds_share']:.1%} of the multiply-adds"
+        facts.append(("layers that stay dense", f"{len(dense['layers'])} ({shares})"))
     for name in ("recovery", "fidelity"):
         if evaluated.get(name) is not None:
             facts.insert(0, (f"test {name}", format_share(evaluated[name])))

@@ -47,6 +47,7 @@ Data = Annotated[Path | None, typer.Option(help="Folder of images (cifar10 workl
 Resize = Annotated[str, typer.Option(help="Filter: bilinear, bicubic, lanczos, box, hamming or nearest.")]
 Crop = Annotated[str, typer.Option(help="centre, none, celeba, a number of pixels, or left,top,right,bottom in pixels.")]
 SkipUnreadable = Annotated[bool, typer.Option("--skip-unreadable", help="Go on without images that can't be read.")]
+Ema = Annotated[bool, typer.Option("--ema", help="Take the weights in unet_ema/ beside the model's unet/.")]
 Output = Annotated[Path, typer.Option("--output-dir", help="New folder for the results.")]
 Pattern = Annotated[str, typer.Option(help="n:m, n weights kept of every m.")]
 LayoutName = Annotated[str, typer.Option("--layout", help="channel or flattened.")]
@@ -103,6 +104,7 @@ def prune(
     resize: Resize = "bilinear",
     crop: Crop = "centre",
     skip_unreadable: SkipUnreadable = False,
+    ema: Ema = False,
     pattern: Pattern = "2:4",
     layout: LayoutName = "channel",
     method: Annotated[str, typer.Option(help="magnitude, wanda, sparsegpt (its mask alone) or random.")] = "magnitude",
@@ -117,8 +119,12 @@ def prune(
     parsed, chosen = NMPattern.parse(pattern), parse_initial_mask(method)
     if ratio is not None and ratio != parsed.sparsity:
         raise MaskproError(f"ratio is {ratio}; allowed with pattern {pattern}: {parsed.sparsity}")
-    opened = _opened(workload, model, data, _reading(resize, crop, skip_unreadable), output_dir)
-    pipeline.prune(opened, output_dir, pattern=parsed, layout=parse_layout(layout), method=chosen, seed=seed)
+    opened, parsed_layout = (
+        _opened(workload, model, data, ema, _reading(resize, crop, skip_unreadable), output_dir),
+        parse_layout(layout),
+    )
+    _preflight(opened, pattern=parsed, layout=parsed_layout)
+    pipeline.prune(opened, output_dir, pattern=parsed, layout=parsed_layout, method=chosen, seed=seed)
     print(f"pruned to {pattern} ({parsed.sparsity:.0%} of the maskable weights removed): {output_dir}")
 
 
@@ -166,21 +172,26 @@ def verify(
     resize: Resize = "bilinear",
     crop: Crop = "centre",
     skip_unreadable: SkipUnreadable = False,
+    ema: Ema = False,
 ) -> None:
     """Check a mask file: whole, every group n:m, and (with --workload) made for that model; exit status 2 if not."""
     from maskpro import pipeline
-    from maskpro.workloads import open_workload
 
     if workload is None and (model is not None or data is not None):
         raise MaskproError("workload is missing with model or data; allowed: --workload digits or cifar10")
     reading = _reading(resize, crop, skip_unreadable)
-    opened = None if workload is None else open_workload(workload, model=model, data=data, reading=reading, say=_say)
+    opened = None if workload is None else _opened(workload, model, data, ema, reading)
     found = pipeline.verify(masks, opened)
     for name, problem in found.items():
         print(f"{name}: {problem or 'ok'}")
     wrong = [name for name, problem in found.items() if problem]
     if wrong:
         raise MaskproError(f"mask file {masks} does not fit: {len(wrong)} of {len(found)} layers, such as {wrong[0]}")
+    if opened is not None:
+        content = pipeline.load_masks_for(opened, masks)
+        _preflight(opened, pattern=content.pattern, layout=content.layout, covered=list(content.masks))
+    for name, why in pipeline.unmasked_layers(masks, opened).items():
+        print(f"{name}: stays dense, {why}")
     against = "" if opened is None else f" and fit {opened.model_source}"
     print(f"{len(found)} layers keep exactly n of every m{against}: {masks}")
 
@@ -194,6 +205,7 @@ def baseline(
     resize: Resize = "bilinear",
     crop: Crop = "centre",
     skip_unreadable: SkipUnreadable = False,
+    ema: Ema = False,
     masks: Masks = None,
     pattern: Pattern = "2:4",
     layout: LayoutName = "channel",
@@ -206,11 +218,13 @@ def baseline(
     """Losses of the original weights under the initial mask."""
     from maskpro import pipeline
 
-    opened = _opened(workload, model, data, _reading(resize, crop, skip_unreadable), output_dir)
+    opened = _opened(workload, model, data, ema, _reading(resize, crop, skip_unreadable), output_dir)
+    chosen = _masks_or_magnitude(opened, masks, pattern, layout)
+    _preflight(opened, pattern=chosen.pattern, layout=chosen.layout, covered=list(chosen.masks), device=device)
     report = pipeline.baseline(
         opened,
         output_dir,
-        masks=_masks_or_magnitude(opened, masks, pattern, layout),
+        masks=chosen,
         dataset_size=dataset_size,
         batch_size=batch_size,
         max_batches=max_batches,
@@ -229,6 +243,7 @@ def train(
     resize: Resize = "bilinear",
     crop: Crop = "centre",
     skip_unreadable: SkipUnreadable = False,
+    ema: Ema = False,
     masks: Masks = None,
     pattern: Pattern = "2:4",
     layout: LayoutName = "channel",
@@ -311,16 +326,20 @@ def train(
         seed=seed,
         **settings,
     )
-    opened = _opened(workload, model, data, _reading(resize, crop, skip_unreadable), output_dir)
+    opened = _opened(workload, model, data, ema, _reading(resize, crop, skip_unreadable), output_dir)
     initial = None if masks is None else pipeline.load_masks_for(opened, masks)
+    form: dict[str, Any] = {
+        "pattern": NMPattern.parse(pattern) if initial is None else initial.pattern,
+        "layout": parse_layout(layout) if initial is None else initial.layout,
+        "targets": tuple(part for text in targets or ["all"] for part in text.split()),
+    }
+    _preflight(opened, **form, covered=None if initial is None else list(initial.masks), device=device)
     with swanlab_log(swanlab, name=experiment_name, config=asdict(config)) as log:
         summary = pipeline.train(
             opened,
             output_dir,
             config=config,
-            pattern=NMPattern.parse(pattern) if initial is None else initial.pattern,
-            layout=parse_layout(layout) if initial is None else initial.layout,
-            targets=tuple(part for text in targets or ["all"] for part in text.split()),
+            **form,
             initial=initial or method,
             device=pipeline.parse_device(device),
             save_logits=save,
@@ -346,6 +365,7 @@ def evaluate(
     resize: Resize = "bilinear",
     crop: Crop = "centre",
     skip_unreadable: SkipUnreadable = False,
+    ema: Ema = False,
     pattern: Pattern = "2:4",
     layout: LayoutName = "channel",
     num_samples: Annotated[int, typer.Option(help="Images generated by each model.")] = 1000,
@@ -390,20 +410,23 @@ def evaluate(
     if (masks is None) == (checkpoint_path is None):
         raise MaskproError("masks and checkpoint_path are both given or both missing; allowed: exactly one of them")
     parsed_sampler, spacing = parse_sampler(sampler), parse_spacing(timestep_spacing)
-    opened = _opened(workload, model, data, _reading(resize, crop, skip_unreadable), output_dir)
+    opened = _opened(workload, model, data, ema, _reading(resize, crop, skip_unreadable), output_dir)
     parsed, parsed_layout = NMPattern.parse(pattern), parse_layout(layout)
     if masks is not None:
         content = pipeline.load_masks_for(opened, masks)
         parsed, parsed_layout = content.pattern, content.layout
         learned = masked_copy(opened.model, content.masks, parsed, parsed_layout)
+        covered = list(content.masks)
     else:
-        learned = pipeline.load_masked_checkpoint(opened, str(checkpoint_path), pattern=parsed, layout=parsed_layout)
+        source = str(checkpoint_path)
+        learned, covered = pipeline.load_masked_checkpoint(opened, source, pattern=parsed, layout=parsed_layout)
+    form: dict[str, Any] = {"pattern": parsed, "layout": parsed_layout, "covered": covered}
+    _preflight(opened, **form, sampler=parsed_sampler, sampling_steps=sampling_steps, device=device)
     report = pipeline.evaluate(
         opened,
         output_dir,
         learned=learned,
-        pattern=parsed,
-        layout=parsed_layout,
+        **form,
         initial=None if initial_masks is None else pipeline.load_masks_for(opened, initial_masks),
         num_samples=num_samples,
         sampler=parsed_sampler,
@@ -428,19 +451,62 @@ def reference_statistics(
     workload: Workload = "digits",
     model: Model = None,
     data: Data = None,
+    ema: Ema = False,
     features: Features = None,
     inception_weights: InceptionWeights = None,
     device: Device = "auto",
 ) -> None:
     """Write mean and covariance of the real images' features into a .npz file (mu, sigma)."""
     from maskpro import pipeline
-    from maskpro.workloads import open_workload
 
-    opened = open_workload(workload, model=model, data=data)
+    opened = _opened(workload, model, data, ema)
     found = pipeline.reference_statistics(
         opened, output, features=features, inception_weights=inception_weights, device=pipeline.parse_device(device)
     )
     print(f"mean and covariance of {found['num_features']} features, {found['features']}: {output}")
+
+
+@app.command()
+def doctor(
+    model: Annotated[str | None, typer.Argument(help="Diffusers DDPM folder or hub name; default: digits.")] = None,
+    data: Annotated[Path | None, typer.Argument(help="Folder of images; default: CIFAR-10.")] = None,
+    workload: Annotated[
+        str | None, typer.Option("--workload", "--dataset", help="Default: cifar10 with a model, else digits.")
+    ] = None,
+    ema: Ema = False,
+    pattern: Pattern = "2:4",
+    layout: LayoutName = "channel",
+    sampler: Annotated[str, typer.Option(help="ddim or ddpm.")] = "ddim",
+    sampling_steps: Annotated[int | None, typer.Option(help="Per image; default: the workload's.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Show what is understood of a model and its data, and what a trial will take; nothing is written."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from maskpro.doctor import describe
+    from maskpro.evaluation.comparison import resolve_sampling
+    from maskpro.evaluation.sampling import parse_sampler
+    from maskpro.pattern import NMPattern, parse_layout
+
+    form: dict[str, Any] = {
+        "pattern": NMPattern.parse(pattern),
+        "layout": parse_layout(layout),
+        "sampler": parse_sampler(sampler),
+    }
+    opened = _opened(workload or ("digits" if model is None and data is None else "cifar10"), model, data, ema, quiet=True)
+    found = _preflight(opened, **form, sampling_steps=sampling_steps, device=device)
+    steps = resolve_sampling(opened, form["sampler"], sampling_steps)
+    rows = describe(opened, found, **form, sampling_steps=steps)
+    if not sys.stdout.isatty():  # whole lines, to be searched
+        for name, text in rows.items():
+            print(f"{name}: {text}")
+        return
+    table = Table(box=None, show_header=False)
+    table.add_column(style="bold")
+    for name, text in rows.items():
+        table.add_row(name, text)
+    Console().print(table)
 
 
 @app.command()
@@ -468,6 +534,42 @@ def stop(
     print(stop_search(experiment, timeout=timeout))
 
 
+def _opened(
+    workload: str,
+    model: str | None,
+    data: Path | None,
+    ema: bool,
+    reading: Any = None,
+    output: Path | None = None,
+    *,
+    quiet: bool = False,
+) -> Any:
+    """A workload; images that don't fit into memory are kept beside the results.
+
+    Unless `quiet`, what was converted or left out of its model is printed.
+    """
+    from maskpro.images import IMAGE_CACHE
+    from maskpro.workloads import open_workload
+
+    cache = None if output is None else output.absolute().parent / IMAGE_CACHE
+    opened = open_workload(workload, model=model, data=data, ema=ema, reading=reading, image_cache=cache, say=_say)
+    for note in () if quiet else opened.notes:
+        print(f"model {opened.model_source}: {note}")
+    return opened
+
+
+def _preflight(
+    workload: Any, *, sampler: Any = "ddim", sampling_steps: int | None = None, device: str = "cpu", **form: Any
+) -> Any:
+    """What the preflight of a job finds; what can't work is an error before anything is written."""
+    from maskpro import pipeline
+    from maskpro.evaluation.comparison import resolve_sampling
+    from maskpro.preflight import run_preflight
+
+    steps = resolve_sampling(workload, sampler, sampling_steps)
+    return run_preflight(workload, sampler=sampler, sampling_steps=steps, device=pipeline.parse_device(device), **form)
+
+
 def _masks_or_magnitude(workload: Any, masks: Path | None, pattern: str, layout: str) -> Any:
     from maskpro import pipeline
     from maskpro.pattern import NMPattern, parse_layout
@@ -481,15 +583,6 @@ def _reading(resize: str, crop: str, skip_unreadable: bool) -> Any:
     from maskpro.images import ImageReading
 
     return ImageReading(resize=resize, crop=crop, skip_unreadable=skip_unreadable)
-
-
-def _opened(workload: str, model: str | None, data: Path | None, reading: Any, output: Path) -> Any:
-    """The workload; images that don't fit into memory are kept beside the results."""
-    from maskpro.images import IMAGE_CACHE
-    from maskpro.workloads import open_workload
-
-    cache = output.absolute().parent / IMAGE_CACHE
-    return open_workload(workload, model=model, data=data, reading=reading, image_cache=cache, say=_say)
 
 
 def _say(text: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Literal, get_args
@@ -65,10 +65,15 @@ def magnitude_mask(masked: MaskedModel) -> Tensor:
 
 
 def magnitude_masked_model(
-    dense: nn.Module, *, pattern: NMPattern, layout: Layout, targets: tuple[str, ...] = ("all",)
+    dense: nn.Module,
+    *,
+    pattern: NMPattern,
+    layout: Layout,
+    targets: tuple[str, ...] = ("all",),
+    covered: Collection[str] | None = None,
 ) -> MaskedModel:
-    """A copy of a dense network with its magnitude mask set."""
-    masked = MaskedModel(copy.deepcopy(dense), pattern=pattern, layout=layout, targets=targets)
+    """A copy of a dense network with its magnitude mask set, of the `covered` layers only where these are given."""
+    masked = MaskedModel(copy.deepcopy(dense), pattern=pattern, layout=layout, targets=targets, covered=covered)
     masked.set_mask(magnitude_mask(masked))
     return masked
 
@@ -184,29 +189,54 @@ def _input_columns(module: nn.Module, value: Tensor, layout: Layout) -> Tensor:
 
 
 def extract_masks(
-    pruned: nn.Module, *, pattern: NMPattern, layout: Layout, nearest_to: nn.Module | None = None
+    pruned: nn.Module,
+    *,
+    pattern: NMPattern,
+    layout: Layout,
+    dense: nn.Module | None = None,
+    nearest_to: nn.Module | None = None,
 ) -> dict[str, Tensor]:
     """Masks of the layers of a pruned network that hold zeros: True where the weight is not zero.
 
-    Protected layers and layers without zeros are left out.
+    Protected layers and layers without zeros are left out, and with `dense` those that are as in the dense network.
 
     Args:
+        dense: the dense network. A zero of its own counts as kept where its group would keep fewer than n otherwise: a mask
+            that keeps a weight of zero leaves a zero.
         nearest_to: the dense network. With it, zeros that are not n:m become the nearest n:m mask, the one that differs in
             the fewest positions; of those, the one that keeps the most of the dense weights' magnitude.
 
     Raises:
         MaskproError: no layer holds zeros; or, without `nearest_to`, the zeros of some are not n:m.
     """
-    masks = {name: weight.detach() != 0 for name, weight in maskable_layers(pruned).items() if (weight == 0).any()}
+    own = {} if dense is None else maskable_layers(dense)
+    masks = {
+        name: weight.detach() != 0
+        for name, weight in maskable_layers(pruned).items()
+        if (weight == 0).any() and not (name in own and torch.equal(weight, own[name]))
+    }
     if not masks:
         raise MaskproError("model has no zeros in its maskable layers; allowed: a pruned model (maskpro prune makes one)")
     shapes = {name: mask.shape for name, mask in masks.items()}
+    if own:
+        masks = {name: _with_own_zeros(mask, own[name], pattern, layout) for name, mask in masks.items()}
     if nearest_to is not None:
         weights = maskable_layers(nearest_to)
         fitting = [name for name, shape in shapes.items() if group_width(shape, layout) % pattern.m == 0]
         masks |= {name: _nearest(masks[name], weights[name], pattern, layout) for name in fitting}
     check_layer_masks(masks, shapes, pattern, layout)
     return masks
+
+
+def _with_own_zeros(mask: Tensor, weight: Tensor, pattern: NMPattern, layout: Layout) -> Tensor:
+    """A weight-shaped mask, in which groups that keep fewer than n also keep zeros of the dense weight, as many as lack."""
+    if group_width(mask.shape, layout) % pattern.m:
+        return mask
+    kept = group_order(mask, layout).view(-1, pattern.m)
+    free = ~kept & (group_order(weight.detach(), layout).view(-1, pattern.m) == 0)
+    lacking = pattern.n - kept.sum(dim=1, keepdim=True)
+    filled = kept | (free & (free.cumsum(dim=1) <= lacking))
+    return weight_view(filled.view(-1), mask.shape, layout).contiguous()
 
 
 def _nearest(mask: Tensor, weight: Tensor, pattern: NMPattern, layout: Layout) -> Tensor:

@@ -110,14 +110,16 @@ class MaskedModel:
 
     Attributes:
         base: the dense weights in group order, `[P]`.
-        layers: the maskable layers, the learned ones first.
+        layers: the layers that have a mask, the learned ones first.
         num_learned: number of weights of the learned layers.
+        dense: layer name to why it has none, of the maskable layers: m does not divide its width.
 
-    With `covered`, just those layers are maskable (an extracted mask may leave layers alone).
+    With `covered`, just those layers have a mask (an extracted mask may leave layers alone).
 
     Raises:
-        MaskproError: no maskable layer, a width that m does not divide, a target that matches nothing, or a layer whose
-            weight is computed from others (weight_norm, spectral_norm) or is not all that it multiplies by (LoRA).
+        MaskproError: no maskable layer, m divides the width of none (or not of a covered one), a target that matches
+            nothing, or a layer whose weight is computed from others (weight_norm, spectral_norm) or is not all that it
+            multiplies by (LoRA).
     """
 
     def __init__(
@@ -133,7 +135,10 @@ class MaskedModel:
         if covered is not None:
             parameters = {name: weight for name, weight in parameters.items() if name in covered}
         _check_weights(model, parameters)
-        _check_layers(parameters, pattern, layout, targets)
+        problems = {name: width_problem(weight.shape, pattern, layout) for name, weight in parameters.items()}
+        self.dense = {name: problem for name, problem in problems.items() if problem}
+        _check_layers(parameters, self.dense, pattern, targets, all_needed=covered is not None)
+        parameters = {name: weight for name, weight in parameters.items() if name not in self.dense}
         self.model = model.requires_grad_(False).eval()
         self.pattern = pattern
         self.layout: Layout = layout
@@ -230,9 +235,8 @@ def layer_problems(
             problems[name] = f"has shape {list(layer_masks[name].shape)}; the model's is {list(shapes[name])}"
         elif len(shapes[name]) not in (2, 4):
             problems[name] = f"has shape {list(shapes[name])}; allowed: that of a Linear or Conv2d weight"
-        elif group_width(shapes[name], layout) % pattern.m:
-            width = group_width(shapes[name], layout)
-            problems[name] = f"is {width} wide in layout {layout}, which {pattern.m} does not divide"
+        elif problem := width_problem(shapes[name], pattern, layout):
+            problems[name] = problem
         elif violations := count_violations(layer_masks[name], pattern, layout):
             groups = layer_masks[name].numel() // pattern.m
             problems[name] = (
@@ -251,20 +255,41 @@ def check_layer_masks(
         raise MaskproError(f"mask of layer {name} {problem}{others}")
 
 
-def _check_layers(parameters: Mapping[str, Tensor], pattern: NMPattern, layout: Layout, targets: tuple[str, ...]) -> None:
+def width_problem(shape: torch.Size, pattern: NMPattern, layout: Layout) -> str:
+    """Why a weight of that shape can't be n:m, or ""."""
+    width = group_width(shape, layout)
+    return f"is {width} wide in layout {layout}, which {pattern.m} does not divide" if width % pattern.m else ""
+
+
+def _check_layers(
+    parameters: Mapping[str, Tensor],
+    dense: Mapping[str, str],
+    pattern: NMPattern,
+    targets: tuple[str, ...],
+    *,
+    all_needed: bool,
+) -> None:
     if not parameters:
         raise MaskproError("model has no maskable layer; allowed: a model with unprotected Conv2d or Linear layers")
-    uneven = [name for name, weight in parameters.items() if group_width(weight.shape, layout) % pattern.m]
-    if uneven:
+    if len(dense) == len(parameters) or (dense and all_needed):
+        name = next(iter(dense))
         raise MaskproError(
-            f"pattern is {pattern}; its {pattern.m} does not divide the width of {len(uneven)} layers in layout "
-            f"{layout}, such as {uneven[0]} ({group_width(parameters[uneven[0]].shape, layout)})"
+            f"pattern is {pattern}; its {pattern.m} does not divide the width of {len(dense)} layers of {len(parameters)}, "
+            f"such as {name}, which {dense[name].split(',')[0]}; allowed: a pattern that fits"
         )
+    fitting = [name for name in parameters if name not in dense]
     for target in targets:
-        if not any(is_target(name, (target,)) for name in parameters):
+        if any(is_target(name, (target,)) for name in fitting):
+            continue
+        others = [name for name in dense if is_target(name, (target,))]
+        if others:
             raise MaskproError(
-                f"targets holds {target!r}, which matches no maskable layer; allowed: all, or whole parts of a layer "
-                f"name such as {next(iter(parameters))}"
+                f"targets holds {target!r}, which matches only layers that can't be {pattern}: {others[0]} "
+                f"{dense[others[0]]}; allowed: parts of the names of others, such as {fitting[0]}"
             )
+        raise MaskproError(
+            f"targets holds {target!r}, which matches no maskable layer; allowed: all, or whole parts of a layer "
+            f"name such as {fitting[0]}"
+        )
     if not targets:
         raise MaskproError("targets is empty; allowed: all, or parts of layer names")

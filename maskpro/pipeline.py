@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from maskpro.dense_layers import dense_layers, dense_rows
 from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import compare_models, loss_improvement, masked_copy, recovery, sparsity
 from maskpro.evaluation.features import open_features
@@ -31,11 +32,14 @@ from maskpro.masked_model import MaskedModel, layer_problems, maskable_layers, m
 from maskpro.objectives import HeldOutMeans, baseline_losses, teacher_outputs
 from maskpro.pattern import Layout, NMPattern
 from maskpro.precision import SamplingPrecision, check_precision
+from maskpro.pretrained import load_pretrained, resolution, save_pipeline
 from maskpro.trackers import Log, no_log
 from maskpro.trainer import MaskTrainer, TrainerConfig, logit_statistics
-from maskpro.workloads import Workload, load_diffusion_model, save_pipeline
+from maskpro.workloads import Workload
 
 MASKS_FILE = "masks.safetensors"
+# Of a training run, what its mask file tells.
+_PROVENANCE = ("model", "config", "targets", "fidelity", "val_loss", "recovery", "dense_layers")
 
 # Held-out samples that `layer_statistics` judges each layer by.
 _STATISTICS_SAMPLES = 256
@@ -80,9 +84,11 @@ def check_base(content: MaskFile, path: Path, workload: Workload) -> None:
         )
 
 
-def magnitude_mask_file(workload: Workload, *, pattern: NMPattern, layout: Layout) -> MaskFile:
-    """The magnitude mask of the workload's network, as a mask file's content."""
-    masked = magnitude_masked_model(workload.model, pattern=pattern, layout=layout)
+def magnitude_mask_file(
+    workload: Workload, *, pattern: NMPattern, layout: Layout, covered: Collection[str] | None = None
+) -> MaskFile:
+    """The magnitude mask of the workload's network, or of its `covered` layers, as a mask file's content."""
+    masked = magnitude_masked_model(workload.model, pattern=pattern, layout=layout, covered=covered)
     return MaskFile(
         pattern=pattern,
         layout=layout,
@@ -105,7 +111,7 @@ def prune(
     objective = workload.training_objective(seed=seed, device=torch.device("cpu"))
     masked.set_mask(one_shot_mask(masked, method, objective=objective, generator=torch.Generator().manual_seed(seed)))
     with atomic_folder(output) as folder:
-        save_pipeline(folder, masked.model, workload.scheduler)
+        save_pipeline(folder, masked.model, workload.scheduler, ema=workload.ema)
     return masked.model
 
 
@@ -128,12 +134,13 @@ def extract(
     """
     if nearest and original_model is None:
         raise MaskproError("nearest is True without original_model; allowed: with it (its weights decide between masks)")
-    pruned, _ = load_diffusion_model(pruned_model)
-    original = None if original_model is None else load_diffusion_model(original_model)[0]
+    pruned = load_pretrained(pruned_model).unet
+    original = None if original_model is None else load_pretrained(original_model).unet
     if original is not None:
         _check_same_architecture(pruned, original, f"model_path {pruned_model}", str(original_model))
     try:
-        masks = extract_masks(pruned, pattern=pattern, layout=layout, nearest_to=original if nearest else None)
+        nearest_to = original if nearest else None
+        masks = extract_masks(pruned, pattern=pattern, layout=layout, dense=original, nearest_to=nearest_to)
     except MaskproError as error:
         if nearest or "do not keep exactly" not in str(error):
             raise
@@ -141,12 +148,18 @@ def extract(
     zeros = maskable_layers(pruned)
     differing = sum(int((mask != (zeros[name] != 0)).sum()) for name, mask in masks.items())
     total = sum(mask.numel() for mask in masks.values())
+    side = resolution(pruned)
+    shape = (pruned.config["in_channels"], side, side)
     content = MaskFile(
         pattern=pattern,
         layout=layout,
         base_hash="" if original is None else model_hash(original),
         masks=masks,
-        provenance={"extracted_from": pruned_model, "share_of_positions_that_differ_from_the_zeros": differing / total},
+        provenance={
+            "extracted_from": pruned_model,
+            "share_of_positions_that_differ_from_the_zeros": differing / total,
+            "dense_layers": dense_layers(pruned, masks, pattern=pattern, layout=layout, shape=shape).describe(),
+        },
     )
     with atomic_folder(output) as folder:
         save_mask_file(folder / MASKS_FILE, content)
@@ -169,17 +182,33 @@ def verify(path: Path, workload: Workload | None = None) -> dict[str, str]:
     return {name: problems.get(name, "") for name in content.masks}
 
 
-def load_masked_checkpoint(workload: Workload, source: str, *, pattern: NMPattern, layout: Layout) -> nn.Module:
-    """The network of a diffusers folder whose weights are already masked.
+def unmasked_layers(path: Path, workload: Workload | None = None) -> dict[str, str]:
+    """Layer name to why it stays dense, of the maskable layers that a mask file leaves out.
+
+    Without the workload they are those that the file itself names.
+    """
+    content, _ = inspect_mask_file(path)
+    if workload is None:
+        named = content.provenance.get("dense_layers", {}).get("layers", [])
+        return {row["layer"]: row["why"] for row in named}
+    left = workload.dense_layers(content.masks, pattern=content.pattern, layout=content.layout)
+    return {row.layer: row.why for row in left.layers}
+
+
+def load_masked_checkpoint(
+    workload: Workload, source: str, *, pattern: NMPattern, layout: Layout
+) -> tuple[nn.Module, list[str]]:
+    """The network of a diffusers folder whose weights are already masked, and the names of its masked layers.
+
+    Groups keep at most n: where the dense weights hold zeros of their own, a mask may keep these.
 
     Raises:
         MaskproError: it is of another architecture than the workload's, holds no zeros, or its zeros are not n:m.
     """
-    model, _ = load_diffusion_model(source)
+    model = load_pretrained(source).unet
     _check_same_architecture(model, workload.model, f"checkpoint_path {source}", workload.model_source)
-    extract_masks(model, pattern=pattern, layout=layout)
-    checked: nn.Module = model
-    return checked
+    masks = extract_masks(model, pattern=pattern, layout=layout, dense=workload.model)
+    return model, list(masks)
 
 
 def _check_same_architecture(model: nn.Module, expected: nn.Module, what: str, source: str) -> None:
@@ -294,9 +323,12 @@ def train(
                 entropies=trainer.entropies(),
                 held_out=validation.first(_STATISTICS_SAMPLES),
             )
-            pd.DataFrame(rows).to_csv(folder / "layers.csv", index=False)
+            pd.DataFrame(rows + dense_rows(masked)).to_csv(folder / "layers.csv", index=False)
         masked.set_mask(trainer.best_mask)
         dense_loss = validation.judge(dense).means().loss
+        left = workload.dense_layers([layer.name for layer in masked.layers], pattern=pattern, layout=layout)
+        if left.layers:
+            say(left.line())
         summary = {
             "model": workload.model_source,
             "config": asdict(config),
@@ -317,6 +349,7 @@ def train(
             "loss_improvement": loss_improvement(trainer.initial.loss, trainer.best.loss),
             "changed_share": trainer.changed_share(trainer.best_mask),
             "sparsity": sparsity(masked.model),
+            "dense_layers": left.describe(),
             # Where the run ended, which need not be the mask that is kept.
             "last_logits": {"changed_share": trainer.changed_share(), **logit_statistics(trainer.logits)},
             "device": str(device),
@@ -326,7 +359,7 @@ def train(
             layout=layout,
             base_hash=model_hash(dense),
             masks=masked.layer_masks(),
-            provenance={name: summary[name] for name in ("model", "config", "targets", "fidelity", "val_loss", "recovery")},
+            provenance={name: summary[name] for name in _PROVENANCE},
         )
         save_mask_file(folder / MASKS_FILE, content)
         np.save(folder / "loss_training.npy", losses.numpy())
@@ -340,7 +373,7 @@ def train(
             )
         _plot_curves(folder / "training_curves.png", losses, curve, summary)
         (folder / "checkpoint").mkdir()
-        save_pipeline(folder / "checkpoint", masked.model, workload.scheduler)
+        save_pipeline(folder / "checkpoint", masked.model, workload.scheduler, ema=workload.ema)
         write_json(folder / "training_summary.json", summary)
     return summary
 
@@ -350,6 +383,7 @@ def evaluate(
     output: Path,
     *,
     learned: nn.Module,
+    covered: Collection[str] | None = None,
     pattern: NMPattern,
     layout: Layout,
     initial: MaskFile | None = None,
@@ -373,6 +407,12 @@ def evaluate(
     `compute_fid` judges images by `features` (default: the workload's; see `open_features`); it is FID with Inception's
     alone. With `save_images`, every generated image is also written to `images/<model>/`. An evaluation that was
     interrupted goes on from what it left in the folder `cache`.
+
+    Args:
+        covered: the layers that the learned mask is of, to which the initial mask is held; None: all that can have one.
+
+    Raises:
+        MaskproError: `initial` lacks one of these layers, or `output` exists.
     """
     for name, value in (("features", features), ("reference_statistics", reference_statistics)):
         if value is not None and not compute_fid:
@@ -382,7 +422,9 @@ def evaluate(
         budgets=replace(workload.budgets, num_generated=num_samples),
         features=workload.features if features is None else features,
     )
-    first = initial or magnitude_mask_file(workload, pattern=pattern, layout=layout)
+    first = initial or magnitude_mask_file(workload, pattern=pattern, layout=layout, covered=covered)
+    if covered is not None:
+        first = _of_layers(first, covered, say)
     models = {
         "dense": workload.model,
         "initial": masked_copy(workload.model, first.masks, first.pattern, first.layout),
@@ -407,6 +449,10 @@ def evaluate(
             reference_cache=cache,
             say=say,
         )
+        left = workload.dense_layers(first.masks, pattern=first.pattern, layout=first.layout)
+        if left.layers:
+            say(left.line())
+        report["dense_layers"] = left.describe()
         report["parameters"] = {name: parameter_statistics(model) for name, model in models.items()}
         write_json(folder / "report.json", report)
     return report
@@ -434,6 +480,20 @@ def reference_statistics(
     )
     write_reference(output, real_features(workload, extractor, None))
     return {"features": extractor.name, "features_sha256": extractor.weights_hash, "num_features": extractor.width}
+
+
+def _of_layers(initial: MaskFile, covered: Collection[str], say: Say) -> MaskFile:
+    """An initial mask of the learned mask's layers alone: another comparison would credit the mask with dense layers."""
+    lacking = [name for name in covered if name not in initial.masks]
+    if lacking:
+        raise MaskproError(
+            f"initial mask lacks {len(lacking)} of the learned mask's {len(covered)} layers, such as {lacking[0]}; "
+            "allowed: one of the same layers (or none: the magnitude mask)"
+        )
+    further = len(initial.masks) - len(covered)
+    if further:
+        say(f"the initial mask is held to the learned mask's {len(covered)} layers; {further} others of it stay dense")
+    return replace(initial, masks={name: mask for name, mask in initial.masks.items() if name in covered})
 
 
 def parameter_statistics(model: nn.Module) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,9 +13,9 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 
+from maskpro.dense_layers import DenseLayers, dense_layers
 from maskpro.embedded import DIGITS_MODEL
 from maskpro.errors import MaskproError
-from maskpro.files import read_json
 from maskpro.images import (
     CIFAR10_FOLDER,
     ImageReading,
@@ -27,6 +27,8 @@ from maskpro.images import (
 )
 from maskpro.objectives import HeldOutSamples
 from maskpro.objectives.diffusion import DiffusionObjective, timestep_shares
+from maskpro.pattern import Layout, NMPattern
+from maskpro.pretrained import CIFAR10_HUB_MODEL, load_pretrained, resolution
 
 # Seeds of the fixed held-out sets, far from those that users choose for calibration samples and masks.
 VALIDATION_SEED = 2**32 + 1
@@ -35,16 +37,10 @@ SELECTION_SEED = 2**32 + 4
 HeldOut = Literal["validation", "selection", "test"]
 _HELD_OUT_SEEDS: dict[HeldOut, int] = {"validation": VALIDATION_SEED, "selection": SELECTION_SEED, "test": TEST_SEED}
 
-# The hub's checkpoint holds the raw weights, whose FID is about 12; a local folder with the EMA weights (FID about 4) is
-# taken first where there is one.
+# Taken before the hub's checkpoint where it is there: the place for the EMA weights (FID about 4, the hub's about 12).
 CIFAR10_EMA_FOLDER = Path("pretrained/ddpm_ema_cifar10")
-CIFAR10_HUB_MODEL = "google/ddpm-cifar10-32"
 # Where torchvision keeps CIFAR-10 when --data names nothing.
 CIFAR10_ROOT = Path("data")
-
-
-class ModelNotFoundError(MaskproError):
-    """A model could not be had; the message says what was looked for, where, and the option that fixes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +81,7 @@ class Workload:
         features: what judges generated images: a name or a file, for `maskpro.evaluation.features.open_features`.
         model_source, data_source: where they came from, for the records.
         ema: whether the weights are an average over the training (EMA), in words, for the records: FID depends on it.
+        notes: what was converted, left out or guessed of the model when it was loaded, a sentence each.
     """
 
     name: str
@@ -96,6 +93,7 @@ class Workload:
     model_source: str
     data_source: str
     ema: str
+    notes: tuple[str, ...] = ()
 
     def training_objective(
         self, *, seed: int, device: torch.device, shares: Sequence[float] | None = None
@@ -106,6 +104,11 @@ class Workload:
     def timestep_shares(self, initial: nn.Module, device: torch.device) -> tuple[float, ...]:
         """How often each part of the noise schedule is to be sampled in training that begins with the network `initial`."""
         return timestep_shares(self.model, initial, self.scheduler, self.images.train, device=device)
+
+    def dense_layers(self, masked: Collection[str], *, pattern: NMPattern, layout: Layout) -> DenseLayers:
+        """The maskable layers of the network that are not among the `masked` ones."""
+        shape = self.images.train.shape[1:]
+        return dense_layers(self.model, masked, pattern=pattern, layout=layout, shape=shape)
 
     def held_out_samples(self, split: HeldOut, device: torch.device) -> HeldOutSamples:
         """A fixed held-out set: validation drives a search, test is for the final evaluation only.
@@ -130,6 +133,7 @@ def open_workload(
     *,
     model: str | None = None,
     data: Path | None = None,
+    ema: bool = False,
     reading: ImageReading | None = None,
     image_cache: Path | None = None,
     say: Callable[[str], None] | None = None,
@@ -137,6 +141,7 @@ def open_workload(
     """Load a workload's model and images, or those named by `model` (folder or hub name) and `data` (folder).
 
     Args:
+        ema: take the weights of the model's `unet_ema/`.
         reading: how the images of a folder are brought to the model's size.
         image_cache: folder for those that don't fit into memory; see `folder_images`.
         say: hears how far the reading of a folder is, and what was read, passed over and converted.
@@ -147,14 +152,14 @@ def open_workload(
     if name not in WORKLOADS:
         raise MaskproError(f"workload is {name!r}; allowed: {', '.join(WORKLOADS)}")
     reading = reading or ImageReading()
-    workload = WORKLOADS[name](model, data, partial(folder_images, reading=reading, cache=image_cache, say=say))
+    workload = WORKLOADS[name](model, data, partial(folder_images, reading=reading, cache=image_cache, say=say), ema)
     if reading != ImageReading() and not workload.images.counts.reading:
         raise MaskproError(
             f"resize is {reading.resize}, crop {reading.crop}, skip_unreadable {reading.skip_unreadable} with "
             f"{workload.data_source}, which is read as it is; allowed: with a folder of images (--data)"
         )
-    config = workload.model.config
-    expected = (config["in_channels"], config["sample_size"], config["sample_size"])
+    side = resolution(workload.model)
+    expected = (workload.model.config["in_channels"], side, side)
     shape = tuple(workload.images.train.shape[1:])
     if shape != expected:
         raise MaskproError(
@@ -164,14 +169,14 @@ def open_workload(
     return workload
 
 
-def _digits(model: str | None, data: Path | None, read: FolderReader) -> Workload:
+def _digits(model: str | None, data: Path | None, read: FolderReader, ema: bool) -> Workload:
     if data is not None:
         raise MaskproError(f"data is {data} with workload digits, which brings its own images; allowed: --workload cifar10")
-    unet, scheduler = load_diffusion_model(model or str(DIGITS_MODEL))
+    dense = load_pretrained(model or str(DIGITS_MODEL), ema=ema)
     return Workload(
         name="digits",
-        model=unet,
-        scheduler=scheduler,
+        model=dense.unet,
+        scheduler=dense.scheduler,
         images=digits_images(),
         features="digits-classifier",
         budgets=Budgets(
@@ -185,26 +190,26 @@ def _digits(model: str | None, data: Path | None, read: FolderReader) -> Workloa
         ),
         model_source=model or "embedded digits DDPM",
         data_source="scikit-learn digits",
-        ema=_ema(model or str(DIGITS_MODEL)),
+        ema=dense.ema,
+        notes=dense.notes,
     )
 
 
-def _cifar10(model: str | None, data: Path | None, read: FolderReader) -> Workload:
+def _cifar10(model: str | None, data: Path | None, read: FolderReader, ema: bool) -> Workload:
     source_model = model or (str(CIFAR10_EMA_FOLDER) if CIFAR10_EMA_FOLDER.is_dir() else CIFAR10_HUB_MODEL)
-    unet, scheduler = load_diffusion_model(source_model)
+    dense = load_pretrained(source_model, ema=ema)
     if data is not None and data.name == CIFAR10_FOLDER:
         data = data.parent
     if data is None or (data / CIFAR10_FOLDER).is_dir():
         root = data or CIFAR10_ROOT
         images, source = cifar10_images(root, download=data is None), f"CIFAR-10 in {root}"
     else:
-        config = unet.config
-        images = read(data, resolution=config["sample_size"], channels=config["in_channels"])
+        images = read(data, resolution=resolution(dense.unet), channels=dense.unet.config["in_channels"])
         source = str(data)
     return Workload(
         name="cifar10",
-        model=unet,
-        scheduler=scheduler,
+        model=dense.unet,
+        scheduler=dense.scheduler,
         images=images,
         features="inception-v3",
         budgets=Budgets(
@@ -218,84 +223,10 @@ def _cifar10(model: str | None, data: Path | None, read: FolderReader) -> Worklo
         ),
         model_source=source_model,
         data_source=source,
-        ema=_ema(source_model),
+        ema=dense.ema,
+        notes=dense.notes,
     )
 
 
-def _ema(source: str) -> str:
-    if Path(source) == DIGITS_MODEL:
-        return "EMA weights"
-    if source == CIFAR10_HUB_MODEL and not Path(source).is_dir():
-        return "raw weights (not EMA)"
-    if Path(source).name == CIFAR10_EMA_FOLDER.name:
-        return "EMA weights (by the folder's name)"
-    return "as stored in the checkpoint; not recorded"
-
-
-WORKLOADS: dict[str, Callable[[str | None, Path | None, FolderReader], Workload]] = {"digits": _digits, "cifar10": _cifar10}
-
-
-def load_diffusion_model(source: str) -> tuple[UNet2DModel, DDPMScheduler]:
-    """The dense UNet (float32, frozen, evaluation mode) and noise schedule of a diffusers DDPM folder or hub model.
-
-    Raises:
-        ModelNotFoundError: nothing there, or not a diffusers DDPM.
-    """
-    folder = Path(source)
-    if not folder.is_dir():
-        if source.count("/") != 1 or folder.is_absolute() or source.startswith("."):
-            raise ModelNotFoundError(f"no model folder {source}; name a diffusers DDPM folder with --model")
-        folder = _download(source)
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise ModelNotFoundError(
-            f"model folder {source} is not a diffusers pipeline: it has no model_index.json; name another with --model"
-        )
-    described = read_json(index)
-    unet_class = (described.get("unet") or [None, None])[1] if isinstance(described, dict) else None
-    if unet_class != "UNet2DModel":
-        raise ModelNotFoundError(f"model {source} holds a unet of class {unet_class}; allowed: UNet2DModel (--model)")
-    # The hub's older pipelines keep unet and scheduler in the top folder.
-    parts = {part: folder / part if (folder / part).is_dir() else folder for part in ("unet", "scheduler")}
-    try:
-        unet = UNet2DModel.from_pretrained(parts["unet"], low_cpu_mem_usage=False)
-        scheduler = DDPMScheduler.from_pretrained(parts["scheduler"])
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelNotFoundError(f"model {source} can't be loaded ({reason}); name another with --model") from error
-    _check_unet(unet, source)
-    return unet.eval().requires_grad_(False), scheduler
-
-
-def _check_unet(unet: UNet2DModel, source: str) -> None:
-    config = unet.config
-    if config["class_embed_type"] is not None or config["num_class_embeds"] is not None:
-        raise ModelNotFoundError(f"model {source} is class-conditional; allowed: an unconditional DDPM (--model)")
-    if config["out_channels"] != config["in_channels"] or not isinstance(config["sample_size"], int):
-        raise ModelNotFoundError(
-            f"model {source} has in_channels {config['in_channels']}, out_channels {config['out_channels']}, sample_size "
-            f"{config['sample_size']}; allowed: as many out as in, and a square sample_size (--model)"
-        )
-    for name, value in unet.state_dict().items():
-        if not value.isfinite().all():
-            raise ModelNotFoundError(f"model {source} holds values that are not finite in {name}; name another (--model)")
-
-
-def save_pipeline(folder: Path, model: nn.Module, scheduler: DDPMScheduler) -> None:
-    """Write a diffusers pipeline folder that `DDPMPipeline.from_pretrained` loads; `folder` must exist."""
-    from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
-
-    DDPMPipeline(unet=model, scheduler=scheduler).save_pretrained(folder)
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        raise ModelNotFoundError(
-            f"model {name} is not a folder here and could not be had from the hub ({type(error).__name__}); "
-            "name a local diffusers DDPM folder with --model"
-        ) from error
+Opener = Callable[[str | None, Path | None, FolderReader, bool], Workload]
+WORKLOADS: dict[str, Opener] = {"digits": _digits, "cifar10": _cifar10}

@@ -17,8 +17,9 @@ from maskpro.initial_masks import magnitude_masked_model
 from maskpro.objectives import HeldOutSamples, baseline_losses, teacher_outputs
 from maskpro.objectives.diffusion import DiffusionObjective
 from maskpro.pattern import NMPattern
+from maskpro.pretrained import save_pipeline
 from maskpro.trainer import MaskTrainer, TrainerConfig
-from maskpro.workloads import Workload, open_workload, save_pipeline
+from maskpro.workloads import Workload, open_workload
 
 CPU = torch.device("cpu")
 # 5,000 real CIFAR-10 images beside the checkout, where they are at hand.

@@ -110,7 +110,7 @@ def test_a_target_that_matches_nothing_is_refused(unet):
 def test_a_width_that_m_does_not_divide_is_refused():
     model = nn.Sequential(nn.Linear(6, 4))
     with pytest.raises(
-        MaskproError, match=r"pattern is 2:4; its 4 does not divide the width of 1 layers .* such as 0 \(6\)"
+        MaskproError, match=r"pattern is 2:4; its 4 does not divide the width of 1 layers of 1, such as 0, which is 6 wide"
     ):
         MaskedModel(model, pattern=TWO_OF_FOUR)
     with pytest.raises(MaskproError, match="no maskable layer"):

@@ -314,8 +314,8 @@ def test_train_starts_from_a_given_mask_and_learns_just_its_layers(tmp_path):
         (("train", "--initial-mask", "best"), "initial_mask is 'best'; allowed: magnitude, wanda, sparsegpt, random"),
         (("train", "--pattern", "0:4"), "pattern is 0:4; allowed: n:m with 0 < n < m"),
         (
-            ("train", "--pattern", "2:3"),
-            r"pattern is 2:3; its 3 does not divide the width of \d+ layers .* such as down_blocks",
+            ("train", "--pattern", "2:5"),
+            r"pattern is 2:5; its 5 does not divide the width of \d+ layers .* such as down_blocks",
         ),
         (("train", "--epoch", 0), "epoch is 0; allowed"),
         (("train", "--targets", "nothing"), "targets holds 'nothing', which matches no maskable layer"),

@@ -257,7 +257,7 @@ class Float64Objective(DiffusionObjective):
 
     def batch(self, indices):
         batch = super().batch(indices)
-        return batch._replace(images=batch.images.double(), noise=batch.noise.double())
+        return batch._replace(images=batch.images.double(), target=batch.target.double())
 
 
 @pytest.mark.parametrize(

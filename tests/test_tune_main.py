@@ -16,7 +16,7 @@ from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from maskpro.errors import MaskproError
 from maskpro.mask_file import load_mask_file
 from maskpro.masked_model import is_protected, maskable_layers
-from maskpro.workloads import save_pipeline
+from maskpro.pretrained import save_pipeline
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import tune_main

@@ -10,7 +10,8 @@ from maskpro.distribution import mode
 from maskpro.errors import MaskproError
 from maskpro.images import ImageReading
 from maskpro.masked_model import maskable_layers, model_hash
-from maskpro.workloads import ModelNotFoundError, load_diffusion_model, open_workload, save_pipeline
+from maskpro.pretrained import ModelNotFoundError, load_pretrained, save_pipeline
+from maskpro.workloads import open_workload
 
 
 def test_the_embedded_workload_is_a_trained_diffusers_model(digits):
@@ -76,14 +77,16 @@ def test_a_local_ema_folder_is_taken_before_the_hub_model(model_folder, image_fo
     monkeypatch.chdir(ema.parents[1])
     workload = open_workload("cifar10", data=image_folder)
     assert workload.model_source == "pretrained/ddpm_ema_cifar10"
-    assert workload.ema == "EMA weights (by the folder's name)"
+    assert workload.ema == "as stored in the checkpoint; not recorded", "a folder's name says nothing"
+    (ema / "weights.json").write_text('{"ema": true}')
+    assert open_workload("cifar10", data=image_folder).ema == "EMA weights"
 
 
 def test_a_workload_says_what_is_known_of_its_weights_average(digits, model_folder, image_folder, monkeypatch):
     assert digits.ema == "EMA weights"
     other = open_workload("cifar10", model=str(model_folder), data=image_folder)
     assert other.ema == "as stored in the checkpoint; not recorded"
-    monkeypatch.setattr("maskpro.workloads._download", lambda name: model_folder)
+    monkeypatch.setattr("maskpro.pretrained._download", lambda name: model_folder)
     hub = open_workload("cifar10", model="google/ddpm-cifar10-32", data=image_folder)
     assert hub.ema == "raw weights (not EMA)"
 
@@ -95,9 +98,9 @@ def test_a_flat_folder_as_old_hub_models_have_loads_too(model_folder, tmp_path):
         for file in (model_folder / part).iterdir():
             file.rename(flat / file.name)
     (model_folder / "model_index.json").rename(flat / "model_index.json")
-    unet, scheduler = load_diffusion_model(str(flat))
-    assert model_hash(unet) == model_hash(seeded_unet())
-    assert scheduler.config["num_train_timesteps"] == 1000
+    flat_model = load_pretrained(str(flat))
+    assert model_hash(flat_model.unet) == model_hash(seeded_unet())
+    assert flat_model.scheduler.config["num_train_timesteps"] == 1000
 
 
 def test_saved_pipelines_load_with_diffusers(model_folder):
@@ -107,21 +110,21 @@ def test_saved_pipelines_load_with_diffusers(model_folder):
 
 def test_models_that_cannot_be_had_give_one_sentence(tmp_path, model_folder):
     with pytest.raises(ModelNotFoundError, match=r"no model folder .*/nowhere; name a diffusers DDPM folder with --model"):
-        load_diffusion_model(str(tmp_path / "nowhere"))
+        load_pretrained(str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelNotFoundError, match=r"is not a diffusers pipeline: it has no model_index.json; .*--model"):
-        load_diffusion_model(str(tmp_path / "empty"))
+        load_pretrained(str(tmp_path / "empty"))
     weights = model_folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ModelNotFoundError, match=r"can't be loaded .*; name another with --model"):
-        load_diffusion_model(str(model_folder))
+        load_pretrained(str(model_folder))
     index = model_folder / "model_index.json"
     index.write_text(json.dumps({"unet": ["diffusers", "UNet2DConditionModel"]}))
     with pytest.raises(ModelNotFoundError, match="holds a unet of class UNet2DConditionModel; allowed: UNet2DModel"):
-        load_diffusion_model(str(model_folder))
+        load_pretrained(str(model_folder))
     index.write_text("{")
     with pytest.raises(MaskproError, match="is not JSON"):
-        load_diffusion_model(str(model_folder))
+        load_pretrained(str(model_folder))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +137,7 @@ def test_models_that_cannot_be_had_give_one_sentence(tmp_path, model_folder):
 def test_models_of_another_kind_are_refused(tmp_path, overrides, message):
     save_pipeline(tmp_path, seeded_unet(**overrides), DDPMScheduler())
     with pytest.raises(ModelNotFoundError, match=message):
-        load_diffusion_model(str(tmp_path))
+        load_pretrained(str(tmp_path))
 
 
 def test_a_hub_model_that_cannot_be_reached_names_the_option(monkeypatch, tmp_path):

@@ -23,7 +23,9 @@ from torch.nn import functional
 from maskpro.data import to_model_range
 from maskpro.embedded import DIGITS_CLASSIFIER, DIGITS_MODEL
 from maskpro.embedded.classifier import DigitsClassifier
+from maskpro.files import write_json
 from maskpro.images import digits_images, labelled_digits
+from maskpro.pretrained import WEIGHTS_RECORD
 from maskpro.samples import CalibrationSamples, DiffusionBatch
 
 
@@ -113,6 +115,7 @@ def main(steps: int = 4500, classifier_steps: int = 2000, seed: int = 0) -> None
     save_file(classifier.state_dict(), DIGITS_CLASSIFIER)
     pipeline = train_denoiser(splits.train, splits.validation, steps=steps, generator=generator)
     pipeline.save_pretrained(DIGITS_MODEL)
+    write_json(DIGITS_MODEL / WEIGHTS_RECORD, {"ema": True})
 
 
 if __name__ == "__main__":

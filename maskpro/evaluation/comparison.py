@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import shutil
 import tempfile
 import time
@@ -40,6 +41,7 @@ from maskpro.evaluation.timesteps import TimestepSpacing
 from maskpro.files import file_hash
 from maskpro.masked_model import MaskedModel, maskable_layers, model_hash
 from maskpro.objectives import HeldOutSamples
+from maskpro.objectives.diffusion import PREDICTED
 from maskpro.pattern import Layout, NMPattern
 from maskpro.precision import SamplingPrecision, resolve_sampling_precision
 from maskpro.workloads import TEST_SEED, VALIDATION_SEED, Workload
@@ -72,8 +74,8 @@ def recovery(initial: float, learned: float, dense: float) -> float | None:
 
 
 def loss_improvement(initial: float, learned: float) -> float:
-    """(L_initial - L_learned) / L_initial."""
-    return (initial - learned) / initial
+    """(L_initial - L_learned) / L_initial; 0 where nothing changed, of a loss of 0 too."""
+    return 0.0 if initial == learned else (initial - learned) / initial if initial else -math.inf
 
 
 def sparsity(model: nn.Module) -> float:
@@ -282,7 +284,7 @@ def resolve_sampling(
     """
     if steps is None:
         every: int = workload.scheduler.config["num_train_timesteps"]
-        steps = workload.budgets.sampling_steps if sampler == "ddim" else every
+        steps = min(workload.budgets.sampling_steps, every) if sampler == "ddim" else every
     check_sampling(workload.scheduler, sampler, steps, spacing)
     return steps
 
@@ -445,7 +447,7 @@ def protocol(
         "image_reading": dict(images.counts.reading),
         "num_images": {split: len(part) for split, part in splits.items()},
         "images_sha256": {split: images_hash(part) for split, part in splits.items()},
-        "loss": "MSE of the noise prediction; timesteps stratified over the schedule",
+        "loss": f"MSE of the {PREDICTED[schedule['prediction_type']]} prediction; timesteps stratified over the schedule",
         "num_loss_samples": {"validation": budgets.validation_samples, "test": budgets.test_samples},
         "num_generated": budgets.num_generated,
         **sampling_protocol(plan),

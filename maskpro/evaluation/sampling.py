@@ -134,9 +134,27 @@ class SamplingPlan:
                 made += len(images[-1])
         return torch.cat(images)
 
+    @torch.no_grad()
+    def first_step(self, model: nn.Module) -> Tensor:
+        """The first image after the first step, `[1, *shape]`: what shows whether a network can be sampled from at all."""
+        with ThreadPoolExecutor(1) as ahead:
+            return self._sampled(model, range(1), next(model.parameters()).device, ahead, stop=1)
+
     def _batch(
         self, network: Callable[..., Any], indices: range, device: torch.device, ahead: ThreadPoolExecutor
     ) -> Tensor:
+        # A network that predicts the image makes the last sample itself, in its own layout of memory.
+        return to_uint8(self._sampled(network, indices, device, ahead)).cpu().contiguous()
+
+    def _sampled(
+        self,
+        network: Callable[..., Any],
+        indices: range,
+        device: torch.device,
+        ahead: ThreadPoolExecutor,
+        stop: int | None = None,
+    ) -> Tensor:
+        """The samples after the first `stop` steps, or after all."""
         timesteps, step = self.timesteps, _SAMPLERS[self.sampler][1]
         sampling = _respaced(_SAMPLERS[self.sampler][0], self.scheduler, timesteps)
         streams = [philox(self.seed, index) for index in indices]
@@ -152,11 +170,18 @@ class SamplingPlan:
             return move(drawn, device)
 
         # The network's on its device at once, the scheduler's on the CPU: moving each would wait for the step before it.
-        for place, timestep in zip(sampling.timesteps, torch.tensor(timesteps, device=device), strict=True):
+        for place, timestep in zip(sampling.timesteps[:stop], torch.tensor(timesteps[:stop], device=device), strict=True):
             with autocast(device, self.precision):
                 prediction = network(sample, timestep, return_dict=False)[0]
             sample = step(sampling, prediction.to(sample.dtype), place, sample, noise)
-        return to_uint8(sample).cpu()
+        return sample
+
+
+def schedule_values(scheduler: DDPMScheduler) -> dict[str, Any]:
+    """A noise schedule's config with its betas as values: other classes don't know all names of DDPM's schedules."""
+    # Without diffusers' own entries: one of them has other classes take their own defaults instead.
+    values = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    return values | {"trained_betas": scheduler.betas.tolist(), "rescale_betas_zero_snr": False}
 
 
 def _respaced(scheduler_class: Any, scheduler: DDPMScheduler, timesteps: Sequence[int]) -> Any:
@@ -165,7 +190,9 @@ def _respaced(scheduler_class: Any, scheduler: DDPMScheduler, timesteps: Sequenc
     diffusers' DDIM goes back by a fixed stride, whatever timesteps come next, which is right for equal strides only. Here
     the schedule itself is cut down (as in Nichol and Dhariwal 2021, section 4), so that the stride is 1 for any spacing.
     """
-    respaced = scheduler_class.from_config(scheduler.config, timestep_spacing="leading", steps_offset=STEPS_OFFSET)
+    respaced = scheduler_class.from_config(
+        schedule_values(scheduler), timestep_spacing="leading", steps_offset=STEPS_OFFSET
+    )
     respaced.alphas_cumprod = respaced.alphas_cumprod[torch.tensor(list(reversed(timesteps)))]
     respaced.register_to_config(num_train_timesteps=len(timesteps))
     respaced.set_timesteps(len(timesteps))

@@ -1,9 +1,10 @@
-"""The diffusion objective: per-sample MSE of the noise prediction, against the noise or against the dense network."""
+"""The diffusion objective: per-sample MSE of the prediction, against what it predicts or against the dense network."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from maskpro.errors import MaskproError
 from maskpro.objectives import evaluation_mode
-from maskpro.samples import CalibrationSamples
+from maskpro.samples import CalibrationSamples, DiffusionBatch
 
 # Of `timestep_shares`: equal parts of the schedule, samples that tell them apart, and what stays uniform.
 _PARTS = 32
@@ -24,18 +25,24 @@ _UNIFORM_SHARE = 0.3
 # Evaluations of a network that `timestep_shares` takes.
 PILOT_EVALUATIONS = 2 * _PILOT_SAMPLES
 
+# What a network predicts, by the prediction type of its scheduler, in words.
+PREDICTED = {"epsilon": "noise", "sample": "image", "v_prediction": "velocity"}
+
 
 class NoisyBatch(NamedTuple):
-    """Network inputs: noisy images `[B, C, H, W]`, timesteps `[B]`, the noise in them, and the losses' weights `[B]`."""
+    """Network inputs: noisy images `[B, C, H, W]`, timesteps `[B]`, what is to be predicted, and losses' weights `[B]`."""
 
     images: Tensor
     timesteps: Tensor
-    noise: Tensor
+    target: Tensor
     weights: Tensor
 
 
 class DiffusionObjective:
-    """Noise-prediction loss of DDPM (Ho et al. 2020, equation 14) on diffusion samples of images.
+    """Prediction loss of DDPM on diffusion samples of images, by the scheduler's own definition of what is predicted.
+
+    prediction_type epsilon: the noise (Ho et al. 2020, equation 14); sample: the image; v_prediction: the velocity
+    (Salimans and Ho 2022, appendix D).
 
     Args:
         images: uint8 `[count, C, H, W]`.
@@ -44,7 +51,7 @@ class DiffusionObjective:
         shares: of the samples in each equal part of the schedule (`timestep_shares`); default: uniform.
 
     Raises:
-        MaskproError: the scheduler's prediction_type is not epsilon.
+        MaskproError: the scheduler's prediction_type is none of these.
     """
 
     def __init__(
@@ -58,8 +65,10 @@ class DiffusionObjective:
         shares: Sequence[float] | None = None,
     ):
         prediction_type = scheduler.config["prediction_type"]
-        if prediction_type != "epsilon":
-            raise MaskproError(f"prediction_type of the model's scheduler is {prediction_type!r}; allowed: epsilon")
+        if prediction_type not in PREDICTED:
+            raise MaskproError(
+                f"prediction_type of the model's scheduler is {prediction_type!r}; allowed: {', '.join(PREDICTED)}"
+            )
         # A copy: it moves its tables to the device of what it mixes.
         self._scheduler = copy.deepcopy(scheduler)
         self._samples = CalibrationSamples(
@@ -73,18 +82,33 @@ class DiffusionObjective:
 
     def batch(self, indices: Tensor) -> NoisyBatch:
         """The samples of `indices` (`[B]`, int64, on the CPU), on the objective's device."""
-        batch = self._samples.batch(indices)
+        return self._noisy(self._samples.batch(indices))
+
+    def at(self, timesteps: Tensor) -> NoisyBatch:
+        """The first samples, put at these timesteps (`[B]`, int64) instead of their own; weights are theirs."""
+        batch = self._samples.batch(torch.arange(len(timesteps)))
+        return self._noisy(replace(batch, timesteps=timesteps))
+
+    def _noisy(self, batch: DiffusionBatch) -> NoisyBatch:
         images = self._scheduler.add_noise(batch.images, batch.noise, batch.timesteps)
-        return NoisyBatch(images=images, timesteps=batch.timesteps, noise=batch.noise, weights=batch.weights)
+        return NoisyBatch(images=images, timesteps=batch.timesteps, target=self._target(batch), weights=batch.weights)
+
+    def _target(self, batch: DiffusionBatch) -> Tensor:
+        """What the network is to predict of the samples, `[B, C, H, W]`."""
+        prediction_type = self._scheduler.config["prediction_type"]
+        if prediction_type == "v_prediction":
+            velocity: Tensor = self._scheduler.get_velocity(batch.images, batch.noise, batch.timesteps)
+            return velocity
+        return batch.images if prediction_type == "sample" else batch.noise
 
     def predict(self, model: nn.Module, batch: NoisyBatch) -> Tensor:
-        """Predicted noise `[B, C, H, W]`."""
+        """The network's prediction `[B, C, H, W]`."""
         prediction: Tensor = model(batch.images, batch.timesteps, return_dict=False)[0]
         return prediction
 
     def losses(self, prediction: Tensor, batch: NoisyBatch) -> Tensor:
-        """MSE to the noise per sample, times the sample's weight, `[B]`."""
-        return self.teacher_losses(prediction, batch.noise, batch)
+        """MSE to what is to be predicted per sample, times the sample's weight, `[B]`."""
+        return self.teacher_losses(prediction, batch.target, batch)
 
     def teacher_losses(self, prediction: Tensor, teacher: Tensor, batch: NoisyBatch) -> Tensor:
         """MSE to the dense network's prediction per sample, times the sample's weight, `[B]`."""

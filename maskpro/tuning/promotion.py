@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
+from maskpro.dense_layers import dense_rows
 from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import ChunkMaker, evaluate_models, make_chunks, masked_copy, with_recovery
 from maskpro.evaluation.fidelity import fidelity, format_share
@@ -24,6 +25,7 @@ from maskpro.masked_model import MaskedModel, model_hash
 from maskpro.objectives import HeldOutMeans
 from maskpro.pattern import PackedMask
 from maskpro.precision import parse_sampling_precision
+from maskpro.pretrained import save_pipeline
 from maskpro.trainer import TrainerConfig
 from maskpro.tuning.checkpoints import read_counters, read_part
 from maskpro.tuning.experiment import Experiment, say
@@ -32,7 +34,6 @@ from maskpro.tuning.shared import MaskFormat, initial_masked, mask_format
 from maskpro.tuning.space import FORMAT
 from maskpro.tuning.state import Plan
 from maskpro.tuning.trainable import split_targets
-from maskpro.workloads import save_pipeline
 
 BEST_FOLDER = "best"
 # In BEST_FOLDER: what the mask changed in each layer.
@@ -246,15 +247,27 @@ def write_best(experiment: Experiment, record: TrialRecord) -> None:
         layout=masked.layout,
         base_hash=model_hash(search.workload.model),
         masks=masked.layer_masks(),
-        provenance={"experiment": search.options.experiment, "model": search.workload.model_source, **facts},
+        provenance={
+            "experiment": search.options.experiment,
+            "model": search.workload.model_source,
+            "dense_layers": _dense_layers(experiment, masked),
+            **facts,
+        },
     )
     with replaced_folder(experiment.folder / BEST_FOLDER) as new:
         save_mask_file(new / "masks.safetensors", content)
         write_json(new / "config.json", facts)
-        pd.DataFrame(layer_changes(masked, initial.mask)).to_csv(new / LAYERS_FILE, index=False)
+        rows = layer_changes(masked, initial.mask) + dense_rows(masked)
+        pd.DataFrame(rows).to_csv(new / LAYERS_FILE, index=False)
         learned = masked_copy(search.workload.model, content.masks, content.pattern, content.layout)
         (new / "checkpoint").mkdir()
-        save_pipeline(new / "checkpoint", learned, search.workload.scheduler)
+        save_pipeline(new / "checkpoint", learned, search.workload.scheduler, ema=search.workload.ema)
+
+
+def _dense_layers(experiment: Experiment, masked: MaskedModel) -> dict[str, Any]:
+    workload = experiment.search.workload
+    layers = [layer.name for layer in masked.layers]
+    return workload.dense_layers(layers, pattern=masked.pattern, layout=masked.layout).describe()
 
 
 def load_masks(experiment: Experiment, record: TrialRecord) -> MaskedModel:

@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 import torch
 
+from maskpro.dense_layers import DenseLayers
 from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import resolve_sampling
 from maskpro.evaluation.features import feature_names, open_features
@@ -27,6 +28,7 @@ from maskpro.initial_masks import parse_initial_mask
 from maskpro.masked_model import MaskedModel, model_hash
 from maskpro.pattern import NMPattern, parse_layout
 from maskpro.precision import check_precision, parse_sampling_precision
+from maskpro.preflight import check_record, run_preflight
 from maskpro.trackers import Tracker, check_tracker
 from maskpro.trainer import TrainerConfig
 from maskpro.tuning.early_stopping import SCHEDULERS
@@ -55,6 +57,7 @@ class SearchOptions:
     resize: str = "bilinear"
     crop: str = "centre"
     skip_unreadable: bool = False
+    ema: bool = False
     num_trials: int | None = None
     max_samples: int | None = None
     seed_points: tuple[int, ...] | None = None
@@ -158,6 +161,7 @@ class Search:
     Attributes:
         planned: the trials that are run first, as they stand.
         num_trials: of the search when it is new; a history knows better.
+        dense_layers: that the first format of the space leaves without a mask.
         warm_start: (parameters, value, source) of another experiment's trials; of a new search only.
         judged_by: name and sha256 of the features that judge images; empty where none are judged.
         is_replay: True for a search that follows another one's history: it stops trials where that one did.
@@ -169,6 +173,7 @@ class Search:
     context: TrialContext
     planned: tuple[Plan, ...]
     num_trials: int
+    dense_layers: DenseLayers
     warm_start: tuple[tuple[dict[str, Any], float, str], ...] = ()
     judged_by: Mapping[str, Any] = field(default_factory=dict)
     is_replay: bool = False
@@ -196,6 +201,10 @@ class Search:
                 "name": self.workload.name,
                 "model": self.workload.model_source,
                 "model_hash": model_hash(self.workload.model),
+                "model_ema": self.workload.ema,
+                "model_notes": list(self.workload.notes),
+                "prediction_type": self.workload.scheduler.config["prediction_type"],
+                "dense_layers": self.dense_layers.describe(),
                 "data": self.workload.data_source,
                 "images": self.workload.images.counts.describe(),
                 "budgets": asdict(self.workload.budgets),
@@ -248,6 +257,7 @@ def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Pl
         options.workload or space.workload,
         model=options.model,
         data=options.data,
+        ema=options.ema,
         reading=options.reading,
         image_cache=options.results_dir.absolute() / IMAGE_CACHE,
         say=lambda text: print(text, file=sys.stderr, flush=True),
@@ -263,7 +273,8 @@ def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Pl
     report_samples = math.ceil(max_samples / space.num_reports)
     workload = replace(workload, budgets=replace(workload.budgets, max_samples=max_samples, report_samples=report_samples))
     spacing = parse_spacing(options.timestep_spacing)
-    resolve_sampling(workload, parse_sampler(options.sampler), options.sampling_steps, spacing)
+    sampler = parse_sampler(options.sampler)
+    sampling_steps = resolve_sampling(workload, sampler, options.sampling_steps, spacing)
     context = _context(options, space, workload, max_samples)
     for targets in (space.targets, *(split_targets(text) for text in space.choices("targets", None))):
         for form in context.formats if targets else ():
@@ -282,7 +293,16 @@ def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Pl
     check_precision(options.sampling_precision, options.evaluation_device, field="sampling_precision")
     for precision in space.choices("precision", TrainerConfig().precision):
         check_precision(precision, options.evaluation_device)
-    return Search(
+    form = context.formats[0]
+    found = run_preflight(
+        workload,
+        pattern=NMPattern.parse(form.pattern),
+        layout=parse_layout(form.layout),
+        sampler=sampler,
+        sampling_steps=sampling_steps,
+        device=torch.device("cuda" if torch.cuda.is_available() and options.gpus_per_trial != 0 else "cpu"),
+    )
+    search = Search(
         options=options,
         space=space,
         workload=workload,
@@ -290,7 +310,10 @@ def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Pl
         planned=planned,
         num_trials=num_trials,
         judged_by=judged_by,
+        dense_layers=found.dense,
     )
+    check_record(workload, search.describe)
+    return search
 
 
 def _judged_by(options: SearchOptions, workload: Workload) -> dict[str, Any]:

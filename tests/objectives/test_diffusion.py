@@ -87,7 +87,9 @@ def test_the_error_is_the_squared_difference_from_the_dense_networks_output(digi
         assert values.losses[index].item() == pytest.approx(loss.square().mean().item(), rel=1e-4)
 
 
-def test_a_model_that_does_not_predict_noise_is_refused(digits):
-    scheduler = DDPMScheduler(prediction_type="v_prediction")
-    with pytest.raises(MaskproError, match=r"prediction_type of the model's scheduler is 'v_prediction'; allowed: epsilon"):
+def test_a_prediction_type_that_is_none_is_refused(digits):
+    scheduler = DDPMScheduler(prediction_type="flow")
+    with pytest.raises(
+        MaskproError, match=r"prediction_type of the model's scheduler is 'flow'; allowed: epsilon, sample, v"
+    ):
         DiffusionObjective(scheduler, digits.images.test, seed=0, device=CPU)

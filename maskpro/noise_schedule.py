@@ -1,0 +1,176 @@
+"""The noise schedule of a diffusers scheduler folder as a DDPMScheduler: read, converted with its own betas, or refused.
+
+Only the schedule counts here: which noise is added at which timestep, what the network predicts, how a prediction of the
+image is clipped. How another class samples from it (its solver, spacing, sigmas) is left out, and said to be.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import schedulers
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import Tensor
+
+from maskpro.errors import MaskproError
+
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid")
+
+_DDPM = ("DDPMScheduler", "DDPMParallelScheduler")
+# Samplers over the betas of a DDPM.
+_SAME_SCHEDULE = (
+    "DDIMScheduler",
+    "DDIMParallelScheduler",
+    "DDIMInverseScheduler",
+    "PNDMScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverMultistepInverseScheduler",
+    "DPMSolverSinglestepScheduler",
+    "DPMSolverSDEScheduler",
+    "DEISMultistepScheduler",
+    "UniPCMultistepScheduler",
+    "SASolverScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "RePaintScheduler",
+    "UnCLIPScheduler",
+)
+# What other classes stand for, by a part of their name.
+_OTHER_KINDS = {
+    "FlowM": "flow matching",
+    "LTX": "flow matching",
+    "ScoreSdeVe": "a variance-exploding process",
+    "ScoreSdeVp": "a process in continuous time",
+    "KarrasVe": "a variance-exploding process",
+    "EDM": "the sigmas of EDM, a variance-exploding process",
+    "CosineDPM": "the sigmas of EDM, a variance-exploding process",
+    "CMStochastic": "a consistency model",
+    "Consistency": "a consistency model",
+    "LCM": "a consistency model",
+    "TCD": "a consistency model",
+}
+# Fields of DDPMScheduler that another class may bring; what it leaves out is as stated here.
+_CARRIED = {
+    "prediction_type": "epsilon",
+    "variance_type": "fixed_small",
+    "clip_sample": False,
+    "clip_sample_range": 1.0,
+    "thresholding": False,
+    "dynamic_thresholding_ratio": 0.995,
+    "sample_max_value": 1.0,
+}
+
+
+class NoiseScheduleError(MaskproError):
+    """A scheduler folder does not describe a DDPM's noise schedule; the message says what it describes."""
+
+
+def read_noise_schedule(config: Mapping[str, Any], *, named_class: str | None) -> tuple[DDPMScheduler, str]:
+    """The DDPM noise schedule that a scheduler's config describes, and what to tell the user of it ("" if nothing).
+
+    Args:
+        config: content of `scheduler_config.json`.
+        named_class: scheduler class of the pipeline's index, if there is one.
+
+    Raises:
+        NoiseScheduleError: the class is no discrete-time schedule of betas, or a value of the config is not allowed.
+    """
+    name = str(config.get("_class_name") or named_class or "DDPMScheduler")
+    for found in (name, named_class or name):
+        _check_class(found)
+    for option in ("use_flow_sigmas", "timestep_type"):
+        if config.get(option) in (True, "continuous"):
+            raise NoiseScheduleError(f"scheduler has {option} {config[option]}; allowed: the discrete timesteps of a DDPM")
+    _check_fields(config)
+    if name in _DDPM:
+        allowed = inspect.signature(DDPMScheduler.__init__).parameters
+        scheduler = _made(DDPMScheduler, {key: value for key, value in config.items() if key in allowed})
+        _check_betas(scheduler)
+        return scheduler, ""
+    original = _made(getattr(schedulers, name), {key: value for key, value in config.items() if not key.startswith("_")})
+    converted = _converted(original)
+    _check_betas(converted)
+    return converted, f"{name} is read as the DDPM noise schedule of its betas; its own way of sampling is not used"
+
+
+def _check_class(name: str) -> None:
+    if name in _DDPM or (name in _SAME_SCHEDULE and hasattr(schedulers, name)):
+        return
+    kind = next((kind for part, kind in _OTHER_KINDS.items() if part in name), "not known as one of a DDPM's betas")
+    raise NoiseScheduleError(
+        f"scheduler is a {name} ({kind}); allowed: the noise schedule of a DDPM (DDPMScheduler, or another over its betas, "
+        "such as DDIMScheduler)"
+    )
+
+
+def _check_fields(config: Mapping[str, Any]) -> None:
+    prediction_type = config.get("prediction_type", "epsilon")
+    if prediction_type not in PREDICTION_TYPES:
+        raise NoiseScheduleError(
+            f"prediction_type of the scheduler is {prediction_type!r}; allowed: {', '.join(PREDICTION_TYPES)}"
+        )
+    steps = config.get("num_train_timesteps", 1000)
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise NoiseScheduleError(
+            f"num_train_timesteps of the scheduler is {steps!r}; allowed: a whole number of at least 1"
+        )
+    betas = config.get("trained_betas")
+    if betas is not None and (not isinstance(betas, list | tuple) or len(betas) != steps):
+        shown = f"{len(betas)} values" if isinstance(betas, list | tuple) else repr(betas)
+        raise NoiseScheduleError(
+            f"trained_betas of the scheduler is {shown}; allowed with num_train_timesteps {steps}: {steps} values"
+        )
+
+
+def _made(scheduler_class: Any, fields: Mapping[str, Any]) -> Any:
+    """A scheduler of the class; what it can't take is a NoiseScheduleError."""
+    known = inspect.signature(scheduler_class.__init__).parameters
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "__array_", DeprecationWarning)
+            return scheduler_class(**{key: value for key, value in fields.items() if key in known})
+    except (NotImplementedError, ValueError, TypeError, RuntimeError, ImportError, IndexError) as error:
+        if fields.get("beta_schedule", "linear") not in BETA_SCHEDULES:
+            raise NoiseScheduleError(
+                f"beta_schedule of the scheduler is {fields['beta_schedule']!r}; allowed: {', '.join(BETA_SCHEDULES)}"
+            ) from error
+        reason = " ".join(str(error).split())[:200]
+        raise NoiseScheduleError(
+            f"{scheduler_class.__name__} can't be made of its scheduler_config.json ({reason})"
+        ) from error
+
+
+def _converted(original: Any) -> DDPMScheduler:
+    """A DDPMScheduler with the betas, prediction type and clipping of another class's instance."""
+    config, betas = original.config, torch.as_tensor(original.betas, dtype=torch.float32)
+    fields = {key: config.get(key) if config.get(key) is not None else value for key, value in _CARRIED.items()}
+    fields["num_train_timesteps"] = len(betas)
+    if config.get("beta_schedule") in BETA_SCHEDULES and config.get("trained_betas") is None:
+        named = {key: config[key] for key in ("beta_start", "beta_end", "beta_schedule") if key in config}
+        plain: DDPMScheduler = _made(DDPMScheduler, {**fields, **named})
+        if torch.equal(plain.betas, betas):
+            return plain
+    result: DDPMScheduler = _made(DDPMScheduler, {**fields, "trained_betas": betas.tolist()})
+    return result
+
+
+def _check_betas(scheduler: DDPMScheduler) -> None:
+    betas: Tensor = torch.as_tensor(scheduler.betas)
+    if not (betas.isfinite().all() and (betas >= 0).all() and (betas <= 1).all()):
+        raise NoiseScheduleError(
+            f"betas of the scheduler lie between {betas.min().item():g} and {betas.max().item():g}; allowed: 0 to 1"
+        )
+    if scheduler.config["prediction_type"] == "epsilon" and not (scheduler.alphas_cumprod > 0).all():
+        raise NoiseScheduleError(
+            "betas of the scheduler leave nothing of the image at the last timestep (rescale_betas_zero_snr, or a beta "
+            "of 1) with prediction_type epsilon; allowed then: v_prediction, sample (no image follows from the noise alone)"
+        )

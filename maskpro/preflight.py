@@ -1,0 +1,229 @@
+"""Everything that a job does, done once on a few samples before anything is written: what can't work is told in seconds."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maskpro.dense_layers import DenseLayers
+from maskpro.errors import MaskproError
+from maskpro.evaluation.comparison import GENERATION_SEED, protocol
+from maskpro.evaluation.sampling import Sampler, SamplingPlan
+from maskpro.initial_masks import magnitude_mask
+from maskpro.masked_model import MaskedModel, maskable_layers
+from maskpro.objectives.diffusion import DiffusionObjective
+from maskpro.pattern import Layout, NMPattern
+from maskpro.pretrained import resolution
+from maskpro.workloads import Workload
+
+# Of the samples; held-out sets and users' seeds are elsewhere.
+_SEED = 2**32 + 6
+# Networks whose passes take less are timed with as many samples as a step usually has, and on one thread, as a trial has.
+_SHORT_SECONDS = 0.5
+_STEP_SAMPLES = 32
+# Copies of the maskable weights that a trial holds, in float32: base, masked weights and their gradient, logits and Adam's
+# two moments of them. The network itself comes twice, dense and masked.
+_MASKABLE_COPIES = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """What was measured on the way.
+
+    Attributes:
+        parameters: of the network.
+        masked_weights, masked_layers: that have a mask.
+        dense: layers that stay dense.
+        forward_seconds, training_seconds: of a sample, for a forward pass alone, and with its backward pass.
+        step_bytes: memory of a training step of 32 samples, weights, logits and optimizer included.
+        device: that it was measured on.
+    """
+
+    parameters: int
+    masked_weights: int
+    masked_layers: int
+    dense: DenseLayers
+    forward_seconds: float
+    training_seconds: float
+    step_bytes: int
+    device: str
+
+    def trial_minutes(self, *, max_samples: int, report_samples: int, validation_samples: int) -> float:
+        """Expected minutes of a trial that runs to the end: its steps, the teacher's outputs, and its validations."""
+        validations = -(-max_samples // report_samples) + 1
+        passes = max_samples + validations * validation_samples
+        return (max_samples * self.training_seconds + passes * self.forward_seconds) / 60
+
+
+def run_preflight(
+    workload: Workload,
+    *,
+    pattern: NMPattern,
+    layout: Layout,
+    targets: tuple[str, ...] = ("all",),
+    covered: Collection[str] | None = None,
+    sampler: Sampler = "ddim",
+    sampling_steps: int,
+    device: torch.device,
+) -> Preflight:
+    """Run the network dense at the first, a middle and the last timestep, mask it, read the mask back, take a gradient and
+    the sampler's first step, and write the records into memory.
+
+    Args:
+        covered: the layers that a given mask is of.
+
+    Raises:
+        MaskproError: one of them does not work; the sentence says which, of which model.
+    """
+    masked = MaskedModel(copy.deepcopy(workload.model), pattern=pattern, layout=layout, targets=targets, covered=covered)
+    masked.model.to(device)
+    if device.type != "cpu":  # the flat buffer is made where the weights are
+        masked = MaskedModel(masked.model, pattern=pattern, layout=layout, targets=targets, covered=covered)
+    is_fast = _check_dense_passes(workload, masked.model, device) < _SHORT_SECONDS
+    masked.set_mask(magnitude_mask(masked))
+    _check_mask(workload, masked)
+    objective = workload.training_objective(seed=_SEED, device=device)
+    with _threads(1 if is_fast else torch.get_num_threads()):
+        forward, training, activations = _timed_passes(workload, objective, masked, _STEP_SAMPLES if is_fast else 1)
+    plan = SamplingPlan(
+        scheduler=workload.scheduler,
+        shape=tuple(workload.images.train.shape[1:]),
+        sampler=sampler,
+        steps=sampling_steps,
+        seed=GENERATION_SEED,
+        batch_size=1,
+    )
+    _check_finite(workload, plan.first_step(masked.model), f"first step of sampler {sampler}")
+    check_record(workload, lambda: protocol(workload, None, device, plan=plan))
+    parameters = sum(parameter.numel() for parameter in workload.model.parameters())
+    names = [layer.name for layer in masked.layers]
+    return Preflight(
+        parameters=parameters,
+        masked_weights=masked.base.numel(),
+        masked_layers=len(names),
+        dense=workload.dense_layers(names, pattern=pattern, layout=layout),
+        forward_seconds=forward,
+        training_seconds=training,
+        step_bytes=4 * (2 * parameters + _MASKABLE_COPIES * masked.base.numel()) + activations * _STEP_SAMPLES,
+        device=device.type,
+    )
+
+
+@torch.no_grad()
+def _check_dense_passes(workload: Workload, model: nn.Module, device: torch.device) -> float:
+    """A real image at the first, a middle and the last timestep, each on its own; seconds of the fastest."""
+    last = workload.scheduler.config["num_train_timesteps"] - 1
+    objective = workload.training_objective(seed=_SEED, device=device)
+    seconds: list[float] = []
+    for timestep in sorted({0, last // 2, last}):
+        batch = objective.at(torch.tensor([timestep]))
+        started = _now(device)
+        prediction = _passed(workload, lambda batch=batch: objective.predict(model, batch))  # type: ignore[misc]
+        seconds.append(_now(device) - started)
+        if prediction.shape != batch.images.shape:
+            made, taken = list(prediction.shape[1:]), list(batch.images.shape[1:])
+            raise MaskproError(
+                f"model {workload.model_source} makes {made} of images of {taken}; allowed: the same shape (--model)"
+            )
+        _check_finite(workload, prediction, f"output at timestep {timestep}")
+        _check_finite(workload, objective.losses(prediction, batch), f"loss at timestep {timestep}")
+    return min(seconds)
+
+
+def _passed(workload: Workload, run: Callable[[], Tensor]) -> Tensor:
+    """What a pass gives; why the network can't take the images is a MaskproError."""
+    try:
+        return run()
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        config, side = workload.model.config, resolution(workload.model)
+        factor = 2 ** (len(config["block_out_channels"]) - 1)
+        if side % factor:
+            levels = len(config["block_out_channels"])
+            raise MaskproError(
+                f"sample_size of model {workload.model_source} is {side}; allowed with its {levels} levels: a multiple of "
+                f"{factor} (--model)"
+            ) from error
+        reason = " ".join(str(error).split())[:200]
+        raise MaskproError(
+            f"model {workload.model_source} can't be run on images of {side}x{side} ({reason}); name another with --model"
+        ) from error
+
+
+def _check_finite(workload: Workload, values: Tensor, what: str) -> None:
+    if not values.isfinite().all():
+        raise MaskproError(f"{what} of model {workload.model_source} is not finite; allowed: a finite one (check --model)")
+
+
+def _check_mask(workload: Workload, masked: MaskedModel) -> None:
+    """The mask that was set, read back from the weights that the network now multiplies by."""
+    weights = maskable_layers(masked.model)
+    for name, mask in masked.layer_masks().items():
+        if (weights[name] != 0)[~mask].any():
+            raise MaskproError(
+                f"layer {name} of model {workload.model_source} keeps weights that its mask removes; allowed: layers whose "
+                "weight is their own (--model)"
+            )
+
+
+def _timed_passes(
+    workload: Workload, objective: DiffusionObjective, masked: MaskedModel, size: int
+) -> tuple[float, float, int]:
+    """Seconds of a sample's forward pass, of it with its backward pass, and the bytes that it keeps in between."""
+    batch = objective.batch(torch.arange(size))
+    kept = 0
+
+    def count(value: Tensor) -> Tensor:
+        nonlocal kept
+        kept += value.numel() * value.element_size()
+        return value
+
+    started = _now(batch.images.device)
+    with torch.no_grad():
+        prediction = objective.predict(masked.model, batch)
+    forward = _now(batch.images.device) - started
+    _check_finite(workload, prediction, "output under a mask")
+    gradient = masked.weight_gradient().zero_()
+    started = _now(batch.images.device)
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda value: value):
+        loss = objective.losses(objective.predict(masked.model, batch), batch).mean()
+    loss.backward()
+    training = _now(batch.images.device) - started
+    _check_finite(workload, gradient, "gradient of the masked weights")
+    return forward / size, training / size, kept // size
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.monotonic()
+
+
+def check_record(workload: Workload, record: Callable[[], Any]) -> None:
+    """Raise a MaskproError where a record of a job on the workload can't be written as JSON."""
+    try:
+        json.dumps(record(), allow_nan=False)
+    except (ValueError, TypeError) as error:
+        raise MaskproError(
+            f"what is known of model {workload.model_source} can't be recorded as JSON ({error}); allowed: finite values "
+            "in its scheduler_config.json (--model)"
+        ) from error
