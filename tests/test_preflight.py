@@ -473,3 +473,40 @@ def test_doctor_knows_the_embedded_workload():
     assert "model: embedded digits DDPM" in lines
     assert "weights: EMA weights" in lines
     assert len(lines) <= 20
+
+
+# Networks and schedules of other kinds
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"dropout": 0.3},
+        {"mid_block_type": None},
+        {"resnet_time_scale_shift": "scale_shift"},
+        {"downsample_type": "resnet", "upsample_type": "resnet"},
+        {"block_out_channels": (8,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)},
+        {"block_out_channels": (12, 20)},
+        {"sample_size": [8, 8]},
+    ],
+    ids=str,
+)
+def test_networks_of_other_kinds_pass(opened, overrides):
+    found = preflight(opened(**overrides))
+    assert found.masked_layers > 0
+
+
+@pytest.mark.parametrize("steps", [1, 2, 20])
+def test_schedules_of_few_timesteps_pass(opened, steps):
+    assert preflight(opened(scheduler=DDPMScheduler(num_train_timesteps=steps)), sampling_steps=steps).masked_layers > 0
+
+
+def test_a_network_that_was_never_finished_is_refused_in_one_sentence(opened):
+    assert "can't be run on images of 8x8" in refused(opened(layers_per_block=0))
+
+
+def test_values_of_a_config_that_json_does_not_know_are_left_out(made, images):
+    model = made()
+    path = model / "scheduler" / "scheduler_config.json"
+    path.write_text(path.read_text().replace('"steps_offset": 0', '"steps_offset": 0, "lambda_min_clipped": -Infinity'))
+    assert preflight(open_workload("cifar10", model=str(model), data=images)).masked_layers > 0
