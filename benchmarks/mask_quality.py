@@ -31,7 +31,7 @@ import typer
 
 from benchmarks.mask_methods import EARLY_EVALUATIONS, EVALUATIONS, LEARNED, ONE_SHOT, OURS, Job, Setting, run_job
 from benchmarks.report import hardware_line, print_table
-from benchmarks.resumable import Deadline, Rows
+from benchmarks.resumable import Deadline, Rows, die_with_parent
 from maskpro.cli import run_command
 from maskpro.errors import MaskproError
 from maskpro.initial_masks import ONE_SHOT_SAMPLES
@@ -106,7 +106,7 @@ class Runner:
         self._write = write
         self._asked: dict[str, dict[str, Any]] = {}
         # One pool for all rounds: its processes keep the images that they have read.
-        self._pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+        self._pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=die_with_parent)
         self._made: dict[str, dict[str, Any]] = {}
         for row in rows.read() if rows else []:
             self._made[row.pop("key")] = row

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import signal
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from maskpro.errors import MaskproError
+
+
+def die_with_parent() -> None:
+    """Linux: called in a process, ends it together with the one that has started it, however that ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 class Deadline:

@@ -281,7 +281,7 @@ def test_shortcuts_of_the_last_up_block(digits):
 
 
 class Threads(ThreadPoolExecutor):
-    def __init__(self, count, mp_context):
+    def __init__(self, count, mp_context, initializer):
         super().__init__(count)
 
 

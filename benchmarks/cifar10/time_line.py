@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.resumable import Rows
+from benchmarks.resumable import Rows, die_with_parent
 from maskpro.errors import MaskproError
 from maskpro.tuning.history import read_events
 
@@ -61,7 +60,7 @@ def run_watched(
         stderr=subprocess.STDOUT,
         text=True,
         env=environment,
-        preexec_fn=_die_with_parent,
+        preexec_fn=die_with_parent,
     )
     over = threading.Event()
     threads = [
@@ -92,14 +91,6 @@ def run_watched(
             thread.join()
         note("exit", status=status)
     return status
-
-
-def _die_with_parent() -> None:
-    """Linux: a driver does not outlive the stage that has started it, however that ends."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _follow_lines(child: subprocess.Popen[str], note: Callable[..., None]) -> None:
