@@ -40,6 +40,7 @@ def describe(
         "clipping": _clipping(workload),
         "data": workload.data_source,
         "images": ", ".join(f"{len(part):,} {split}" for split, part in splits.items()),
+        "images read": images.counts.line(),
         "features": workload.features,
         "sampler": f"{sampler}, {sampling_steps} of {schedule.config['num_train_timesteps']:,} timesteps",
         "a full trial": (
