@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from maskpro import samples as samples_module
-from maskpro.data import digits_images
+from maskpro.images import digits_images
 from maskpro.samples import CalibrationSamples, normal_values, philox4x32, philox4x32_by_numpy
 
 # Known answers of Random123 (kat_vectors, philox4x32 10): counter, key, words.
