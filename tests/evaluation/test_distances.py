@@ -10,9 +10,11 @@ from torch_fidelity.metric_fid import fid_features_to_statistics
 from maskpro.errors import MaskproError
 from maskpro.evaluation.distances import (
     FeatureSample,
+    FeatureSet,
     FeatureStatistics,
     few_images_warnings,
     frechet_distance,
+    frechet_distances,
     kernel_distance,
     precision_recall,
 )
@@ -35,6 +37,48 @@ def test_statistics_of_parts_are_torch_fidelitys_of_the_whole(generator):
     assert found.keys() == expected.keys()
     for name in expected:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-11, atol=1e-11)
+
+
+def feature_set(features, size=100):
+    found = FeatureSet(len(features))
+    for part in features.split(size):
+        found.add(part)
+    return found
+
+
+@pytest.mark.parametrize("total", [250, 8, 5, 3, 2])
+def test_sets_are_disjoint_parts_whose_merged_statistics_are_those_of_all(generator, total):
+    features = 1e3 + torch.randn(total, 3, generator=generator, dtype=torch.float64) * torch.arange(1, 4)
+    found = feature_set(features, size=7)
+    count = min(4, total // 2)
+    ends = [total * number // count for number in range(count + 1)]
+    assert len(found.sets) == count
+    for statistics_of_set, first, end in zip(found.statistics(count), ends, ends[1:], strict=False):
+        expected = fid_features_to_statistics(features[first:end])
+        for name in expected:
+            np.testing.assert_allclose(statistics_of_set[name], expected[name], rtol=1e-9, atol=1e-9)
+    (whole,), expected = found.statistics(), fid_features_to_statistics(features)
+    for name in expected:
+        np.testing.assert_allclose(whole[name], expected[name], rtol=1e-9, atol=1e-9)
+
+
+def test_the_extrapolated_distance_is_that_of_infinitely_many_images(generator):
+    """Of 32 times 400 images of a distribution that is 1 away, whose own distances are too large on average."""
+    real = {"mu": np.zeros(16), "sigma": np.eye(16)}
+    found = []
+    for _ in range(32):
+        images = torch.randn(400, 16, generator=generator, dtype=torch.float64)
+        images[:, 0] += 1
+        found.append(frechet_distances(feature_set(images), real))
+    plain, extrapolated = (
+        torch.tensor([getattr(distances, name) for distances in found]) for name in ("all", "extrapolated")
+    )
+    assert plain.mean() - 1 > 10 * plain.std() / 32**0.5
+    assert extrapolated.mean().item() == pytest.approx(1, abs=3 * extrapolated.std().item() / 32**0.5)
+    assert all(len(distances.by_set) == 4 for distances in found)
+    small = frechet_distances(feature_set(torch.randn(60, 16, generator=generator, dtype=torch.float64)), real)
+    assert small.extrapolated is None, "its quarters have fewer images than features"
+    assert frechet_distances(feature_set(torch.randn(3, 16, generator=generator, dtype=torch.float64)), real).by_set == []
 
 
 def test_frechet_distance_of_gaussians(generator):
@@ -85,14 +129,15 @@ def test_the_kernel_distance_of_few_images_is_the_papers_formula(generator):
 
     within = sum(kernel(part[i], part[j]) for part in (first, second) for i in range(3) for j in range(3) if i != j) / 6
     between = sum(kernel(x, y) for x in first for y in second) / 9
-    assert kernel_distance(first, second) == (pytest.approx((within - 2 * between).item()), None)
-    assert kernel_distance(first[:1], second) == (None, None)
+    value = (within - 2 * between).item()
+    assert kernel_distance(first, second) == (pytest.approx(value), None, [pytest.approx(value)])
+    assert kernel_distance(first[:1], second) == (None, None, [])
 
 
 def test_the_kernel_distance_is_unbiased_and_its_error_is_that_of_the_mean(generator):
     """Of 300 pairs of sets from one distribution the mean is 0, and the spread is what each one's error says."""
     found = [kernel_distance(*torch.randn(2, 80, 4, generator=generator)) for _ in range(300)]
-    values, errors = torch.tensor(found).t()
+    values, errors = torch.tensor([distance[:2] for distance in found]).t()
     spread = values.std()
     assert abs(values.mean()) < 3 * spread / 300**0.5
     assert 0.85 < errors.square().mean().sqrt() / spread < 1.15
