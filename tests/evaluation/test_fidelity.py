@@ -3,7 +3,15 @@ import math
 import pytest
 import torch
 
-from maskpro.evaluation.fidelity import Estimate, estimate_fidelity, estimate_gain, fidelity, format_share
+from maskpro.evaluation.fidelity import (
+    Estimate,
+    estimate_fidelity,
+    estimate_gain,
+    fidelity,
+    format_share,
+    learned_against_dense,
+    paired_difference,
+)
 
 
 def test_fidelity_is_zero_of_the_initial_mask_and_one_of_the_dense_network():
@@ -54,3 +62,31 @@ def test_of_one_sample_the_error_is_not_a_number():
     found = estimate_fidelity(torch.tensor([2.0], dtype=torch.float64), torch.tensor([1.0], dtype=torch.float64))
     assert found.value == 0.5
     assert math.isnan(found.standard_error)
+
+
+def test_differences_are_paired_over_sets():
+    assert paired_difference([10.0, 30.0, 20.0], [11.0, 31.0, 21.0]) == Estimate(1.0, 0.0)
+    found = paired_difference([10.0, 30.0], [11.0, 33.0])
+    assert found.value == pytest.approx(2.0)
+    assert found.standard_error == pytest.approx(1.0)
+    assert paired_difference([10.0], [11.0]) is None
+    assert paired_difference([], []) is None
+    assert paired_difference([1.0, 2.0], [1.0, 2.0, 3.0]) is None
+
+
+def test_a_report_says_fidelity_first_and_the_distance_beside_the_dense_network():
+    report = {
+        "fidelity": 0.9,
+        "fidelity_error": 0.002,
+        "recovery": 0.95,
+        "loss_improvement": 0.19,
+        "distance_to_dense": {"frechet_distance": {"value": 0.6, "standard_error": 0.2}},
+    }
+    assert learned_against_dense(report) == (
+        "Fidelity of the learned mask 0.9000 ± 0.0020; recovery 0.950, loss improvement 19.0%; Frechet distance +0.60 ± 0.20 "
+        "beside the dense network's, on the same sets of images."
+    )
+    undefined = report | {"fidelity": None, "recovery": None, "distance_to_dense": {"frechet_distance": None}}
+    assert learned_against_dense(undefined).startswith(
+        "Fidelity is undefined: the initial mask's output is the dense network's; recovery undefined"
+    )
