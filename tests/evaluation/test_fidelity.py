@@ -83,8 +83,8 @@ def test_a_report_says_fidelity_first_and_the_distance_beside_the_dense_network(
         "distance_to_dense": {"frechet_distance": {"value": 0.6, "standard_error": 0.2}},
     }
     assert learned_against_dense(report) == (
-        "Fidelity of the learned mask 0.9000 ± 0.0020; recovery 0.950, loss improvement 19.0%; Frechet distance +0.60 ± 0.20 "
-        "beside the dense network's, on the same sets of images."
+        "Fidelity of the learned mask 0.9000 ± 0.0020; recovery 0.950, loss improvement 19.0%; Frechet distance "
+        "+0.60 ± 0.20 beside the dense network's, on the same sets of images."
     )
     undefined = report | {"fidelity": None, "recovery": None, "distance_to_dense": {"frechet_distance": None}}
     assert learned_against_dense(undefined).startswith(
