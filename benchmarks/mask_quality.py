@@ -7,13 +7,15 @@ python -m benchmarks.mask_quality --workload cifar10 --model FOLDER --data FOLDE
 A sample evaluation is one forward pass of one sample; a backward pass counts as two more. The teacher's outputs and the
 initial mask's losses cost one for each sample that they are computed for, once, and so do the samples that tell how often
 each part of the noise schedule is sampled. Seconds are those of learning, all this included, one thread a process, without
-validation. Held-out loss and recovery are those of test samples that chose nothing; of each run the mask is taken that
-training keeps by its validation losses.
+validation. Held-out loss, recovery and fidelity are those of test samples that chose nothing; of each run the mask is
+taken that training keeps by its validation losses. Fidelity is 1 - E_found / E_initial, E the mean squared difference from
+the dense network's outputs: 0 for the initial mask, 1 for the dense network.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -109,6 +111,17 @@ class Job:
     frechet: bool = True
 
 
+def fidelity(initial: Tensor, found: Tensor) -> tuple[float, float]:
+    """1 - E_found / E_initial from the squared differences to the dense network per sample, `[B]`, and its standard error.
+
+    The error is that over samples, both masks on the same ones (ratio estimator, delta method); nan where the initial mask
+    changes no output.
+    """
+    share = (found.mean() / initial.mean()).item() if initial.any() else math.nan
+    spread = (found - share * initial).std() / initial.mean() / math.sqrt(len(initial))
+    return 1 - share, spread.item()
+
+
 def _open(name: str, *, model: str | None, data: Path | None, held_out: int | None) -> Workload:
     opened = open_workload(name, model=model, data=data)
     if held_out is None:
@@ -150,14 +163,16 @@ def run_job(job: Job, open_: partial[Workload], device: str) -> dict[str, Any]:
         learned, early, mask = _learn(_trainer(job, settings, shares, workload, dense, masked), job)
         row |= {**learned, "seconds": spent + learned["seconds"]}
         masks["early"] = early
-    losses = {}
+    losses, differences, teacher = {}, {}, test.outputs(dense)
     for name, groups in {**masks, "found": mask}.items():
         masked.set_mask(groups)
         losses[name] = test.mean_loss(masked.model)
+        differences[name] = test.teacher_losses(masked.model, teacher)
     row["loss"] = losses["found"]
-    for name, column in (("found", "recovery"), ("early", "early")):
+    for name, suffix in (("found", ""), ("early", "_early")):
         if name in losses:
-            row[column] = recovery(losses["initial"], losses[name], losses["dense"])
+            row["recovery" + suffix] = recovery(losses["initial"], losses[name], losses["dense"])
+            row["fidelity" + suffix], row["error" + suffix] = fidelity(differences["initial"], differences[name])
     if job.frechet:
         with tempfile.TemporaryDirectory() as folder:
             report = evaluate_models(workload, {"found": masked.model}, device=place, folder=Path(folder), cache=None)
@@ -263,9 +278,12 @@ def _summary(rows: pd.DataFrame) -> list[dict[str, str]]:
             {
                 "pattern": pattern,
                 "method": method,
+                "fidelity": spread(part["fidelity"], 4),
+                "standard error over samples": f"{part['error'].mean():.4f}",
+                "fidelity at 15,000 evaluations": spread(part["fidelity_early"], 4),
                 "held-out loss": spread(part["loss"], 5),
                 "recovery": spread(part["recovery"], 3),
-                "at 15,000 evaluations": spread(part["early"], 3),
+                "recovery at 15,000": spread(part["recovery_early"], 3),
                 "Frechet distance": spread(part["frechet"], 1),
                 "evaluations": f"{part['evaluations'].mean():,.0f}",
                 "seconds": f"{part['seconds'].mean():.0f}",
@@ -289,7 +307,7 @@ def main(
     frechet: Annotated[bool, typer.Option(help="Also the Frechet distance, of the first pattern.")] = True,
     quick: Annotated[bool, typer.Option("--quick", help="One seed and little of everything: does it run?")] = False,
 ) -> None:
-    """Print the table of masks: loss, recovery, Frechet distance and cost of every method."""
+    """Print the table of masks: fidelity, loss, recovery, Frechet distance and cost of every method."""
     started = time.monotonic()
     chosen = tuple(patterns.split())
     if quick:
@@ -308,7 +326,7 @@ def main(
         longest_first = sorted(range(len(jobs)), key=lambda place: -_length(jobs[place]))
         rows = pd.DataFrame(pool.map(run, [jobs[place] for place in longest_first]), index=longest_first).sort_index()
         rows = pd.concat([rows, pd.DataFrame(pool.map(run, _as_long(rows, jobs)))], ignore_index=True)
-    rows = rows.reindex(columns=[*rows.columns, *({"frechet", "early"} - set(rows.columns))])
+    rows = rows.reindex(columns=[*rows.columns, *({"frechet", "recovery_early", "fidelity_early"} - set(rows.columns))])
     minutes = (time.monotonic() - started) / 60
     title = f"{workload}, {seeds} seeds, {minutes:.0f} min with {processes} processes; {hardware_line()}"
     print_table(title, _summary(rows.sort_values("pattern", key=lambda values: values.map(chosen.index), kind="stable")))

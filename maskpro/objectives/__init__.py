@@ -49,6 +49,21 @@ class HeldOutSamples:
         parts = [objective.losses(objective.predict(model, batch), batch).double() for batch in self.batches]
         return torch.cat(parts).cpu()
 
+    @torch.no_grad()
+    def outputs(self, model: nn.Module) -> list[Tensor]:
+        """The network's outputs, a tensor `[64, ...]` a batch; the dense network's are a `teacher` of `teacher_losses`."""
+        return [self._objective.predict(model, batch) for batch in self.batches]
+
+    @torch.no_grad()
+    def teacher_losses(self, model: nn.Module, teacher: list[Tensor]) -> Tensor:
+        """Loss of every sample against the dense network's `outputs`, `[size]`, float64 on the CPU."""
+        objective = self._objective
+        parts = [
+            objective.teacher_losses(objective.predict(model, batch), outputs, batch).double()
+            for batch, outputs in zip(self.batches, teacher, strict=True)
+        ]
+        return torch.cat(parts).cpu()
+
     def mean_loss(self, model: nn.Module) -> float:
         """Mean loss over the set."""
         return self.losses(model).mean().item()
