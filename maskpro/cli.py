@@ -236,6 +236,7 @@ def train(
     optimizer: Annotated[
         str, typer.Option(help="adam or sgd; auto: sgd for policy_gradient, adam for the others.")
     ] = "auto",
+    annealing: Annotated[str, typer.Option(help="Of gumbel_softmax's temperature: geometric or linear.")] = "geometric",
     masks_per_step: Annotated[int, typer.Option(help="Masks compared on each batch (policy_gradient).")] = 1,
     refresh_reference: Annotated[
         bool, typer.Option("--refresh-reference", help="Replace the initial mask once the loss is half of its own.")
@@ -271,6 +272,7 @@ def train(
         "timesteps": timesteps,
         "lr_decay": lr_decay,
         "optimizer": optimizer,
+        "annealing": annealing,
         "masks_per_step": masks_per_step,
         "refresh_reference": refresh_reference,
         "precision": precision,

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -15,6 +16,8 @@ from maskpro.errors import MaskproError
 from maskpro.estimators import (
     ESTIMATORS,
     PARAMETRISATIONS,
+    Annealing,
+    CandidateSpace,
     EstimatorName,
     Tracker,
     leave_one_out,
@@ -84,6 +87,7 @@ class TrainerConfig:
             more often where the initial mask adds more to the loss, each sample weighted (importance; `timestep_shares`).
         lr_decay: linear or by half a cosine to zero over the budget, or constant.
         optimizer: adam or sgd; auto is sgd for policy_gradient and adam for the others.
+        annealing: of gumbel_softmax's temperature, 4 to 0.05 over the budget: geometric, or linear as MaskLLM's own.
         masks_per_step: of policy_gradient; from 2 on, each mask's loss is compared with the mean of the others on the same
             batch (leave-one-out) instead of with the initial mask's.
         refresh_reference: of policy_gradient with one mask a step: once the loss is half of the initial mask's, the mode of
@@ -108,6 +112,7 @@ class TrainerConfig:
     timesteps: Timesteps = "uniform"
     lr_decay: LearningRateDecay = "linear"
     optimizer: OptimizerName = "auto"
+    annealing: Annealing = "geometric"
     masks_per_step: int = 1
     refresh_reference: bool = False
     raw_step: bool = False
@@ -145,10 +150,15 @@ class TrainerConfig:
             ("timesteps", get_args(Timesteps)),
             ("lr_decay", get_args(LearningRateDecay)),
             ("optimizer", get_args(OptimizerName)),
+            ("annealing", get_args(Annealing)),
         ):
             if getattr(self, name) not in allowed:
                 raise MaskproError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
         parse_precision(self.precision)
+        if self.annealing != "geometric" and self.estimator != "gumbel_softmax":
+            raise MaskproError(
+                f"annealing is {self.annealing} with estimator {self.estimator}; allowed: with gumbel_softmax only"
+            )
         for name, plain in (("raw_step", False), ("refresh_reference", False), ("masks_per_step", 1)):
             if getattr(self, name) != plain and self.estimator != "policy_gradient":
                 value = getattr(self, name)
@@ -201,7 +211,10 @@ class MaskTrainer:
         self._objective = objective
         self._validation = validation
         self._teacher = teacher
-        self._parametrisation = PARAMETRISATIONS[config.estimator](masked.pattern)
+        parametrisation = PARAMETRISATIONS[config.estimator]
+        if config.estimator == "gumbel_softmax":
+            parametrisation = partial(CandidateSpace, annealing=config.annealing)
+        self._parametrisation = parametrisation(masked.pattern)
         initial_mask = masked.mask[: len(masked.learned_base)].clone()
         prior = None
         if config.magnitude_prior:

@@ -279,12 +279,13 @@ def _check_seed_point(number: int, point: Any, param_space: Mapping[str, Any]) -
 def _check_together(param_space: Mapping[str, Any], space_pattern: str) -> None:
     """Whatever is drawn must be allowed together, or trials would fail by chance."""
     defaults = asdict(TrainerConfig()) | {"pattern": space_pattern}
-    dependent = ("estimator", "raw_step", "refresh_reference", "masks_per_step", "pattern")
+    dependent = ("estimator", "annealing", "raw_step", "refresh_reference", "masks_per_step", "pattern")
     choices = (_extremes(name, param_space.get(name, defaults[name])) for name in dependent)
-    for estimator, raw_step, refresh_reference, masks_per_step, pattern in itertools.product(*choices):
+    for estimator, annealing, raw_step, refresh_reference, masks_per_step, pattern in itertools.product(*choices):
         try:
             TrainerConfig(
                 estimator=estimator,
+                annealing=annealing,
                 raw_step=raw_step,
                 refresh_reference=refresh_reference,
                 masks_per_step=masks_per_step,
