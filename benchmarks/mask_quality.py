@@ -74,9 +74,11 @@ LEARNED: dict[str, dict[str, Any]] = {
         "logits": 4.0,
         "batch_size": 2,
     },
+    # With all that ours has but its estimator.
     "MaskLLM-style": {
         "estimator": "gumbel_softmax",
         "target": "teacher",
+        "timesteps": "importance",
         "visits": 2,
         "lr": 0.5,
         "logits": 3.0,
@@ -96,6 +98,9 @@ LEARNED: dict[str, dict[str, Any]] = {
     },
 }
 OURS = "maskpro (ours)"
+# The original's own annealing.
+LEARNED["MaskLLM-style, linear"] = LEARNED["MaskLLM-style"] | {"annealing": "linear"}
+_RIVALS = ("MaskLLM-style", "MaskLLM-style, linear")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,14 +257,14 @@ def _length(job: Job) -> int:
 
 
 def _as_long(rows: pd.DataFrame, jobs: list[Job]) -> list[Job]:
-    """The second round: the nearest rival, with the evaluations that take as many seconds as ours took on average."""
+    """The second round: the nearest rivals, with the evaluations that take as many seconds as ours took on average."""
     seconds = rows[rows["pattern"] == jobs[0].pattern].groupby("method")["seconds"].mean()
-    if not {OURS, "MaskLLM-style"} <= set(seconds.index):
+    if OURS not in seconds.index:
         return []
     return [
         replace(job, cost="equal seconds", evaluations=round(job.evaluations * seconds[OURS] / seconds[job.method]))
         for job in jobs
-        if job.pattern == jobs[0].pattern and job.method == "MaskLLM-style"
+        if job.pattern == jobs[0].pattern and job.method in _RIVALS and job.method in seconds
     ]
 
 
