@@ -34,6 +34,7 @@ from benchmarks.report import hardware_line, print_table
 from maskpro.cli import run_command
 from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import evaluate_models, recovery
+from maskpro.hidden_targets import MEASURED_EVALUATIONS
 from maskpro.initial_masks import ONE_SHOT_SAMPLES, magnitude_mask, one_shot_mask
 from maskpro.masked_model import MaskedModel
 from maskpro.objectives import baseline_losses, teacher_outputs
@@ -197,9 +198,11 @@ def _trainer(
     device, masks = masked.base.device, settings.get("masks_per_step", 1)
     forward_only = settings["estimator"] == "policy_gradient"
     # Of a sample: passes of each of its visits, and one for its teacher's output or baseline loss.
-    visits = settings.pop("visits", 1)
-    left = job.evaluations - (PILOT_EVALUATIONS if shares else 0)
-    distinct = max(settings["batch_size"], left // (visits * (masks if forward_only else 3) + 1))
+    # With hidden targets the dense network runs at each visit instead of once.
+    visits, hidden = settings.pop("visits", 1), bool(settings.get("hidden_targets"))
+    left = job.evaluations - (PILOT_EVALUATIONS if shares else 0) - (MEASURED_EVALUATIONS if hidden else 0)
+    passes = masks if forward_only else 3
+    distinct = max(settings["batch_size"], left // (visits * (passes + 1) if hidden else visits * passes + 1))
     config = TrainerConfig(**settings, dataset_size=distinct, budget_samples=distinct * visits * masks, seed=job.seed)
     objective = workload.training_objective(seed=job.seed, device=device, shares=shares)
     teacher = teacher_outputs(dense, objective) if config.target == "teacher" else None
@@ -210,6 +213,7 @@ def _trainer(
         validation=workload.held_out_samples("validation", device),
         teacher=teacher,
         baseline=baseline_losses(copy.deepcopy(masked.model), objective, teacher) if forward_only else None,
+        dense=dense,
     )
 
 

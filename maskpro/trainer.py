@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskpro.errors import MaskproError
 from maskpro.estimators import (
@@ -25,6 +25,7 @@ from maskpro.estimators import (
     policy_gradient,
 )
 from maskpro.graphs import GraphedPass
+from maskpro.hidden_targets import HiddenTargets, fading
 from maskpro.masked_model import MaskedModel
 from maskpro.objectives import HeldOutSamples, Objective, SampleValues, baseline_losses
 from maskpro.pattern import PackedMask
@@ -83,6 +84,8 @@ class TrainerConfig:
         estimator: straight_through, gumbel_softmax or policy_gradient.
         target: what the network is compared with in training: the dense network's output (teacher), or the data, which for
             diffusion is the noise (noise).
+        hidden_targets: weight of the targets within the network (`HiddenTargets`) in the training loss: loss + weight *
+            (1 - share of the budget used up)^2 * hidden loss. The dense network then runs in every step.
         timesteps: how those of the samples are drawn (by the objective that the trainer is given): uniform, or
             more often where the initial mask adds more to the loss, each sample weighted (importance; `timestep_shares`).
         lr_decay: linear or by half a cosine to zero over the budget, or constant.
@@ -109,6 +112,7 @@ class TrainerConfig:
     gradient_accumulation_steps: int = 1
     estimator: EstimatorName = "straight_through"
     target: Target = "teacher"
+    hidden_targets: float = 0.0
     timesteps: Timesteps = "uniform"
     lr_decay: LearningRateDecay = "linear"
     optimizer: OptimizerName = "auto"
@@ -125,9 +129,13 @@ class TrainerConfig:
             value = getattr(self, name)
             if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
                 raise MaskproError(f"{name} is {value!r}; allowed: a number above 0")
-        prior = self.magnitude_prior
-        if not (isinstance(prior, int | float) and math.isfinite(prior) and prior >= 0):
-            raise MaskproError(f"magnitude_prior is {prior!r}; allowed: a number of at least 0")
+        for name in ("magnitude_prior", "hidden_targets"):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+                raise MaskproError(f"{name} is {value!r}; allowed: a number of at least 0")
+        if self.hidden_targets and (self.estimator == "policy_gradient" or self.compile):
+            what = "estimator policy_gradient" if self.estimator == "policy_gradient" else "compile"
+            raise MaskproError(f"hidden_targets is {self.hidden_targets} with {what}; allowed: 0")
         for name in (
             "batch_size",
             "dataset_size",
@@ -186,6 +194,7 @@ class MaskTrainer:
         masked: the network; its current mask is the initial mask.
         teacher: the dense network's output per sample; needed for the target "teacher".
         baseline: the initial mask's loss per sample, against the same target; needed for policy_gradient.
+        dense: the network without a mask, needed for hidden_targets; it is only looked at.
         initial_val_loss: held-out loss of the initial mask, if it is known already.
         graphs: on a GPU, record the passes of whole batches as CUDA graphs and replay them.
     """
@@ -199,6 +208,7 @@ class MaskTrainer:
         validation: HeldOutSamples,
         teacher: SampleValues | None = None,
         baseline: SampleValues | None = None,
+        dense: nn.Module | None = None,
         initial_val_loss: float | None = None,
         graphs: bool = True,
     ):
@@ -206,9 +216,12 @@ class MaskTrainer:
             raise MaskproError("target is teacher; allowed: only with the dense network's outputs (teacher)")
         if config.estimator == "policy_gradient" and baseline is None:
             raise MaskproError("estimator is policy_gradient; allowed: only with the initial mask's losses (baseline)")
+        if config.hidden_targets and dense is None:
+            raise MaskproError(f"hidden_targets is {config.hidden_targets}; allowed: 0 without the dense network (dense)")
         self.config = config
         self.masked = masked
         self._objective = objective
+        self._hidden = HiddenTargets(dense, masked, objective) if config.hidden_targets and dense is not None else None
         self._validation = validation
         self._teacher = teacher
         parametrisation = PARAMETRISATIONS[config.estimator]
@@ -386,8 +399,9 @@ class MaskTrainer:
         self.masked.set_mask(draw.mask)
         total = torch.zeros((), device=self.logits.device, dtype=self.logits.dtype)
         count = torch.full((), len(indices), dtype=total.dtype, device=total.device)
+        hidden_weight = torch.full_like(count, self.config.hidden_targets * fading(self._progress))
         for batch in self._batches(indices):
-            total += self._run(self._loss_and_backward, batch, count)
+            total += self._run(self._loss_and_backward, batch, count, hidden_weight)
         values = weight_gradient.mul_(self.masked.learned_base)
         gradient = self._parametrisation.gradient(self.logits, self._progress, draw, values)
         if self.config.optimizer == "sgd":
@@ -440,7 +454,8 @@ class MaskTrainer:
         """The samples in batches that fit into memory, with the dense network's outputs where they are the target."""
         for part in indices.split(self.micro_batch_size):
             teacher = None
-            if self.config.target == "teacher":
+            # With hidden targets the dense network runs in the step anyway.
+            if self.config.target == "teacher" and self._hidden is None:
                 assert self._teacher is not None
                 teacher = self._teacher(part)
             yield _Batch(len(part), self._objective.batch(part), teacher)
@@ -457,10 +472,17 @@ class MaskTrainer:
             return self._objective.losses(prediction, batch)
         return self._objective.teacher_losses(prediction, teacher, batch)
 
-    def _loss_and_backward(self, samples: Any, teacher: Tensor | None, count: Tensor) -> Tensor:
-        """A batch's share of the mean loss of `count` samples, whose gradient is added to the weights'."""
-        loss = self._losses(samples, teacher).sum() / count
-        loss.backward()
+    def _loss_and_backward(self, samples: Any, teacher: Tensor | None, count: Tensor, hidden_weight: Tensor) -> Tensor:
+        """A batch's share of the mean loss of `count` samples; its gradient and the hidden targets' are added up."""
+        if self._hidden is None:
+            loss = self._losses(samples, teacher).sum() / count
+            loss.backward()
+            return loss.detach()
+        dense, expected = self._hidden.dense(samples)
+        with self._hidden.watched() as outputs:
+            loss = self._losses(samples, dense if self.config.target == "teacher" else None).sum() / count
+        hidden = self._hidden.losses(outputs, expected, samples).sum() / count
+        (loss + hidden_weight * hidden).backward()
         return loss.detach()
 
     def _run(self, function: Callable[..., Tensor], batch: _Batch, *more: Tensor) -> Tensor:

@@ -34,6 +34,9 @@ class Objective(Protocol):
     def teacher_losses(self, prediction: Tensor, teacher: Tensor, batch: Any) -> Tensor:
         """Loss per sample, `[B]`, against the dense network's output `[B, ...]`."""
 
+    def hidden_losses(self, hidden: Tensor, teacher: Tensor, batch: Any) -> Tensor:
+        """Mean squared difference of activations `[B, ...]` from the dense network's per sample, `[B]`, weighted alike."""
+
 
 class HeldOutSamples:
     """The first `size` samples of an objective, kept in `batches`: every model is judged by its losses on the same data."""
