@@ -229,6 +229,9 @@ def train(
         str, typer.Option(help="straight_through, gumbel_softmax or policy_gradient (forward passes only).")
     ] = "straight_through",
     target: Annotated[str, typer.Option(help="teacher (the dense network's output) or noise.")] = "teacher",
+    hidden_targets: Annotated[
+        float, typer.Option(help="Weight of the dense network's block outputs as further targets; 0: none.")
+    ] = 0.0,
     timesteps: Annotated[
         str, typer.Option(help="uniform, or more often where the initial mask adds more to the loss (importance).")
     ] = "uniform",
@@ -269,6 +272,7 @@ def train(
     settings: dict[str, Any] = {
         "estimator": estimator,
         "target": target,
+        "hidden_targets": hidden_targets,
         "timesteps": timesteps,
         "lr_decay": lr_decay,
         "optimizer": optimizer,

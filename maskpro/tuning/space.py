@@ -279,18 +279,21 @@ def _check_seed_point(number: int, point: Any, param_space: Mapping[str, Any]) -
 def _check_together(param_space: Mapping[str, Any], space_pattern: str) -> None:
     """Whatever is drawn must be allowed together, or trials would fail by chance."""
     defaults = asdict(TrainerConfig()) | {"pattern": space_pattern}
-    dependent = ("estimator", "annealing", "raw_step", "refresh_reference", "masks_per_step", "pattern")
-    choices = (_extremes(name, param_space.get(name, defaults[name])) for name in dependent)
-    for estimator, annealing, raw_step, refresh_reference, masks_per_step, pattern in itertools.product(*choices):
+    dependent = (
+        "estimator",
+        "annealing",
+        "hidden_targets",
+        "compile",
+        "raw_step",
+        "refresh_reference",
+        "masks_per_step",
+    )
+    choices = [_extremes(name, param_space.get(name, defaults[name])) for name in (*dependent, "pattern")]
+    for *settings, pattern in itertools.product(*choices):
+        given = dict(zip(dependent, settings, strict=True))
+        estimator = given["estimator"]
         try:
-            TrainerConfig(
-                estimator=estimator,
-                annealing=annealing,
-                raw_step=raw_step,
-                refresh_reference=refresh_reference,
-                masks_per_step=masks_per_step,
-                budget_samples=masks_per_step,
-            )
+            TrainerConfig(**given, budget_samples=given["masks_per_step"])
             PARAMETRISATIONS[estimator](NMPattern.parse(pattern))
         except MaskproError as error:
             raise MaskproError(f"param_space allows what can't go together: {error} (estimator {estimator})") from error
