@@ -235,6 +235,8 @@ def _check_value(where: str, name: str, value: Any) -> None:
         others["budget_samples"] = value
     if name in ("raw_step", "refresh_reference", "masks_per_step"):
         others["estimator"] = "policy_gradient"
+    if name == "annealing":
+        others["estimator"] = "gumbel_softmax"
     try:
         TrainerConfig(**others | {name: value})
     except MaskproError as error:
