@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import evaluate_models, recovery
 from maskpro.evaluation.fidelity import estimate_fidelity
+from maskpro.hidden_targets import MEASURED_EVALUATIONS
 from maskpro.initial_masks import ONE_SHOT_SAMPLES, magnitude_mask, one_shot_mask
 from maskpro.masked_model import MaskedModel, maskable_layers
 from maskpro.objectives import baseline_losses, teacher_outputs
@@ -57,9 +58,11 @@ LEARNED: dict[str, dict[str, Any]] = {
         "logits": 4.0,
         "batch_size": 2,
     },
+    # With all that ours has but its estimator.
     "MaskLLM-style": {
         "estimator": "gumbel_softmax",
         "target": "teacher",
+        "timesteps": "importance",
         "visits": 2,
         "lr": 0.5,
         "logits": 3.0,
@@ -79,6 +82,9 @@ LEARNED: dict[str, dict[str, Any]] = {
     },
 }
 OURS = "maskpro (ours)"
+# The original's own annealing.
+LEARNED["MaskLLM-style, linear"] = LEARNED["MaskLLM-style"] | {"annealing": "linear"}
+RIVALS = ("MaskLLM-style", "MaskLLM-style, linear")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,9 +224,11 @@ def _trainer(
     device, masks = masked.base.device, settings.get("masks_per_step", 1)
     forward_only = settings["estimator"] == "policy_gradient"
     # Of a sample: passes of each of its visits, and one for its teacher's output or baseline loss.
-    visits = settings.pop("visits", 1)
-    left = job.evaluations - (PILOT_EVALUATIONS if shares else 0)
-    distinct = max(settings["batch_size"], left // (visits * (masks if forward_only else 3) + 1))
+    # With hidden targets the dense network runs at each visit instead of once.
+    visits, hidden = settings.pop("visits", 1), bool(settings.get("hidden_targets"))
+    left = job.evaluations - (PILOT_EVALUATIONS if shares else 0) - (MEASURED_EVALUATIONS if hidden else 0)
+    passes = masks if forward_only else 3
+    distinct = max(settings["batch_size"], left // (visits * (passes + 1) if hidden else visits * passes + 1))
     config = TrainerConfig(**settings, dataset_size=distinct, budget_samples=distinct * visits * masks, seed=job.seed)
     objective = workload.training_objective(seed=job.seed, device=device, shares=shares)
     teacher = teacher_outputs(dense, objective) if config.target == "teacher" else None
@@ -231,6 +239,7 @@ def _trainer(
         validation=workload.held_out_samples("validation", device),
         teacher=teacher,
         baseline=baseline_losses(copy.deepcopy(masked.model), objective, teacher) if forward_only else None,
+        dense=dense,
     )
 
 

@@ -29,7 +29,7 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from benchmarks.mask_methods import EARLY_EVALUATIONS, EVALUATIONS, LEARNED, ONE_SHOT, OURS, Job, Setting, run_job
+from benchmarks.mask_methods import EARLY_EVALUATIONS, EVALUATIONS, LEARNED, ONE_SHOT, OURS, RIVALS, Job, Setting, run_job
 from benchmarks.report import hardware_line, print_table
 from benchmarks.resumable import Deadline, Rows, die_with_parent
 from maskpro.cli import run_command
@@ -73,15 +73,15 @@ def _length(job: Job) -> int:
 
 
 def _as_long(rows: pd.DataFrame, jobs: list[Job]) -> list[Job]:
-    """The second part of a round: the nearest rival, with the evaluations that take as many seconds as ours took."""
+    """The second part of a round: the nearest rivals, with the evaluations that take as many seconds as ours took."""
     rows = rows[(rows["pattern"] == jobs[0].pattern) & (rows["cost"] != _EQUAL_SECONDS)]
     seconds = rows[rows["seed"].isin({job.seed for job in jobs})].groupby("method")["seconds"].mean()
-    if not {OURS, "MaskLLM-style"} <= set(seconds.index):
+    if OURS not in seconds.index:
         return []
     return [
         replace(job, cost=_EQUAL_SECONDS, evaluations=round(job.evaluations * seconds[OURS] / seconds[job.method]))
         for job in jobs
-        if job.pattern == jobs[0].pattern and job.method == "MaskLLM-style"
+        if job.pattern == jobs[0].pattern and job.method in RIVALS and job.method in seconds
     ]
 
 

@@ -265,6 +265,9 @@ def train(
         str, typer.Option(help="straight_through, gumbel_softmax or policy_gradient (forward passes only).")
     ] = "straight_through",
     target: Annotated[str, typer.Option(help="teacher (the dense network's output) or noise.")] = "teacher",
+    hidden_targets: Annotated[
+        float, typer.Option(help="Weight of the dense network's block outputs as further targets; 0: none.")
+    ] = 0.0,
     timesteps: Annotated[
         str, typer.Option(help="uniform, or more often where the initial mask adds more to the loss (importance).")
     ] = "uniform",
@@ -272,6 +275,7 @@ def train(
     optimizer: Annotated[
         str, typer.Option(help="adam or sgd; auto: sgd for policy_gradient, adam for the others.")
     ] = "auto",
+    annealing: Annotated[str, typer.Option(help="Of gumbel_softmax's temperature: geometric or linear.")] = "geometric",
     masks_per_step: Annotated[int, typer.Option(help="Masks compared on each batch (policy_gradient).")] = 1,
     refresh_reference: Annotated[
         bool, typer.Option("--refresh-reference", help="Replace the initial mask once the loss is half of its own.")
@@ -304,9 +308,11 @@ def train(
     settings: dict[str, Any] = {
         "estimator": estimator,
         "target": target,
+        "hidden_targets": hidden_targets,
         "timesteps": timesteps,
         "lr_decay": lr_decay,
         "optimizer": optimizer,
+        "annealing": annealing,
         "masks_per_step": masks_per_step,
         "refresh_reference": refresh_reference,
         "precision": precision,

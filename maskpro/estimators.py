@@ -32,6 +32,7 @@ from maskpro.pattern import NMPattern
 
 EstimatorName = Literal["straight_through", "gumbel_softmax", "policy_gradient"]
 ESTIMATORS: tuple[EstimatorName, ...] = get_args(EstimatorName)
+Annealing = Literal["geometric", "linear"]
 
 _TRACKER_DECAY = 0.99
 
@@ -190,12 +191,16 @@ class LinearSpace:
 class CandidateSpace:
     """A logit for each mask of a group (MaskLLM); masks are relaxed to mixtures, annealed over the run's budget.
 
+    Args:
+        annealing: of the temperature: geometric, or linear as MaskLLM's own.
+
     Raises:
         MaskproError: a group has more than 70 masks.
     """
 
-    def __init__(self, pattern: NMPattern):
+    def __init__(self, pattern: NMPattern, annealing: Annealing = "geometric"):
         check_enumerable(pattern)
+        self._annealing: Annealing = annealing
         self._n = pattern.n
         self._candidates = pattern.candidates()
 
@@ -213,18 +218,18 @@ class CandidateSpace:
 
     def entropy(self, logits: Tensor, generator: torch.Generator) -> Tensor:
         """That of the masks at the end of the annealing."""
-        log_p = (_annealed(1.0)[1] * logits).log_softmax(dim=1)
+        log_p = (_annealed(1.0, self._annealing)[1] * logits).log_softmax(dim=1)
         return -(log_p.exp() * log_p).sum(dim=1)
 
     def draw(self, logits: Tensor, progress: float, generator: torch.Generator) -> Draw:
         """The mixture softmax((scale * logits + Gumbel noise) / temperature) of all masks."""
-        temperature, scale = _annealed(progress)
+        temperature, scale = _annealed(progress, self._annealing)
         shares = (perturb(scale * logits, generator) / temperature).softmax(dim=1)
         return Draw(shares @ self._masks(logits), shares)
 
     def gradient(self, logits: Tensor, progress: float, draw: Draw, values: Tensor) -> Tensor:
         """Through the mixture's softmax."""
-        temperature, scale = _annealed(progress)
+        temperature, scale = _annealed(progress, self._annealing)
         shares = draw.context
         assert shares is not None
         slopes = values @ self._masks(logits).t()
@@ -234,10 +239,11 @@ class CandidateSpace:
         return self._candidates.to(like.device, like.dtype if like.is_floating_point() else torch.float32)
 
 
-def _annealed(progress: float) -> tuple[float, float]:
-    """(temperature, scale of the logits); the temperature falls geometrically, the scale grows linearly."""
+def _annealed(progress: float, annealing: Annealing) -> tuple[float, float]:
+    """(temperature, scale of the logits); the scale grows linearly."""
     (hot, cold), (first, last) = _TEMPERATURES, _SCALES
-    return hot * (cold / hot) ** progress, first + (last - first) * progress
+    temperature = hot * (cold / hot) ** progress if annealing == "geometric" else hot + (cold - hot) * progress
+    return temperature, first + (last - first) * progress
 
 
 PARAMETRISATIONS: dict[EstimatorName, Callable[[NMPattern], Parametrisation]] = {

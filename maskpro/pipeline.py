@@ -311,6 +311,7 @@ def train(
         validation=validation,
         teacher=teacher,
         baseline=baseline_losses(copy.deepcopy(masked.model), objective, teacher if config.target == "teacher" else None),
+        dense=dense,
     )
     with atomic_folder(output) as folder:
         losses, curve, seconds = _run(trainer, workload.budgets.report_samples, say, log)

@@ -6,15 +6,18 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskpro.errors import MaskproError
 from maskpro.estimators import (
     ESTIMATORS,
     PARAMETRISATIONS,
+    Annealing,
+    CandidateSpace,
     EstimatorName,
     Tracker,
     leave_one_out,
@@ -22,6 +25,7 @@ from maskpro.estimators import (
     policy_gradient,
 )
 from maskpro.graphs import GraphedPass
+from maskpro.hidden_targets import HiddenTargets, fading
 from maskpro.masked_model import MaskedModel
 from maskpro.objectives import HeldOutMeans, HeldOutSamples, HeldOutValues, Objective, SampleValues, baseline_losses
 from maskpro.pattern import PackedMask
@@ -108,10 +112,13 @@ class TrainerConfig:
         estimator: straight_through, gumbel_softmax or policy_gradient.
         target: what the network is compared with in training: the dense network's output (teacher), or the data, which for
             diffusion is the noise (noise).
+        hidden_targets: weight of the targets within the network (`HiddenTargets`) in the training loss: loss + weight *
+            (1 - share of the budget used up)^2 * hidden loss. The dense network then runs in every step.
         timesteps: how those of the samples are drawn (by the objective that the trainer is given): uniform, or
             more often where the initial mask adds more to the loss, each sample weighted (importance; `timestep_shares`).
         lr_decay: linear or by half a cosine to zero over the budget, or constant.
         optimizer: adam or sgd; auto is sgd for policy_gradient and adam for the others.
+        annealing: of gumbel_softmax's temperature, 4 to 0.05 over the budget: geometric, or linear as MaskLLM's own.
         masks_per_step: of policy_gradient; from 2 on, each mask's loss is compared with the mean of the others on the same
             batch (leave-one-out) instead of with the initial mask's.
         refresh_reference: of policy_gradient with one mask a step: once the loss is half of the initial mask's, the mode of
@@ -133,9 +140,11 @@ class TrainerConfig:
     gradient_accumulation_steps: int = 1
     estimator: EstimatorName = "straight_through"
     target: Target = "teacher"
+    hidden_targets: float = 0.0
     timesteps: Timesteps = "uniform"
     lr_decay: LearningRateDecay = "linear"
     optimizer: OptimizerName = "auto"
+    annealing: Annealing = "geometric"
     masks_per_step: int = 1
     refresh_reference: bool = False
     raw_step: bool = False
@@ -148,9 +157,13 @@ class TrainerConfig:
             value = getattr(self, name)
             if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
                 raise MaskproError(f"{name} is {value!r}; allowed: a number above 0")
-        prior = self.magnitude_prior
-        if not (isinstance(prior, int | float) and math.isfinite(prior) and prior >= 0):
-            raise MaskproError(f"magnitude_prior is {prior!r}; allowed: a number of at least 0")
+        for name in ("magnitude_prior", "hidden_targets"):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+                raise MaskproError(f"{name} is {value!r}; allowed: a number of at least 0")
+        if self.hidden_targets and (self.estimator == "policy_gradient" or self.compile):
+            what = "estimator policy_gradient" if self.estimator == "policy_gradient" else "compile"
+            raise MaskproError(f"hidden_targets is {self.hidden_targets} with {what}; allowed: 0")
         for name in (
             "batch_size",
             "dataset_size",
@@ -173,10 +186,15 @@ class TrainerConfig:
             ("timesteps", get_args(Timesteps)),
             ("lr_decay", get_args(LearningRateDecay)),
             ("optimizer", get_args(OptimizerName)),
+            ("annealing", get_args(Annealing)),
         ):
             if getattr(self, name) not in allowed:
                 raise MaskproError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
         parse_precision(self.precision)
+        if self.annealing != "geometric" and self.estimator != "gumbel_softmax":
+            raise MaskproError(
+                f"annealing is {self.annealing} with estimator {self.estimator}; allowed: with gumbel_softmax only"
+            )
         for name, plain in (("raw_step", False), ("refresh_reference", False), ("masks_per_step", 1)):
             if getattr(self, name) != plain and self.estimator != "policy_gradient":
                 value = getattr(self, name)
@@ -206,6 +224,7 @@ class MaskTrainer:
         masked: the network; its current mask is the initial mask.
         teacher: the dense network's output per sample; needed for the target "teacher".
         baseline: the initial mask's loss per sample, against the same target; needed for policy_gradient.
+        dense: the network without a mask, needed for hidden_targets; it is only looked at.
         initial: held-out loss and error of the initial mask, if they are known already.
         graphs: on a GPU, record the passes of whole batches as CUDA graphs and replay them.
     """
@@ -219,6 +238,7 @@ class MaskTrainer:
         validation: HeldOutSamples,
         teacher: SampleValues | None = None,
         baseline: SampleValues | None = None,
+        dense: nn.Module | None = None,
         initial: HeldOutMeans | None = None,
         graphs: bool = True,
     ):
@@ -226,13 +246,19 @@ class MaskTrainer:
             raise MaskproError("target is teacher; allowed: only with the dense network's outputs (teacher)")
         if config.estimator == "policy_gradient" and baseline is None:
             raise MaskproError("estimator is policy_gradient; allowed: only with the initial mask's losses (baseline)")
+        if config.hidden_targets and dense is None:
+            raise MaskproError(f"hidden_targets is {config.hidden_targets}; allowed: 0 without the dense network (dense)")
         self.config = config
         self.masked = masked
         masked.model.eval()  # whatever the caller has done with it since it was masked: it is frozen
         self._objective = objective
+        self._hidden = HiddenTargets(dense, masked, objective) if config.hidden_targets and dense is not None else None
         self._validation = validation
         self._teacher = teacher
-        self._parametrisation = PARAMETRISATIONS[config.estimator](masked.pattern)
+        parametrisation = PARAMETRISATIONS[config.estimator]
+        if config.estimator == "gumbel_softmax":
+            parametrisation = partial(CandidateSpace, annealing=config.annealing)
+        self._parametrisation = parametrisation(masked.pattern)
         initial_mask = masked.mask[: len(masked.learned_base)].clone()
         prior = None
         if config.magnitude_prior:
@@ -409,8 +435,9 @@ class MaskTrainer:
         self.masked.set_mask(draw.mask)
         total = torch.zeros((), device=self.logits.device, dtype=self.logits.dtype)
         count = torch.full((), len(indices), dtype=total.dtype, device=total.device)
+        hidden_weight = torch.full_like(count, self.config.hidden_targets * fading(self._progress))
         for batch in self._batches(indices):
-            total += self._run(self._loss_and_backward, batch, count)
+            total += self._run(self._loss_and_backward, batch, count, hidden_weight)
         values = weight_gradient.mul_(self.masked.learned_base)
         gradient = self._parametrisation.gradient(self.logits, self._progress, draw, values)
         if self.config.optimizer == "sgd":
@@ -463,7 +490,8 @@ class MaskTrainer:
         """The samples in batches that fit into memory, with the dense network's outputs where they are the target."""
         for part in indices.split(self.micro_batch_size):
             teacher = None
-            if self.config.target == "teacher":
+            # With hidden targets the dense network runs in the step anyway.
+            if self.config.target == "teacher" and self._hidden is None:
                 assert self._teacher is not None
                 teacher = self._teacher(part)
             yield _Batch(len(part), self._objective.batch(part), teacher)
@@ -480,10 +508,17 @@ class MaskTrainer:
             return self._objective.losses(prediction, batch)
         return self._objective.teacher_losses(prediction, teacher, batch)
 
-    def _loss_and_backward(self, samples: Any, teacher: Tensor | None, count: Tensor) -> Tensor:
-        """A batch's share of the mean loss of `count` samples, whose gradient is added to the weights'."""
-        loss = self._losses(samples, teacher).sum() / count
-        loss.backward()
+    def _loss_and_backward(self, samples: Any, teacher: Tensor | None, count: Tensor, hidden_weight: Tensor) -> Tensor:
+        """A batch's share of the mean loss of `count` samples; its gradient and the hidden targets' are added up."""
+        if self._hidden is None:
+            loss = self._losses(samples, teacher).sum() / count
+            loss.backward()
+            return loss.detach()
+        dense, expected = self._hidden.dense(samples)
+        with self._hidden.watched() as outputs:
+            loss = self._losses(samples, dense if self.config.target == "teacher" else None).sum() / count
+        hidden = self._hidden.losses(outputs, expected, samples).sum() / count
+        (loss + hidden_weight * hidden).backward()
         return loss.detach()
 
     def _run(self, function: Callable[..., Tensor], batch: _Batch, *more: Tensor) -> Tensor:

@@ -118,6 +118,7 @@ def make_trainer(
         validation=HeldOutSamples(held_out, 32, dense),
         teacher=teacher,
         baseline=baseline_losses(copy.deepcopy(masked.model), objective, teacher if config.target == "teacher" else None),
+        dense=dense,
         graphs=graphs,
     )
 

@@ -101,6 +101,18 @@ def test_the_magnitude_prior_is_the_log_of_the_share_of_the_groups_mean():
     assert magnitude_prior(base, 2.0, 10.0)[0, 2].item() == pytest.approx(2 * math.log(2))
 
 
+@pytest.mark.parametrize(("annealing", "halfway"), [("geometric", math.sqrt(4.0 * 0.05)), ("linear", (4.0 + 0.05) / 2)])
+def test_the_temperature_falls_from_4_to_a_twentieth(annealing, halfway):
+    """Read off a mixture: at the same noise its shares are exp((scale * logits + noise) / temperature), normalised."""
+    space = CandidateSpace(TWO_OF_FOUR, annealing)
+    logits = torch.tensor([[0.3, 0.0, 0.1, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    for progress, temperature in ((0.0, 4.0), (0.5, halfway), (1.0, 0.05)):
+        noise = perturb(torch.zeros_like(logits), torch.Generator().manual_seed(1))
+        shares = space.draw(logits, progress, torch.Generator().manual_seed(1)).context
+        expected = (((1 + 4 * progress) * logits + noise) / temperature).softmax(dim=1)
+        assert torch.allclose(shares, expected, rtol=1e-9)
+
+
 def test_gumbel_softmax_refuses_more_than_70_masks_a_group():
     with pytest.raises(MaskproError, match="pattern is 8:16, which has 12,870 masks a group; allowed here: at most 70"):
         CandidateSpace(NMPattern(8, 16))

@@ -409,6 +409,8 @@ def test_a_logit_that_is_not_finite_stops_the_run(digits):
             {"estimator": "policy_gradient", "masks_per_step": 11, "budget_samples": 100},
             "masks_per_step is 11; allowed: a divisor of budget_samples, 100",
         ),
+        ({"annealing": "cosine", "estimator": "gumbel_softmax"}, "annealing is 'cosine'; allowed: geometric, linear"),
+        ({"annealing": "linear"}, "annealing is linear with estimator straight_through; allowed: with gumbel_softmax only"),
         ({"lr_decay": "steps"}, "lr_decay is 'steps'; allowed: linear, cosine, constant"),
         ({"raw_step": True}, "raw_step is True with estimator straight_through"),
         (

@@ -36,6 +36,9 @@ class Objective(Protocol):
     def teacher_losses(self, prediction: Tensor, teacher: Tensor, batch: Any) -> Tensor:
         """Loss per sample, `[B]`, against the dense network's output `[B, ...]`."""
 
+    def hidden_losses(self, hidden: Tensor, teacher: Tensor, batch: Any) -> Tensor:
+        """Mean squared difference of activations `[B, ...]` from the dense network's per sample, `[B]`, weighted alike."""
+
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:

@@ -51,3 +51,7 @@ class CausalLMObjective:
         """Mean KL divergence from the dense network's next-token distribution per window, `[B]`, in nats."""
         log_p, log_q = (logits.log_softmax(dim=-1) for logits in (teacher, prediction))
         return (log_p.exp() * (log_p - log_q)).sum(dim=-1).mean(dim=1)
+
+    def hidden_losses(self, hidden: Tensor, teacher: Tensor, batch: Tensor) -> Tensor:
+        """Mean squared difference of activations `[B, ...]` per window, `[B]`."""
+        return (hidden - teacher).square().flatten(1).mean(dim=1)

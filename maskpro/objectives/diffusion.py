@@ -114,6 +114,10 @@ class DiffusionObjective:
         """MSE to the dense network's prediction per sample, times the sample's weight, `[B]`."""
         return (prediction - teacher).square().flatten(1).mean(dim=1) * batch.weights
 
+    def hidden_losses(self, hidden: Tensor, teacher: Tensor, batch: NoisyBatch) -> Tensor:
+        """Mean squared difference of activations `[B, ...]` per sample, times the sample's weight, `[B]`."""
+        return self.teacher_losses(hidden, teacher, batch)
+
 
 @torch.no_grad()
 def timestep_shares(

@@ -235,6 +235,8 @@ def _check_value(where: str, name: str, value: Any) -> None:
         others["budget_samples"] = value
     if name in ("raw_step", "refresh_reference", "masks_per_step"):
         others["estimator"] = "policy_gradient"
+    if name == "annealing":
+        others["estimator"] = "gumbel_softmax"
     try:
         TrainerConfig(**others | {name: value})
     except MaskproError as error:
@@ -279,18 +281,22 @@ def _check_seed_point(number: int, point: Any, param_space: Mapping[str, Any]) -
 def _check_together(param_space: Mapping[str, Any], space_pattern: str) -> None:
     """Whatever is drawn must be allowed together, or trials would fail by chance."""
     defaults = asdict(TrainerConfig()) | {"pattern": space_pattern}
-    dependent = ("estimator", "raw_step", "refresh_reference", "masks_per_step", "optimizer", "pattern")
-    choices = (_extremes(name, param_space.get(name, defaults[name])) for name in dependent)
-    for estimator, raw_step, refresh_reference, masks_per_step, optimizer, pattern in itertools.product(*choices):
+    dependent = (
+        "estimator",
+        "annealing",
+        "hidden_targets",
+        "compile",
+        "raw_step",
+        "refresh_reference",
+        "masks_per_step",
+        "optimizer",
+    )
+    choices = [_extremes(name, param_space.get(name, defaults[name])) for name in (*dependent, "pattern")]
+    for *settings, pattern in itertools.product(*choices):
+        given = dict(zip(dependent, settings, strict=True))
+        estimator = given["estimator"]
         try:
-            TrainerConfig(
-                estimator=estimator,
-                raw_step=raw_step,
-                refresh_reference=refresh_reference,
-                masks_per_step=masks_per_step,
-                optimizer=optimizer,
-                budget_samples=masks_per_step,
-            )
+            TrainerConfig(**given, budget_samples=given["masks_per_step"])
             PARAMETRISATIONS[estimator](NMPattern.parse(pattern))
         except MaskproError as error:
             raise MaskproError(f"param_space allows what can't go together: {error} (estimator {estimator})") from error

@@ -79,6 +79,7 @@ class MaskTrainable(Trainable):
             validation=self._validation,
             teacher=self._teacher(trainer_config, objective),
             baseline=self._baseline(trainer_config, objective, form),
+            dense=self._dense,
             initial=self._initial,
         )
         if checkpoint:

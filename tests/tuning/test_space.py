@@ -29,6 +29,11 @@ def write(tmp_path, text):
     return path
 
 
+def test_settings_of_one_estimator_alone_can_be_fixed_with_it(tmp_path):
+    fixed = {"estimator": "gumbel_softmax", "annealing": "linear", "hidden_targets": 1.0}
+    assert load_space(write(tmp_path, GOOD + f"param_space |= {fixed}")).fixed == fixed
+
+
 @pytest.mark.parametrize("name", ["default.py", "policy_gradient.py", "five_configurations.py"])
 def test_the_ready_made_spaces_hold_the_five_configurations(name):
     space = load_space(SPACES / name)
@@ -151,6 +156,14 @@ def test_every_seed_point_that_is_let_through_can_be_told_to_optuna(tmp_path):
         (
             GOOD + "param_space['masks_per_step'] = 4",
             "what can't go together: masks_per_step is 4 with estimator straight_through; allowed: with policy_gradient",
+        ),
+        (
+            GOOD + "param_space['annealing'] = 'linear'",
+            "what can't go together: annealing is linear with estimator straight_through; allowed",
+        ),
+        (
+            GOOD + "param_space |= {'hidden_targets': 1.0, 'compile': True}",
+            "what can't go together: hidden_targets is .* with compile; allowed: 0",
         ),
         (
             GOOD + "param_space |= {'estimator': 'gumbel_softmax', 'pattern': '8:16'}",
