@@ -92,7 +92,7 @@ def start(context, shared):
     return Started
 
 
-REPORTED = ("num_samples_seen", "val_error", "val_error_now", "val_loss", "train_loss", "done")
+REPORTED = ("num_samples_seen", "fidelity", "val_error", "val_error_now", "val_loss", "train_loss", "done")
 
 
 def results(trial):
