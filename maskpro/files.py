@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from maskpro.errors import MaskproError
+
+# What the system says where a disk or a quota is full.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def run_main_job(search: Search, *, resume: bool, extend: int = 0) -> int:
     """Run a search, or go on with it, and promote its best trial; the process's exit status.
 
     A search that was stopped leaves everything that goes on with `--resume`: 0 after its time budget, 130 after Ctrl-C, 143
-    after SIGTERM.
+    after SIGTERM, 129 after SIGHUP.
 
     Raises:
         MaskproError: the search can't be run, or no trial came to anything.
@@ -81,7 +81,7 @@ def _leave(experiment: Experiment, reason: str) -> int:
             f"best so far: trial {best.number}, recovery {best.last['recovery']:.3f}; its masks are in best/, not evaluated"
         )
     say(f"stopped by {reason} with {ended} of {history.num_trials} trials ended; go on with --resume {experiment.folder}")
-    return {"the time budget": 0, "SIGTERM": 143}.get(reason, 130)
+    return {"the time budget": 0, "SIGTERM": 143, "SIGHUP": 129}.get(reason, 130)
 
 
 def _summarise(experiment: Experiment, report: dict[str, Any]) -> None:
