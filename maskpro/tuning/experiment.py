@@ -16,7 +16,7 @@ from ray import tune
 from ray.tune import Callback, Checkpoint, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 
 from maskpro.errors import MaskproError
-from maskpro.files import atomic_path, write_json, write_text
+from maskpro.files import atomic_path, remove_leftovers, write_json, write_text
 from maskpro.tuning.adapters import MAX_FAILURES, HistoryCallback, SourceScheduler, SourceSearcher, trial_folder
 from maskpro.tuning.checkpoints import open_checkpoint
 from maskpro.tuning.early_stopping import SuccessiveHalving, make_pruner
@@ -24,6 +24,7 @@ from maskpro.tuning.history import EXPERIMENT_FILE, HISTORY_FILE, History, Trial
 from maskpro.tuning.interruption import Interruption, interruptible, parse_duration
 from maskpro.tuning.lock import hold_lock
 from maskpro.tuning.monitor import SearchMonitor
+from maskpro.tuning.remnants import SPACE_FILE, clear_remnant, refuse_begun
 from maskpro.tuning.resources import TrialResources, start_ray
 from maskpro.tuning.search import Search
 from maskpro.tuning.searcher import STUDY_FILE, SearchStudy
@@ -33,7 +34,6 @@ from maskpro.tuning.trainable import MaskTrainable
 from maskpro.tuning.trial_table import tabulate_trials
 
 TRIALS_FILE = "trials.csv"
-SPACE_FILE = "space.py"
 
 
 @dataclass(kw_only=True)
@@ -111,10 +111,16 @@ def open_experiment(search: Search, *, resume: bool, extend: int = 0) -> Iterato
     """
     folder = search.options.folder
     check_writable(search)
-    folder.mkdir(parents=True, exist_ok=resume)
+    if not resume:
+        refuse_begun(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     with hold_lock(folder):
         path = folder / HISTORY_FILE
+        for place in (folder, folder / "evaluation", folder / "figures"):
+            if resume and place.is_dir():
+                remove_leftovers(place)
         if not resume:
+            clear_remnant(folder)
             write_text(folder / SPACE_FILE, search.space.source)
             with atomic_path(path) as temporary:
                 new = History(temporary)
@@ -124,7 +130,7 @@ def open_experiment(search: Search, *, resume: bool, extend: int = 0) -> Iterato
         elif path.exists():
             drop_torn_line(path)
         else:  # killed before its history was whole
-            raise MaskproError(f"resume is {folder}; nothing was begun there (remove it and start anew)")
+            raise MaskproError(f"resume is {folder}; it has no {HISTORY_FILE}; allowed: an experiment with its history")
         history = History(path)
         history.session((history.num_trials or search.num_trials) + extend, time=_now())
         try:

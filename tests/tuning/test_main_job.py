@@ -12,7 +12,6 @@ import pytest
 from maskpro.tuning import main_job
 from maskpro.tuning.interruption import Interruption, interruptible
 
-
 ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
