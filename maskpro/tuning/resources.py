@@ -17,6 +17,7 @@ import ray
 
 from maskpro.errors import MaskproError
 from maskpro.tuning.ray_folders import provide_token, ray_folder
+from maskpro.tuning.ray_leftovers import end_with_this_process
 
 # Trials share a GPU by default: networks of the size this is made for leave most of one idle.
 _DEFAULT_GPU_SHARE = 0.25
@@ -79,6 +80,7 @@ class _Start:
         self._address = address
         self.connected: Future[str | None] = Future()
         self.unwanted, self.over = threading.Event(), threading.Event()
+        self._leftovers = end_with_this_process() if address is None and sys.platform == "linux" else None
         threading.Thread(target=self._run, name="ray-tries", daemon=True).start()
 
     def _run(self) -> None:
@@ -92,12 +94,14 @@ class _Start:
                 return
             thread.join()
             if not isinstance(error, RayNotUp):
+                self._end_leftovers()
                 self.connected.set_exception(error)
                 return
             if number == _TRIES or self.unwanted.is_set():
                 break
             print(f"Ray is not up yet (load {_load()}); trying again, {number + 1} of {_TRIES}", flush=True)
             self.unwanted.wait(_PAUSE_SECONDS)
+        self._end_leftovers()
         self.connected.set_exception(
             MaskproError(
                 f"address is {self._address!r}; Ray did not start on this machine in {number} tries "
@@ -112,6 +116,11 @@ class _Start:
             tried.set_exception(error)
         else:
             self.over.wait()
+            self._end_leftovers()
+
+    def _end_leftovers(self) -> None:
+        if self._leftovers is not None:
+            self._leftovers.communicate()
 
 
 def _load() -> str:

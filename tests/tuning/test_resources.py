@@ -47,12 +47,21 @@ def test_ray_is_shut_down_after_its_start_and_its_thread_outlives_it(monkeypatch
 
 
 def test_ctrl_c_does_not_wait_for_ray(monkeypatch):
-    never = threading.Event()
-    monkeypatch.setattr(resources, "_connect", lambda address: never.wait(60))
+    begun, never = threading.Event(), threading.Event()
+
+    def connect(address):
+        begun.set()
+        never.wait(60)
+
+    def press_ctrl_c():
+        assert begun.wait(60)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(resources, "_connect", connect)
     monkeypatch.setattr(resources.ray, "shutdown", lambda: pytest.fail("Ray is not up"))
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt), resources.ray_starting(None):
-        raise KeyboardInterrupt
+        press_ctrl_c()
     assert time.monotonic() - started < 30
     never.set()
 
