@@ -19,6 +19,13 @@ from maskpro.errors import MaskproError
 
 # What the system says where a disk or a quota is full.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+# safetensors and torch have errors of their own, and Ray hands errors on as text.
+_NO_ROOM_TEXTS = (*(os.strerror(number) for number in NO_ROOM), "PytorchStreamWriter failed writing")
+
+
+def says_no_room(text: str) -> bool:
+    """Whether an error's text tells of a disk or a quota that is full."""
+    return any(part in text for part in _NO_ROOM_TEXTS)
 
 
 @contextmanager

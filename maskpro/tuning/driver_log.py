@@ -160,3 +160,8 @@ class _Screen(io.TextIOBase):
         for line in lines:
             if line.strip():
                 self._logger.info(line)
+
+
+def say(text: str) -> None:
+    """One plain line, at once."""
+    print(text, flush=True)

@@ -20,6 +20,7 @@ from maskpro.files import atomic_path, remove_leftovers, write_json, write_text
 from maskpro.tuning.adapters import MAX_FAILURES, HistoryCallback, SourceScheduler, SourceSearcher, trial_folder
 from maskpro.tuning.checkpoints import open_checkpoint
 from maskpro.tuning.early_stopping import SuccessiveHalving, make_pruner
+from maskpro.tuning.faults import FaultWatch, needed_bytes, watched_ray
 from maskpro.tuning.history import EXPERIMENT_FILE, HISTORY_FILE, History, TrialRecord, drop_torn_line
 from maskpro.tuning.interruption import Interruption, interruptible, parse_duration
 from maskpro.tuning.lock import hold_lock
@@ -191,20 +192,31 @@ class Session:
             return
         search, history = self.experiment.search, self.experiment.history
         storage, _, name = self.context.storage.rpartition("/")
-        run_trials(
-            source,
-            trainable=tune.with_parameters(MaskTrainable, context=self.context, shared=self.shared),
-            fixed=search.space.fixed,
-            resources=self.resources,
-            max_concurrent=search.options.max_concurrent,
-            storage_path=storage,
-            name=name,
-            callbacks=[
-                HistoryCallback(source, self.experiment.checkpoints()),
-                SearchMonitor(history, num_trials=shown, max_samples=self.context.max_samples),
-                *_trackers(search),
-            ],
+        faults = FaultWatch(
+            history,
+            storage=self.context.storage,
+            num_bytes=needed_bytes(search, search.options.max_concurrent or self.resources.slots),
+            interruption=self.interruption,
         )
+        try:
+            run_trials(
+                source,
+                trainable=tune.with_parameters(MaskTrainable, context=self.context, shared=self.shared),
+                fixed=search.space.fixed,
+                resources=self.resources,
+                max_concurrent=search.options.max_concurrent,
+                storage_path=storage,
+                name=name,
+                callbacks=[
+                    faults,
+                    HistoryCallback(source, self.experiment.checkpoints(), is_excused=faults.caused),
+                    SearchMonitor(history, num_trials=shown, max_samples=self.context.max_samples),
+                    *_trackers(search),
+                ],
+            )
+        except Exception as error:
+            if not faults.explain(error):
+                raise
 
 
 def run_trials(
@@ -258,8 +270,11 @@ def running_session(experiment: Experiment, interruption: Interruption) -> Itera
     # After Ray, which has a handler of SIGTERM of its own.
     with interruptible(interruption, budget):
         context = replace(experiment.search.context, gpu_share=resources.gpus or 1.0)
-        shared = share_values(context, resources=resources.request)
-        yield Session(experiment=experiment, resources=resources, context=context, shared=shared, interruption=interruption)
+        with watched_ray(interruption, resume=f"--resume {experiment.folder}"):
+            shared = share_values(context, resources=resources.request)
+            yield Session(
+                experiment=experiment, resources=resources, context=context, shared=shared, interruption=interruption
+            )
 
 
 def trial_resources(experiment: Experiment) -> TrialResources:
@@ -300,8 +315,3 @@ def write_trials(experiment: Experiment) -> None:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def say(text: str) -> None:
-    """One plain line, at once."""
-    print(text, flush=True)

@@ -32,7 +32,7 @@ def test_a_signal_before_ray_is_up_ends_the_search_in_words(monkeypatch, request
         request.addfinalizer(partial(signal.signal, ignored, signal.signal(ignored, handler)))
     handlers = [signal.getsignal(name) for name in ENDING]
     experiment = SimpleNamespace(search_state=lambda: SimpleNamespace(is_over=False), remove_unneeded=lambda state: None)
-    assert main_job._run_trials(experiment) == reason
+    assert main_job._run_trials(experiment).reason == reason
     assert [signal.getsignal(name) for name in ENDING] == handlers
 
 
