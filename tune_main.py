@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import json
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +16,7 @@ import typer
 
 from maskpro.cli import run_command
 from maskpro.installation import check_installation
+from maskpro.tuning.driver_log import driver_log, kept_output
 
 _Option = typer.Option
 
@@ -100,6 +101,23 @@ def main(
     given |= {
         name: value for name, value in (("frechet", frechet), ("compile_sampling", compile_sampling)) if value is not None
     }
+    # What --dry-run prints is all that it is for.
+    with nullcontext() if dry_run else kept_output():
+        status = _run(given, address=address, resume=resume, extend=extend, replay=replay, dry_run=dry_run)
+    if status:
+        raise typer.Exit(status)
+
+
+def _run(
+    given: dict[str, Any],
+    *,
+    address: str | None,
+    resume: Path | None,
+    extend: int | None,
+    replay: Path | None,
+    dry_run: bool,
+) -> int:
+    """The job from the options to the report; the process's exit status."""
     with ExitStack() as stack:
         # A new search needs Ray in any case (one that goes on may be complete), and to start it takes about as long as to
         # import torch and diffusers.
@@ -115,15 +133,16 @@ def main(
         search = parse_command(given, resume=resume, extend=extend, replay=replay, now=datetime.datetime.now())
         if dry_run:
             print(json.dumps(search.describe(), indent=2))
-            return
+            return 0
         if wait_for_ray:
             wait_for_ray()
         status = run_main_job(search, resume=resume is not None, extend=extend or 0)
     if status == 0:
         from analysis.report import write_report
 
-        print(f"report: {write_report(search.options.folder)}", flush=True)
-    raise typer.Exit(status)
+        with driver_log(search.options.folder):
+            print(f"report: {write_report(search.options.folder)}", flush=True)
+    return status
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ _TRIAL_COLUMNS = [
     "seed_point",
     "failure",
 ]
+_TEXT_COLUMNS = ("trial_id", "status", "failure")
 _EXPERIMENT_FILE = "experiment.json"
 
 
@@ -93,7 +94,8 @@ def load_trials(*experiments: Path) -> pd.DataFrame:
         names = dict.fromkeys(name for record in history.searched for name in record.params)
         table = tabulate_trials({**fixed, **{name: None for name in names if name not in fixed}}, history.searched)
         if table.empty:
-            table = pd.DataFrame(columns=_TRIAL_COLUMNS)
+            kinds = {name: object if name in _TEXT_COLUMNS else float for name in (*_TRIAL_COLUMNS, *fixed)}
+            table = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in kinds.items()})
         parts.append(_of(experiment, table))
     return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
 
@@ -112,6 +114,8 @@ def load_curves(*experiments: Path) -> pd.DataFrame:
             for samples in sorted(trial.reports)
         ]
         table = pd.DataFrame(rows).reindex(columns=["trial_id", *_CURVE_COLUMNS])
+        if table.empty:  # as in the table of trials
+            table["trial_id"] = table["trial_id"].astype(object)
         numbers = table[_CURVE_COLUMNS].apply(pd.to_numeric, errors="coerce")
         parts.append(_of(experiment, pd.concat([table[["trial_id"]], numbers], axis=1)))
     return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)

@@ -8,11 +8,12 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from maskpro.errors import MaskproError
+from maskpro.files import NO_ROOM
 from maskpro.installation import check_installation
 
 _SETTINGS: dict[str, Any] = {
@@ -82,12 +83,21 @@ def run_command(command: Callable[..., Any], *, check: bool = True) -> None:
 
 
 def run_app(application: typer.Typer) -> None:
-    """Run a typer application; a user's mistake ends in one sentence and exit status 2."""
+    """Run a typer application; a user's mistake, or a disk that is full, ends in one sentence and exit status 2."""
     try:
         application()
     except MaskproError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        _fail(f"{error.filename or 'a file or the output'} can't be written ({error.strerror}); allowed: a disk with room")
+
+
+def _fail(text: str) -> NoReturn:
+    with suppress(OSError):  # nobody listens
+        print(f"error: {text}", file=sys.stderr)
+    sys.exit(2)
 
 
 def main() -> None:

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from maskpro.errors import MaskproError
+
+# What the system says where a disk or a quota is full.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+# safetensors and torch have errors of their own, and Ray hands errors on as text.
+_NO_ROOM_TEXTS = (*(os.strerror(number) for number in NO_ROOM), "PytorchStreamWriter failed writing")
+
+
+def says_no_room(text: str) -> bool:
+    """Whether an error's text tells of a disk or a quota that is full."""
+    return any(part in text for part in _NO_ROOM_TEXTS)
 
 
 @contextmanager
@@ -22,7 +36,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        with _claimed(temporary):
+            yield temporary
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         # mkstemp makes files private; a result should be as readable as any other new file.
@@ -42,7 +57,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as name:
         filled = Path(name) / path.name
         filled.mkdir()
-        yield filled
+        with _claimed(Path(name)):
+            yield filled
         filled.replace(path)
 
 
@@ -53,10 +69,56 @@ def replaced_folder(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as name:
         filled = Path(name) / "new"
         filled.mkdir()
-        yield filled
+        with _claimed(Path(name)):
+            yield filled
         if path.exists():
             path.replace(Path(name) / "old")
         filled.replace(path)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files and folders that a kill has left in `folder`, but for those that somebody still writes."""
+    for path in list(folder.iterdir()):
+        if is_leftover(path) and not _is_claimed(path):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether it has the name of a temporary file or folder of ours: `.best.x8k_2cdw`, `.report.html.x8k_2cdw.html`."""
+    match = re.fullmatch(r"\.(.+)\.[a-z0-9_]{8}(\.[^.]+)?", path.name)
+    if match is None or path.is_symlink():
+        return False
+    name, suffix = match.groups(default="")
+    return path.is_dir() and not suffix if not Path(name).suffix else path.is_file() and Path(name).suffix == suffix
+
+
+@contextmanager
+def _claimed(path: Path) -> Iterator[None]:
+    """Nobody takes a temporary file or folder for a leftover while it is written."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _is_claimed(path: Path) -> bool:
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:  # gone, or not ours
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 def refuse_existing(path: Path, what: str) -> None:

@@ -9,7 +9,9 @@ from analysis.compare import compare, differences, samples_to_reach
 from analysis.compare import main as write_comparison
 from analysis.plots import LIGHT, parallel_coordinates, slices
 from analysis.plots import main as write_figures
+from analysis.report import main as write_report
 from analysis.trials import load_curves, load_evaluation, load_trials
+from analysis.trials import main as print_trials
 from benchmarks.made_up_experiment import make_experiment
 from maskpro.errors import MaskproError
 from maskpro.tuning.history import History
@@ -102,3 +104,26 @@ def test_names_of_whole_layers_are_drawn_short(draw):
     texts = {text.get_text() for text in draw(trials, parameters, theme=LIGHT).findobj(Text)}
     assert {"all", "conv_shortcut", "up_blo…hortcut"} <= texts
     assert layer not in texts
+
+
+@pytest.mark.parametrize("state", ["no trial", "no report", "all failed", "all died", "nothing but a warm start"])
+def test_an_experiment_that_came_to_nothing_is_shown_by_every_command(tmp_path, capsys, state):
+    history = History(tmp_path / "history.jsonl")
+    if state == "nothing but a warm start":
+        history.add_warm_start({"lr": 1.0}, 0.1, "x")
+    else:
+        history.session(2, time="2026-01-01T00:00:00+00:00")
+    failed = {"num_samples_seen": 100, "val_loss": 0.9, "recovery": None, "done": True, "failure": "not finite"}
+    for number in (1, 2) if state in ("no report", "all failed", "all died") else ():
+        history.start({"lr": float(number)}, source="optuna", seed=0)
+        if state == "all failed":
+            history.report(number, failed, stopped=False)
+        elif state == "all died":
+            history.error(number, "no memory")
+    print_trials([tmp_path])
+    assert "no final evaluation yet" in capsys.readouterr().out
+    write_figures(tmp_path)
+    write_report(tmp_path)
+    assert (tmp_path / "report.html").is_file()
+    write_comparison([tmp_path, tmp_path])
+    assert "trials" in capsys.readouterr().out

@@ -11,5 +11,8 @@ for _name, _value in {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Tune's newer output prints tables even at verbosity 0; the older one keeps quiet.
     "RAY_AIR_NEW_OUTPUT": "0",
+    # Seconds that Ray waits for its parts: half a minute and a minute are too short on a busy machine.
+    "RAY_gcs_server_port_wait_time_s": "120",
+    "RAY_worker_register_timeout_seconds": "300",
 }.items():
     os.environ.setdefault(_name, _value)

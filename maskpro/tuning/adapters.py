@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,14 @@ def trial_folder(trial: Trial) -> str:
     with its history.
     """
     return str(trial.config[FOLDER])
+
+
+def failure_text(trial: Trial) -> str:
+    """What a trial has failed of; the storage may not have been able to take the text."""
+    if trial.error_file:
+        with suppress(OSError):
+            return Path(trial.error_file).read_text(errors="replace")
+    return str(trial.get_error() or "")
 
 
 class SourceSearcher(Searcher):
@@ -111,10 +120,18 @@ class HistoryCallback(Callback):
 
     Args:
         checkpoints: the newest of each trial that has one, by its number.
+        is_excused: whether the machine is to blame for a trial's failure; such a trial stays unfinished, to go on later.
     """
 
-    def __init__(self, source: TrialSource, checkpoints: Mapping[int, Checkpoint]):
+    def __init__(
+        self,
+        source: TrialSource,
+        checkpoints: Mapping[int, Checkpoint],
+        *,
+        is_excused: Callable[[Trial], bool] = lambda trial: False,
+    ):
         self._source = source
+        self._is_excused = is_excused
         self._checkpoints = {number: [checkpoint] for number, checkpoint in checkpoints.items()}
         self._lost_starts: Counter[int] = Counter()
 
@@ -161,12 +178,14 @@ class HistoryCallback(Callback):
         (`_actor_failed` and the reset's own error handler both take the trial for failed). The trial is not to blame, and
         goes on in a part of its own: Tune would wait for ever for the reset of this one.
         """
+        if self._is_excused(trial):
+            return
         number = trial.config[NUMBER]
         if trial.num_failures <= MAX_FAILURES and self._lost_starts[number] < MAX_FAILURES:
             self._lost_starts[number] += 1
             self._source.put_back(number)
             return
-        lines = str(trial.get_error()).strip().splitlines()
+        lines = failure_text(trial).strip().splitlines()
         self._source.history.error(number, lines[-1] if lines else "")
         self._source.finish(number)
         self.remove_unneeded(number)

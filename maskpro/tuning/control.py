@@ -174,7 +174,7 @@ def stop_search(folder: Path, *, timeout: float) -> str:
             )
         time.sleep(_WAIT_SECONDS)
     if not (folder / HISTORY_FILE).is_file():
-        return f"{folder}: stopped before anything was begun; remove the folder"
+        return f"{folder}: stopped before anything was begun; start it anew by its name"
     return ExperimentWatcher(folder).look(_now()).title
 
 

@@ -16,14 +16,16 @@ from ray import tune
 from ray.tune import Callback, Checkpoint, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 
 from maskpro.errors import MaskproError
-from maskpro.files import atomic_path, write_json, write_text
+from maskpro.files import atomic_path, remove_leftovers, write_json, write_text
 from maskpro.tuning.adapters import MAX_FAILURES, HistoryCallback, SourceScheduler, SourceSearcher, trial_folder
 from maskpro.tuning.checkpoints import open_checkpoint
 from maskpro.tuning.early_stopping import SuccessiveHalving, make_pruner
+from maskpro.tuning.faults import FaultWatch, needed_bytes, watched_ray
 from maskpro.tuning.history import EXPERIMENT_FILE, HISTORY_FILE, History, TrialRecord, drop_torn_line
 from maskpro.tuning.interruption import Interruption, interruptible, parse_duration
 from maskpro.tuning.lock import hold_lock
 from maskpro.tuning.monitor import SearchMonitor
+from maskpro.tuning.remnants import SPACE_FILE, clear_remnant, refuse_begun
 from maskpro.tuning.resources import TrialResources, start_ray
 from maskpro.tuning.search import Search
 from maskpro.tuning.searcher import STUDY_FILE, SearchStudy
@@ -33,7 +35,6 @@ from maskpro.tuning.trainable import MaskTrainable
 from maskpro.tuning.trial_table import tabulate_trials
 
 TRIALS_FILE = "trials.csv"
-SPACE_FILE = "space.py"
 
 
 @dataclass(kw_only=True)
@@ -111,10 +112,16 @@ def open_experiment(search: Search, *, resume: bool, extend: int = 0) -> Iterato
     """
     folder = search.options.folder
     check_writable(search)
-    folder.mkdir(parents=True, exist_ok=resume)
+    if not resume:
+        refuse_begun(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     with hold_lock(folder):
         path = folder / HISTORY_FILE
+        for place in (folder, folder / "evaluation", folder / "figures"):
+            if resume and place.is_dir():
+                remove_leftovers(place)
         if not resume:
+            clear_remnant(folder)
             write_text(folder / SPACE_FILE, search.space.source)
             with atomic_path(path) as temporary:
                 new = History(temporary)
@@ -124,7 +131,7 @@ def open_experiment(search: Search, *, resume: bool, extend: int = 0) -> Iterato
         elif path.exists():
             drop_torn_line(path)
         else:  # killed before its history was whole
-            raise MaskproError(f"resume is {folder}; nothing was begun there (remove it and start anew)")
+            raise MaskproError(f"resume is {folder}; it has no {HISTORY_FILE}; allowed: an experiment with its history")
         history = History(path)
         history.session((history.num_trials or search.num_trials) + extend, time=_now())
         try:
@@ -185,20 +192,31 @@ class Session:
             return
         search, history = self.experiment.search, self.experiment.history
         storage, _, name = self.context.storage.rpartition("/")
-        run_trials(
-            source,
-            trainable=tune.with_parameters(MaskTrainable, context=self.context, shared=self.shared),
-            fixed=search.space.fixed,
-            resources=self.resources,
-            max_concurrent=search.options.max_concurrent,
-            storage_path=storage,
-            name=name,
-            callbacks=[
-                HistoryCallback(source, self.experiment.checkpoints()),
-                SearchMonitor(history, num_trials=shown, max_samples=self.context.max_samples),
-                *_trackers(search),
-            ],
+        faults = FaultWatch(
+            history,
+            storage=self.context.storage,
+            num_bytes=needed_bytes(search, search.options.max_concurrent or self.resources.slots),
+            interruption=self.interruption,
         )
+        try:
+            run_trials(
+                source,
+                trainable=tune.with_parameters(MaskTrainable, context=self.context, shared=self.shared),
+                fixed=search.space.fixed,
+                resources=self.resources,
+                max_concurrent=search.options.max_concurrent,
+                storage_path=storage,
+                name=name,
+                callbacks=[
+                    faults,
+                    HistoryCallback(source, self.experiment.checkpoints(), is_excused=faults.caused),
+                    SearchMonitor(history, num_trials=shown, max_samples=self.context.max_samples),
+                    *_trackers(search),
+                ],
+            )
+        except Exception as error:
+            if not faults.explain(error):
+                raise
 
 
 def run_trials(
@@ -252,8 +270,11 @@ def running_session(experiment: Experiment, interruption: Interruption) -> Itera
     # After Ray, which has a handler of SIGTERM of its own.
     with interruptible(interruption, budget):
         context = replace(experiment.search.context, gpu_share=resources.gpus or 1.0)
-        shared = share_values(context, resources=resources.request)
-        yield Session(experiment=experiment, resources=resources, context=context, shared=shared, interruption=interruption)
+        with watched_ray(interruption, resume=f"--resume {experiment.folder}"):
+            shared = share_values(context, resources=resources.request)
+            yield Session(
+                experiment=experiment, resources=resources, context=context, shared=shared, interruption=interruption
+            )
 
 
 def trial_resources(experiment: Experiment) -> TrialResources:
@@ -294,8 +315,3 @@ def write_trials(experiment: Experiment) -> None:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def say(text: str) -> None:
-    """One plain line, at once."""
-    print(text, flush=True)

@@ -135,10 +135,12 @@ class History:
     Attributes:
         session_time: when the newest session began, in ISO 8601.
         samples_before_session: calibration samples seen by all trials until then.
+        failure: why a line could not be written; no further one is, as the search has come to its end.
     """
 
     def __init__(self, path: Path | None = None):
         self._path = path
+        self.failure: OSError | None = None
         self.trials: dict[int, TrialRecord] = {}
         self.warm_start: list[dict[str, Any]] = []
         self.num_trials = 0
@@ -195,15 +197,15 @@ class History:
         self._append(event="error", trial=number, text=text)
 
     def _append(self, **event: Any) -> None:
+        if self.failure is not None:
+            raise self.failure
         if self._path is not None:
-            line = (json.dumps(event, allow_nan=False) + "\n").encode()
-            # One write, so that a kill leaves whole lines but for the last; that one is dropped when read.
-            with self._path.open("ab", buffering=0) as file:
-                whole = file.tell()
-                if file.write(line) != len(line):  # the disk is full; half a line would break the next one
-                    file.truncate(whole)
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
-                os.fsync(file.fileno())
+            try:
+                _write_line(self._path, (json.dumps(event, allow_nan=False) + "\n").encode())
+            except OSError as error:
+                self.failure = error
+                error.filename = error.filename or str(self._path)
+                raise
         self._apply(event)
 
     def _take_in(self, event: dict[str, Any], path: Path, line: int) -> None:
@@ -243,6 +245,16 @@ class History:
                 record.checkpoint_parts = tuple(event["left"])
             elif kind == "error":
                 record.error = event["text"] or "unknown error"
+
+
+def _write_line(path: Path, line: bytes) -> None:
+    # One write, so that a kill leaves whole lines but for the last; that one is dropped when read.
+    with path.open("ab", buffering=0) as file:
+        whole = file.tell()
+        if file.write(line) != len(line):  # the disk is full; half a line would break the next one
+            file.truncate(whole)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        os.fsync(file.fileno())
 
 
 class HistoryReader:

@@ -1,4 +1,4 @@
-"""Ending a search before its time, so that it can go on later: Ctrl-C, SIGTERM and a time budget."""
+"""Ending a search before its time, so that it can go on later: Ctrl-C, SIGTERM, SIGHUP, a time budget, a full disk."""
 
 from __future__ import annotations
 
@@ -14,32 +14,51 @@ from maskpro.errors import MaskproError
 
 
 class Interruption:
-    """Why a search is ended before its time; "" while nobody has asked."""
+    """Why a search is ended before its time; "" while nobody has asked.
+
+    Attributes:
+        reason: who or what asked: Ctrl-C, a signal's name, the time budget, or what of the machine failed.
+        problem: one sentence where the machine failed, for the user to mend; else "".
+    """
 
     def __init__(self) -> None:
         self.reason = ""
+        self.problem = ""
 
     def ask(self, reason: str) -> None:
         """End the search: Tune leaves its loop on SIGUSR1 as on Ctrl-C, but SIGTERM would kill it."""
         self.reason = self.reason or reason
         os.kill(os.getpid(), signal.SIGUSR1)
 
+    def pause(self, reason: str, problem: str) -> None:
+        """End the search over a fault of the machine that no trial is to blame for; the first one counts."""
+        self.note(reason, problem)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    def note(self, reason: str, problem: str) -> None:
+        """As `pause`, where the search has ended by itself."""
+        self.reason = self.reason or reason
+        self.problem = self.problem or problem
+
 
 @contextmanager
 def interruptible(interruption: Interruption, time_budget: float | None) -> Iterator[None]:
-    """Makes SIGTERM, and the end of `time_budget` seconds, end a search within as Ctrl-C does.
+    """Makes SIGTERM, SIGHUP, and the end of `time_budget` seconds, end a search within as Ctrl-C does.
 
-    Before and after Tune's own loop they raise KeyboardInterrupt.
+    Before and after Tune's own loop they raise KeyboardInterrupt. Under `nohup` SIGHUP stays ignored.
     """
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        interruption.ask("SIGTERM")
+        interruption.ask(signal.Signals(number).name)
 
     def outside_of_tune(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     previous = {
         signal.SIGTERM: signal.signal(signal.SIGTERM, terminate),
+        signal.SIGHUP: signal.signal(
+            signal.SIGHUP, signal.SIG_IGN if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else terminate
+        ),
         signal.SIGUSR1: signal.signal(signal.SIGUSR1, outside_of_tune),
     }
     timer = threading.Timer(time_budget or 0, interruption.ask, ["the time budget"])

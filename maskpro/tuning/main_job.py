@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from maskpro.evaluation.fidelity import format_share, learned_against_dense
 from maskpro.evaluation.sampling import SamplingPlan
-from maskpro.tuning.driver_log import driver_log
-from maskpro.tuning.experiment import Experiment, open_experiment, running_session, say, trial_resources, write_trials
+from maskpro.files import says_no_room
+from maskpro.tuning.driver_log import driver_log, say
+from maskpro.tuning.experiment import Experiment, open_experiment, running_session, trial_resources, write_trials
 from maskpro.tuning.history import METRIC
 from maskpro.tuning.interruption import Interruption, interruptible
 from maskpro.tuning.parallel_sampling import ray_chunks
@@ -30,7 +31,7 @@ def run_main_job(search: Search, *, resume: bool, extend: int = 0) -> int:
     """Run a search, or go on with it, and promote its best trial; the process's exit status.
 
     A search that was stopped leaves everything that goes on with `--resume`: 0 after its time budget, 130 after Ctrl-C, 143
-    after SIGTERM.
+    after SIGTERM, 129 after SIGHUP, 1 where the machine failed.
 
     Raises:
         MaskproError: the search can't be run, or no trial came to anything.
@@ -42,30 +43,41 @@ def run_main_job(search: Search, *, resume: bool, extend: int = 0) -> int:
     ):
         stack.callback(ray.shutdown)
         say(f"experiment: {experiment.folder}")
-        reason = _run_trials(experiment)
-        write_trials(experiment)
-        if reason:
-            return _leave(experiment, reason)
-        report = promote(experiment, make=partial(_make_chunks, experiment))
-        _summarise(experiment, report)
+        try:
+            interruption = _run_trials(experiment)
+            if interruption.reason:
+                return _leave(experiment, interruption)
+            write_trials(experiment)
+            report = promote(experiment, make=partial(_make_chunks, experiment))
+            _summarise(experiment, report)
+        except Exception as error:
+            if not says_no_room(str(error)):
+                raise
+            say(f"paused: {experiment.folder} has no room left ({error}); make room and go on with {_going_on(experiment)}")
+            return 1
         return 0
 
 
-def _run_trials(experiment: Experiment) -> str:
-    """Run what is left; why it was ended before it was complete, or ""."""
+def _going_on(experiment: Experiment) -> str:
+    return f"--resume {experiment.folder}"
+
+
+def _run_trials(experiment: Experiment) -> Interruption:
+    """Run what is left; why it was ended before it was complete, if it was."""
+    interruption = Interruption()
     state = experiment.search_state()
     experiment.remove_unneeded(state)
     if state.is_over and not experiment.is_left(confirmation_plans(experiment)):
-        return ""
-    interruption = Interruption()
+        return interruption
     try:
         # Also until Ray is up, which then puts a handler of SIGTERM in place that ends the process.
         with interruptible(interruption, None), running_session(experiment, interruption) as session:
             if session.run_search() and session.run_planned(confirmation_plans(experiment)):
-                return ""
+                return Interruption()
     except KeyboardInterrupt:  # before or after Tune's own loop
         pass
-    return interruption.reason or "Ctrl-C"
+    interruption.reason = interruption.reason or "Ctrl-C"
+    return interruption
 
 
 def _make_chunks(experiment: Experiment, model: nn.Module, plan: SamplingPlan, chunks: Sequence[range]) -> Iterator[Tensor]:
@@ -73,17 +85,27 @@ def _make_chunks(experiment: Experiment, model: nn.Module, plan: SamplingPlan, c
     return ray_chunks(trial_resources(experiment))(model, plan, chunks)
 
 
-def _leave(experiment: Experiment, reason: str) -> int:
+def _leave(experiment: Experiment, interruption: Interruption) -> int:
     history = experiment.history
     ended = sum(record.status != "unfinished" for record in history.searched)
     completed = [record for record in history.searched if record.status == "completed"]
-    if completed:
-        (best,) = best_trials(completed, 1)
-        write_best(experiment, best)
-        reached = format_share(best.last["fidelity"])
-        say(f"best so far: trial {best.number}, fidelity {reached}; its masks are in best/, not evaluated")
-    say(f"stopped by {reason} with {ended} of {history.num_trials} trials ended; go on with --resume {experiment.folder}")
-    return {"the time budget": 0, "SIGTERM": 143}.get(reason, 130)
+    try:
+        write_trials(experiment)
+        if completed:
+            (best,) = best_trials(completed, 1)
+            write_best(experiment, best)
+            reached = format_share(best.last["fidelity"])
+            say(f"best so far: trial {best.number}, fidelity {reached}; its masks are in best/, not evaluated")
+    except Exception as error:
+        # What stopped the search stops this as well, and all of it is done again in the end.
+        if not interruption.problem and not says_no_room(str(error)):
+            raise
+    stood = f"{ended} of {history.num_trials} trials ended; go on with {_going_on(experiment)}"
+    if interruption.problem:
+        say(f"paused: {interruption.problem}; {stood}")
+        return 1
+    say(f"stopped by {interruption.reason} with {stood}")
+    return {"the time budget": 0, "SIGTERM": 143, "SIGHUP": 129}.get(interruption.reason, 130)
 
 
 def _summarise(experiment: Experiment, report: dict[str, Any]) -> None:

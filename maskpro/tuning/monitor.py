@@ -59,6 +59,9 @@ class SearchMonitor(Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Called by Tune several times a second."""
+        if self._live is not None and not sys.stdout.isatty():  # the terminal is gone
+            self._live.stop()
+            self._live = None
         if self._live is not None and time.monotonic() - self._last_shown >= REFRESH_SECONDS:
             self._draw()
 

@@ -28,7 +28,8 @@ from maskpro.precision import parse_sampling_precision
 from maskpro.pretrained import save_pipeline
 from maskpro.trainer import TrainerConfig
 from maskpro.tuning.checkpoints import read_counters, read_part
-from maskpro.tuning.experiment import Experiment, say
+from maskpro.tuning.driver_log import say
+from maskpro.tuning.experiment import Experiment
 from maskpro.tuning.history import EVALUATION_FILE, METRIC, TrialRecord
 from maskpro.tuning.shared import MaskFormat, initial_masked, mask_format
 from maskpro.tuning.space import FORMAT

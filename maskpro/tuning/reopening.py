@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from maskpro.errors import MaskproError
-from maskpro.files import read_json, refuse_existing
+from maskpro.files import read_json
 from maskpro.masked_model import model_hash
 from maskpro.tuning.history import EXPERIMENT_FILE, HISTORY_FILE, METRIC, History
+from maskpro.tuning.remnants import is_remnant, refuse_begun
 from maskpro.tuning.search import EXPERIMENT_FORMAT, Search, SearchOptions, load_search
 from maskpro.tuning.space import FORMAT, contains, load_space
 from maskpro.tuning.state import Plan
@@ -91,7 +92,7 @@ def replay_search(
         copy = Path(temporary) / "space.py"
         copy.write_text(described["space"]["source"])
         options = _options(stored, space=copy, **place, **session)
-        refuse_existing(options.folder, "experiment folder")
+        refuse_begun(options.folder)
         space = load_space(copy)
     planned = tuple(Plan(**plan) for plan in described["planned"])
     num_trials, is_replay = described["num_trials"], described["is_replay"]
@@ -127,6 +128,10 @@ def read_experiment(folder: Path, field: str) -> dict[str, Any]:
     Raises:
         MaskproError: there is none in `folder`, which the option `field` named, or of another format.
     """
+    if is_remnant(folder):
+        raise MaskproError(
+            f"{field} is {folder}, where a search was killed before anything was begun; allowed: to start it anew"
+        )
     if not (folder / EXPERIMENT_FILE).is_file():
         raise MaskproError(f"{field} is {folder}; no experiment there (allowed: a folder with {EXPERIMENT_FILE})")
     described = read_json(folder / EXPERIMENT_FILE)

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import math
+import os
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import joblib
 import ray
 
 from maskpro.errors import MaskproError
+from maskpro.tuning.ray_folders import provide_token, ray_folder
+from maskpro.tuning.ray_leftovers import end_with_this_process
 
 # Trials share a GPU by default: networks of the size this is made for leave most of one idle.
 _DEFAULT_GPU_SHARE = 0.25
+
+# Ray waits half a minute for its own processes, which no setting changes; on a busy machine that is too short.
+_TRIES = 3
+_PAUSE_SECONDS = 5.0
 
 
 class TrialResources(NamedTuple):
@@ -32,34 +40,91 @@ class TrialResources(NamedTuple):
         return {"cpu": self.cpus, "gpu": self.gpus}
 
 
+class RayNotUp(Exception):
+    """Ray did not come up in its own time, as on a busy machine."""
+
+
 @contextmanager
 def ray_starting(address: str | None) -> Iterator[Callable[[], None]]:
     """Ray, started here or joined beside what is done within, which waits for it by calling what it gets.
 
     That raises MaskproError where Ray can't be had. At the end Ray is shut down.
     """
-    connected: Future[str | None] = Future()
-    over = threading.Event()
-
-    def connect() -> None:
-        try:
-            connected.set_result(_connect(address))
-        except BaseException as error:
-            connected.set_exception(error)
-        # Linux ends the processes of a local Ray with the thread that started them.
-        over.wait()
-
-    threading.Thread(target=connect, name="ray-start", daemon=True).start()
+    start = _Start(address)
     try:
-        yield lambda: _announce(connected.result())
+        yield lambda: _announce(start.connected.result())
     finally:
+        start.unwanted.set()
         # Ray can be ended in good order only once it is all there. Nobody waits for that after Ctrl-C: what there is of it
         # ends with this process.
         if sys.exc_info()[0] is not KeyboardInterrupt:
-            connected.exception()
-        if connected.done():
+            start.connected.exception()
+        if start.connected.done():
             ray.shutdown()
-        over.set()
+        start.over.set()
+
+
+class _Start:
+    """Ray's start in threads of its own, with more than one try.
+
+    Linux ends the processes of a local Ray with the thread that started them. So the thread of a try that has failed ends,
+    and takes along what is left of that try; the one that has succeeded stays for as long as Ray does.
+
+    Attributes:
+        connected: host and port of Ray's dashboard, or why Ray can't be had.
+        unwanted: no further try is worth it.
+        over: Ray has been shut down.
+    """
+
+    def __init__(self, address: str | None):
+        self._address = address
+        self.connected: Future[str | None] = Future()
+        self.unwanted, self.over = threading.Event(), threading.Event()
+        self._leftovers = end_with_this_process() if address is None and sys.platform == "linux" else None
+        threading.Thread(target=self._run, name="ray-tries", daemon=True).start()
+
+    def _run(self) -> None:
+        for number in range(1, _TRIES + 1):
+            tried: Future[str | None] = Future()
+            thread = threading.Thread(target=self._try, args=(tried,), name="ray-start", daemon=True)
+            thread.start()
+            error = tried.exception()
+            if error is None:
+                self.connected.set_result(tried.result())
+                return
+            thread.join()
+            if not isinstance(error, RayNotUp):
+                self._end_leftovers()
+                self.connected.set_exception(error)
+                return
+            if number == _TRIES or self.unwanted.is_set():
+                break
+            print(f"Ray is not up yet (load {_load()}); trying again, {number + 1} of {_TRIES}", flush=True)
+            self.unwanted.wait(_PAUSE_SECONDS)
+        self._end_leftovers()
+        self.connected.set_exception(
+            MaskproError(
+                f"address is {self._address!r}; Ray did not start on this machine in {number} tries "
+                f"({error}; load {_load()}); allowed: a machine that is less busy, or the address of a Ray that runs"
+            )
+        )
+
+    def _try(self, tried: Future[str | None]) -> None:
+        try:
+            tried.set_result(_connect(self._address))
+        except BaseException as error:
+            tried.set_exception(error)
+        else:
+            self.over.wait()
+            self._end_leftovers()
+
+    def _end_leftovers(self) -> None:
+        if self._leftovers is not None:
+            self._leftovers.communicate()
+
+
+def _load() -> str:
+    return f"{os.getloadavg()[0]:.0f} on {joblib.cpu_count()} cores"
 
 
 def start_ray(address: str | None, *, cpus: float, gpus: float | None) -> TrialResources:
@@ -71,7 +136,7 @@ def start_ray(address: str | None, *, cpus: float, gpus: float | None) -> TrialR
         MaskproError: the address can't be reached, or no node has what a trial asks for.
     """
     if not ray.is_initialized():
-        _announce(_connect(address))
+        _announce(_Start(address).connected.result())
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if gpus is None:
         gpus = _DEFAULT_GPU_SHARE if any(node.get("GPU", 0) for node in nodes) else 0.0
@@ -98,13 +163,35 @@ def _connect(address: str | None) -> str | None:
             include_dashboard=None if address else True,
             log_to_driver=False,
             logging_level="ERROR",
+            **({} if address else _local_settings()),
         )
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+    except MaskproError:
+        raise
+    except Exception as error:  # Ray's own of a start that takes too long is of no other class
+        reason = " ".join(str(error).split())[:200]
+        if address is None and _may_pass(error):
+            raise RayNotUp(reason) from error
         raise MaskproError(
-            f"address is {address!r}; Ray could not be reached or started ({' '.join(str(error).split())[:200]}); "
+            f"address is {address!r}; Ray could not be reached or started ({reason}); "
             "allowed: none (a local Ray), auto, or host:port (with RAY_AUTH_MODE=token where the cluster asks for tokens)"
         ) from error
     return getattr(started, "dashboard_url", None)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the next try may do better: not where a file or a value is the matter."""
+    return isinstance(error, TimeoutError | ConnectionError) or not isinstance(error, OSError | ValueError)
+
+
+def _local_settings() -> dict[str, Any]:
+    """Of a Ray that is started here: the cores that this process may use, and a folder that can be written."""
+    provide_token(os.environ)
+    folder, note = ray_folder(os.environ)
+    if note:
+        print(note, flush=True)
+    # Ray counts a container's cores, but not those of `taskset` or a batch system; a share of one core is one.
+    settings: dict[str, Any] = {"num_cpus": joblib.cpu_count()}
+    return settings if folder is None else settings | {"_temp_dir": str(folder)}
 
 
 def _slots(node: dict[str, float], cpus: float, gpus: float) -> int:

@@ -21,7 +21,6 @@ from maskpro.evaluation.features import feature_names, open_features
 from maskpro.evaluation.references import read_reference
 from maskpro.evaluation.sampling import parse_sampler
 from maskpro.evaluation.timesteps import parse_spacing
-from maskpro.files import refuse_existing
 from maskpro.hardware import hardware
 from maskpro.images import IMAGE_CACHE, ImageReading
 from maskpro.initial_masks import parse_initial_mask
@@ -33,6 +32,7 @@ from maskpro.trackers import Tracker, check_tracker
 from maskpro.trainer import TrainerConfig
 from maskpro.tuning.early_stopping import SCHEDULERS
 from maskpro.tuning.interruption import parse_duration
+from maskpro.tuning.remnants import refuse_begun
 from maskpro.tuning.searcher import SEARCHERS
 from maskpro.tuning.shared import MaskFormat, TrialContext
 from maskpro.tuning.space import SearchSpace, load_space
@@ -234,7 +234,7 @@ def prepare_search(options: SearchOptions) -> Search:
     Raises:
         MaskproError: something the user gave is missing or not allowed, or the folder exists.
     """
-    refuse_existing(options.folder, "experiment folder")
+    refuse_begun(options.folder)
     space = load_space(options.space_file)
     planned = _seed_plans(options, space)
     num_trials = space.num_trials if options.num_trials is None else options.num_trials

@@ -28,7 +28,9 @@ class Storage:
         self.history.start({"lr": 1.0}, source="optuna", seed=0)
         self.source = SimpleNamespace(history=self.history, stopped_may_go_on=may_go_on, finish=lambda number: None)
         self.callback = HistoryCallback(self.source, {})
-        self.trial = SimpleNamespace(config={"trial": 1}, num_failures=9, get_error=lambda: "RuntimeError: lost")
+        self.trial = SimpleNamespace(
+            config={"trial": 1}, num_failures=9, error_file=None, get_error=lambda: "RuntimeError: lost"
+        )
 
     def report(self, samples, *, stopped=False, **metrics):
         self.history.report(1, plain_metrics(SEARCH.metrics(0.5, samples) | metrics), stopped=stopped)

@@ -11,9 +11,13 @@ import pandas as pd
 import pytest
 
 from maskpro.errors import MaskproError
+from maskpro.files import atomic_path
 from maskpro.tuning.adapters import trial_folder
 from maskpro.tuning.experiment import _trackers, check_writable, open_experiment, tabulate_trials
 from maskpro.tuning.history import History
+from maskpro.tuning.lock import hold_lock
+from maskpro.tuning.remnants import refuse_begun
+from maskpro.tuning.reopening import read_experiment
 from maskpro.tuning.search import SearchOptions, prepare_search
 
 SPACE = """
@@ -177,3 +181,96 @@ def test_every_tracker_that_is_named_gets_a_callback(tmp_path, monkeypatch):
     options = SimpleNamespace(swanlab=None, wandb="project", mlflow="sparse", experiment="first", folder=tmp_path)
     names = [type(tracker).__name__ for tracker in _trackers(SimpleNamespace(options=options))]
     assert names == ["WandbLoggerCallback", "MLflowLoggerCallback"]
+
+
+def killed_early(search, files):
+    """The folder of a search that was killed after it had written these files."""
+    folder = search.options.folder
+    folder.mkdir(parents=True)
+    content = {
+        "running.lock": json.dumps({"host": "here", "pid": 1}),
+        "space.py": SPACE,
+        ".space.py.abcd_123.py": "half",
+        ".history.jsonl.abcd_123.jsonl": "",
+        "history.jsonl": '{"event": "warm_start", "params": {"lr": 1.0}, "value": 1.0, "source": "x"}\n',
+        ".experiment.json.abcd_123.json": "{",
+    }
+    for name in files:
+        (folder / name).write_text(content[name])
+    return folder
+
+
+EARLY = (
+    [],
+    ["running.lock"],
+    ["running.lock", ".space.py.abcd_123.py"],
+    ["running.lock", "space.py", ".history.jsonl.abcd_123.jsonl"],
+    ["running.lock", "space.py", "history.jsonl", ".experiment.json.abcd_123.json"],
+)
+
+
+@pytest.mark.parametrize("files", EARLY)
+def test_a_search_that_was_killed_before_it_began_does_not_block_its_name(search, files):
+    folder = killed_early(search, files)
+    refuse_begun(folder)
+    with pytest.raises(MaskproError, match="killed before anything was begun; allowed: to start it anew"):
+        read_experiment(folder, "resume")
+    with open_experiment(search, resume=False) as experiment:
+        assert experiment.history.warm_start == []
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "experiment.json",
+        "history.jsonl",
+        "running.lock",
+        "space.py",
+    ]
+
+
+def test_what_is_not_such_a_folder_for_sure_is_kept(search):
+    folder = killed_early(search, EARLY[-1])
+
+    def is_kept():
+        before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        with pytest.raises(MaskproError, match="exists already and is not overwritten"):
+            refuse_begun(folder)
+        with pytest.raises(MaskproError, match="exists already"), open_experiment(search, resume=False):
+            pass
+        assert before == {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+    for name in ("notes.txt", "experiment.json", ".hidden", ".space.py.swp"):
+        (folder / name).write_text("{}")
+        is_kept()
+        (folder / name).unlink()
+    (folder / ".best.abcd_123").mkdir()
+    is_kept()
+    (folder / ".best.abcd_123").rmdir()
+    (folder / "running.lock").write_text("a user's own file")
+    is_kept()
+    (folder / "running.lock").unlink()
+    is_kept()
+    (folder / "running.lock").write_text("")
+    with (folder / "history.jsonl").open("a") as file:
+        file.write('{"event": "trial", "trial": 1, "params": {}, "source": "optuna", "seed": 0}\n')
+    is_kept()
+
+
+def test_a_search_that_is_about_to_begin_is_running(search):
+    folder = killed_early(search, EARLY[1])
+    with hold_lock(folder), pytest.raises(MaskproError, match="is running"):
+        refuse_begun(folder)
+
+
+def test_temporary_names_that_a_kill_has_left_go_when_the_experiment_is_opened(search):
+    with open_experiment(search, resume=False) as experiment:
+        pass
+    folder = experiment.folder
+    (folder / "evaluation").mkdir()
+    (folder / ".best.x8k_2cdw" / "new").mkdir(parents=True)
+    (folder / ".best.x8k_2cdw" / "new" / "masks.safetensors").write_text("half")
+    for name in (".report.html.x8k_2cdw.html", ".history.jsonl.x8k_2cdw.jsonl", "evaluation/.selection.json.x8k_2cdw.json"):
+        (folder / name).write_text("half")
+    mine = [folder / name for name in (".gitignore", ".notes.txt.swp", ".notes.txt.x8k_2cdw", ".report.html.x8k_2cdw.png")]
+    for path in mine:
+        path.write_text("kept")
+    with atomic_path(folder / "report.html") as temporary, open_experiment(search, resume=True):
+        assert temporary.exists(), "somebody writes it"
+    assert set(folder.rglob(".*")) == set(mine)

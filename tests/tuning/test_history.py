@@ -152,5 +152,8 @@ def test_a_full_disk_leaves_no_half_line(tmp_path):
     assert caught.value.errno == errno.ENOSPC
     assert path.read_bytes() == before
     assert history.trials == trials
-    history.start(PARAMS, source="optuna", seed=0)
+    with pytest.raises(OSError, match=r"history\.jsonl"):  # room has come back, but a line is missing
+        history.start(PARAMS, source="optuna", seed=0)
+    assert path.read_bytes() == before
+    History(path).start(PARAMS, source="optuna", seed=0)
     assert list(History(path).trials) == [1, 2, 3, 4]

@@ -4,14 +4,20 @@ import os
 import signal
 import time
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
 from maskpro.tuning import main_job
+from maskpro.tuning.interruption import Interruption, interruptible
+
+ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
-@pytest.mark.parametrize(("number", "reason"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
+@pytest.mark.parametrize(
+    ("number", "reason"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGHUP, "SIGHUP"), (signal.SIGINT, "Ctrl-C")]
+)
 def test_a_signal_before_ray_is_up_ends_the_search_in_words(monkeypatch, request, number, reason):
     @contextmanager
     def starting(experiment, interruption):
@@ -22,9 +28,19 @@ def test_a_signal_before_ray_is_up_ends_the_search_in_words(monkeypatch, request
     monkeypatch.setattr(main_job, "running_session", starting)
     monkeypatch.setattr(main_job, "confirmation_plans", lambda experiment: ())
     # A process that was started in the background may have been told to ignore it.
-    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, interrupt))
-    handlers = [signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGUSR1)]
-    experiment = SimpleNamespace(search_state=lambda: SimpleNamespace(is_over=False))
-    assert main_job._run_trials(experiment) == reason
-    assert [signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGUSR1)] == handlers
+    for ignored, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        request.addfinalizer(partial(signal.signal, ignored, signal.signal(ignored, handler)))
+    handlers = [signal.getsignal(name) for name in ENDING]
+    experiment = SimpleNamespace(search_state=lambda: SimpleNamespace(is_over=False), remove_unneeded=lambda state: None)
+    assert main_job._run_trials(experiment).reason == reason
+    assert [signal.getsignal(name) for name in ENDING] == handlers
+
+
+def test_a_terminal_may_close_under_nohup(request):
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    request.addfinalizer(lambda: signal.signal(signal.SIGHUP, hangup))
+    interruption = Interruption()
+    with interruptible(interruption, None):
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(0.1)
+    assert interruption.reason == ""

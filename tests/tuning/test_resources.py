@@ -1,7 +1,11 @@
 """Ray's start beside what takes as long."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -43,11 +47,106 @@ def test_ray_is_shut_down_after_its_start_and_its_thread_outlives_it(monkeypatch
 
 
 def test_ctrl_c_does_not_wait_for_ray(monkeypatch):
-    never = threading.Event()
-    monkeypatch.setattr(resources, "_connect", lambda address: never.wait(60))
+    begun, never = threading.Event(), threading.Event()
+
+    def connect(address):
+        begun.set()
+        never.wait(60)
+
+    def press_ctrl_c():
+        assert begun.wait(60)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(resources, "_connect", connect)
     monkeypatch.setattr(resources.ray, "shutdown", lambda: pytest.fail("Ray is not up"))
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt), resources.ray_starting(None):
-        raise KeyboardInterrupt
+        press_ctrl_c()
     assert time.monotonic() - started < 30
     never.set()
+
+
+class BusyMachine(Exception):
+    """As Ray's own, which is of no other class."""
+
+
+def test_a_start_that_takes_too_long_is_tried_again_with_a_word(monkeypatch, capsys):
+    """The thread of a failed try has ended by the next one: the kernel ends what that try has left with it."""
+    threads = []
+
+    def init(**settings):
+        assert [thread for thread in threads if thread.is_alive()] == []
+        threads.append(threading.current_thread())
+        if len(threads) < 3:
+            raise BusyMachine("The current node timed out during startup.")
+        return SimpleNamespace(dashboard_url="127.0.0.1:8265")
+
+    monkeypatch.setattr(resources, "_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(resources.ray, "init", init)
+    monkeypatch.setattr(resources.ray, "shutdown", lambda: None)
+    with resources.ray_starting(None) as wait:
+        wait()
+        assert threads[2].is_alive()
+    first, second, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("Ray is not up yet (load ")
+    assert second.endswith("trying again, 3 of 3")
+    assert last == "Ray dashboard: http://127.0.0.1:8265"
+
+
+@pytest.mark.parametrize(
+    "error", [BusyMachine("timed out"), RuntimeError("Failed to connect to GCS"), TimeoutError("GCS timed out")]
+)
+def test_a_machine_that_stays_busy_is_told_of_in_one_sentence(monkeypatch, error):
+    tries = []
+
+    def init(**settings):
+        tries.append(settings)
+        raise error
+
+    monkeypatch.setattr(resources, "_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(resources.ray, "init", init)
+    monkeypatch.setattr(resources.ray, "is_initialized", lambda: False)
+    with pytest.raises(MaskproError, match=r"Ray did not start on this machine in 3 tries \(.*; load .*\); allowed: a"):
+        resources.start_ray(None, cpus=1, gpus=0)
+    assert len(tries) == 3
+    with pytest.raises(MaskproError, match="address is 'auto'; Ray could not be reached"):
+        resources.start_ray("auto", cpus=1, gpus=0)
+    assert len(tries) == 4, "a Ray that runs elsewhere does not come up by being asked again"
+
+
+def test_what_no_further_try_can_mend_is_told_at_once(monkeypatch):
+    tries = []
+
+    def init(**settings):
+        tries.append(settings)
+        raise ValueError("bad value")
+
+    monkeypatch.setattr(resources.ray, "init", init)
+    monkeypatch.setattr(resources.ray, "is_initialized", lambda: False)
+    with pytest.raises(MaskproError, match=r"address is None; .*\(bad value\)"):
+        resources.start_ray(None, cpus=1, gpus=0)
+    assert len(tries) == 1
+
+
+def test_a_user_with_a_mistake_does_not_wait_for_further_tries(monkeypatch):
+    tries = []
+
+    def init(**settings):
+        tries.append(settings)
+        time.sleep(0.2)
+        raise BusyMachine("timed out")
+
+    monkeypatch.setattr(resources.ray, "init", init)
+    monkeypatch.setattr(resources.ray, "shutdown", lambda: None)
+    with pytest.raises(MaskproError, match="a mistake"), resources.ray_starting(None):
+        raise MaskproError("a mistake")
+    assert len(tries) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone binds processes to cores")
+def test_trials_get_the_cores_that_the_process_may_use():
+    """As under `taskset` and in batch systems; in a process of its own, since cores are counted once."""
+    command = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+    command += "from maskpro.tuning.resources import _local_settings; print(_local_settings()['num_cpus'])"
+    run = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "1"

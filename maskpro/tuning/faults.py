@@ -1,0 +1,175 @@
+"""Faults of the machine under a search, for which no trial is to blame: a storage without room, a Ray that has died."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+import ray
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+
+from maskpro.files import says_no_room
+from maskpro.masked_model import maskable_layers
+from maskpro.tuning.adapters import failure_text
+from maskpro.tuning.driver_log import say
+from maskpro.tuning.history import History
+from maskpro.tuning.interruption import Interruption
+from maskpro.tuning.search import Search
+
+# A running trial has two checkpoints of five bytes a weight.
+_BYTES_PER_WEIGHT = 10
+# Ray ends this process without a word a minute after the last answer of its head.
+_SILENT_SECONDS = 15.0
+_LAST_SECONDS = 25.0
+_LOOK_SECONDS = 1.0
+
+
+class FaultWatch(Callback):
+    """Pauses a search over a fault of the machine; it must stand before HistoryCallback, which asks it.
+
+    Args:
+        storage: of the trials, a folder or a URI.
+        num_bytes: that the running trials need there.
+    """
+
+    def __init__(self, history: History, *, storage: str, num_bytes: int, interruption: Interruption):
+        self._history = history
+        self._storage = storage
+        self._num_bytes = num_bytes
+        self._interruption = interruption
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune's snapshots are never restored."""
+        return {}
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """A line of the history that could not be written; Tune itself only logs some of these."""
+        if self._history.failure is not None and not self._interruption.problem:
+            self._interruption.pause(*self._of_history(self._history.failure))
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Tune is about to start a trial that has failed again, which would end in the same way."""
+        self.caused(trial)
+
+    def caused(self, trial: Trial) -> bool:
+        """Whether a fault of the machine has ended the trial; the search is paused then."""
+        if self._interruption.problem:
+            return True
+        if self._history.failure is not None:
+            self._interruption.pause(*self._of_history(self._history.failure))
+            return True
+        reason = self._reason(failure_text(trial))
+        if reason:
+            self._interruption.pause(*self._of_storage(reason))
+        return bool(reason)
+
+    def explain(self, error: Exception) -> bool:
+        """Whether a fault of the machine has ended Tune itself; it is noted then."""
+        if self._history.failure is not None:
+            self._interruption.note(*self._of_history(self._history.failure))
+        elif reason := self._reason(str(error)):
+            self._interruption.note(*self._of_storage(reason))
+        return bool(self._interruption.problem)
+
+    def _reason(self, text: str) -> str:
+        """Why the storage can't be written; "" where it can, and `text` tells of no other full disk."""
+        try:
+            _probe(self._storage, self._num_bytes)
+        except OSError as error:
+            return _line(error)
+        return "No space left on device" if says_no_room(text) else ""
+
+    def _of_storage(self, reason: str) -> tuple[str, str]:
+        return "the trials' storage", _problem(self._storage, reason, self._num_bytes)
+
+    def _of_history(self, error: OSError) -> tuple[str, str]:
+        return "the results folder", _problem(str(Path(error.filename or ".").parent), _line(error), 1 << 20)
+
+
+def needed_bytes(search: Search, slots: int) -> int:
+    """What the checkpoints of `slots` trials at a time take in the storage."""
+    weights = sum(weight.numel() for weight in maskable_layers(search.workload.model).values())
+    return _BYTES_PER_WEIGHT * weights * max(1, slots)
+
+
+@contextmanager
+def watched_ray(interruption: Interruption, *, resume: str) -> Iterator[None]:
+    """Pauses what is done within once Ray's head has not answered for a while.
+
+    Ray itself would go on for a minute and then end this process without a word. Where the pause does not come to its end
+    before that, this process says what has happened and ends: the history is whole at any time.
+
+    Args:
+        resume: how the search goes on.
+    """
+    over = threading.Event()
+    address = ray.get_runtime_context().gcs_address
+    problem = f"Ray's head at {address} has died"
+
+    def watch() -> None:
+        silent_since = None
+        while not over.wait(_LOOK_SECONDS):
+            if _answers(address):
+                silent_since = None
+                continue
+            silent_since = silent_since or time.monotonic()
+            if time.monotonic() - silent_since > _SILENT_SECONDS:
+                interruption.pause("Ray", problem)
+                if not over.wait(_LAST_SECONDS):
+                    say(f"paused: {problem}; go on with {resume}")
+                    os._exit(1)
+                return
+
+    threading.Thread(target=watch, name="ray-watch", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_LOOK_SECONDS).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _probe(storage: str, num_bytes: int) -> None:
+    """Write so many bytes to a storage, and remove them."""
+    filesystem, root = pyarrow.fs.FileSystem.from_uri(storage)
+    filesystem.create_dir(root, recursive=True)
+    probe = f"{root}/.maskpro-room-{os.getpid()}"
+    block = bytes(1 << 20)
+    try:
+        with filesystem.open_output_stream(probe) as stream:
+            for start in range(0, num_bytes, len(block)):
+                stream.write(block[: num_bytes - start])
+    finally:
+        with suppress(OSError):
+            filesystem.delete_file(probe)
+
+
+def _problem(place: str, reason: str, num_bytes: int) -> str:
+    free = ""
+    with suppress(OSError):
+        free = f", {_megabytes(shutil.disk_usage(place).free)} free"
+    return f"{place} can't be written ({reason}{free}); it needs about {_megabytes(num_bytes)}"
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB"
+
+
+def _line(error: OSError) -> str:
+    return error.strerror or " ".join(str(error).split())[:200]

@@ -1,0 +1,92 @@
+"""Where a local Ray keeps its files and its token, on machines whose usual places can't be written; imports no Ray."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import suppress
+from pathlib import Path
+
+from maskpro.errors import MaskproError
+
+# A path of a Unix socket has at most 107 bytes; below its folder Ray puts
+# session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.
+_MOST_BYTES = 107 - len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
+# A start writes some hundred kilobytes of logs.
+_PROBE_BYTES = 1 << 20
+
+
+def ray_folder(environment: Mapping[str, str]) -> tuple[Path | None, str]:
+    """The folder for Ray's files, None where Ray's own choice will do; and what there is to say of it.
+
+    Ray takes `ray` in RAY_TMPDIR, TMPDIR or /tmp, the first that is set.
+
+    Raises:
+        MaskproError: no folder can be written.
+    """
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in environment), None)
+    usual = Path(environment[name] if name else "/tmp") / "ray"
+    problem = _problem(usual)
+    if not problem:
+        return None, ""
+    place = f"{name} is {environment[name]}" if name else f"Ray's folder is {usual}"
+    for folder in _others(environment):
+        if not _problem(folder, private=True):
+            return folder, f"{place}, which {problem}; Ray's files are in {folder}"
+    raise MaskproError(
+        f"{place}, which {problem}, and no other folder will do; allowed: a folder in RAY_TMPDIR that can be written, "
+        f"with a path of at most {_MOST_BYTES - len('/ray')} bytes"
+    )
+
+
+def provide_token(environment: MutableMapping[str, str]) -> None:
+    """A token of this process's own for its Ray, where the usual file `~/.ray/auth_token` can be neither read nor made."""
+    named = any(name in environment for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if named or environment.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return
+    with suppress(OSError, RuntimeError):  # RuntimeError: there is no home
+        path = Path.home() / ".ray" / "auth_token"
+        if path.exists():
+            if path.read_text().strip():
+                return
+        elif not _unwritable(path.parent, mode=0o777):
+            return
+    environment["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _others(environment: Mapping[str, str]) -> Iterator[Path]:
+    names = ("TMPDIR", "XDG_RUNTIME_DIR", "HOME")
+    for place in (
+        "/tmp",
+        "/var/tmp",
+        "/dev/shm",
+        *(environment[name] for name in names if name in environment),
+        os.getcwd(),
+    ):
+        yield Path(place) / f"ray-{os.getuid()}"
+
+
+def _problem(folder: Path, *, private: bool = False) -> str:
+    """Why Ray can't have its files there; "" where it can. The folder is made.
+
+    Args:
+        private: it must be this user's, as others may write beside it.
+    """
+    if len(os.fsencode(folder.absolute())) > _MOST_BYTES:
+        return "is too long a path for Ray's sockets"
+    problem = _unwritable(folder, mode=0o700 if private else 0o777)
+    if not problem and private and folder.stat().st_uid != os.getuid():
+        return "is somebody else's"
+    return problem
+
+
+def _unwritable(folder: Path, *, mode: int) -> str:
+    try:
+        folder.mkdir(mode=mode, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_PROBE_BYTES))
+    except OSError as error:
+        return f"can't be written ({error.strerror})"
+    return ""

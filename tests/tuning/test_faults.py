@@ -1,0 +1,184 @@
+"""Faults of the machine pause a search, and no trial is to blame for them."""
+
+import errno
+import os
+import signal
+import socket
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from maskpro.files import says_no_room
+from maskpro.tuning import faults, main_job
+from maskpro.tuning.adapters import HistoryCallback
+from maskpro.tuning.faults import FaultWatch, needed_bytes, watched_ray
+from maskpro.tuning.history import History
+from maskpro.tuning.interruption import Interruption, interruptible
+from maskpro.tuning.state import Plan, PlannedTrials
+
+
+class Asked(Interruption):
+    """Sends no signal."""
+
+    def pause(self, reason, problem):
+        self.note(reason, problem)
+
+
+def failed_trial(tmp_path, text, number=1):
+    path = tmp_path / "error.txt"
+    path.write_text(text)
+    return SimpleNamespace(config={"trial": number}, error_file=str(path), num_failures=9, get_error=lambda: None)
+
+
+def watch_of(history, storage, interruption):
+    return FaultWatch(history, storage=str(storage), num_bytes=3_000_000, interruption=interruption)
+
+
+@pytest.fixture
+def source():
+    source = PlannedTrials(History(), [Plan(params={"lr": 2.0}, source="seed point 1", seed=0)])
+    source.next_trial()
+    return source
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "OSError: [Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device\n",
+        "safetensors_rust.SafetensorError: Error while serializing: I/O error: No space left on device (os error 28)",
+        "OSError: [Errno 122] Disk quota exceeded",
+        "RuntimeError: [enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data/0",
+    ],
+)
+def test_a_trial_that_a_full_disk_ends_stays_unfinished_and_the_search_pauses(tmp_path, source, text):
+    interruption = Asked()
+    watch = watch_of(source.history, tmp_path / "storage", interruption)
+    HistoryCallback(source, {}, is_excused=watch.caused).on_trial_error(1, [], failed_trial(tmp_path, text))
+    assert source.history.trials[1].status == "unfinished"
+    assert interruption.reason == "the trials' storage"
+    assert str(tmp_path / "storage") in interruption.problem
+    assert "it needs about 3.0 MB" in interruption.problem
+    assert list((tmp_path / "storage").iterdir()) == [], "the probe is removed"
+
+
+def test_a_storage_that_can_not_be_written_excuses_whatever_a_trial_says(tmp_path, source):
+    interruption = Asked()
+    watch = watch_of(source.history, "/proc/nowhere", interruption)
+    watch.on_trial_recover(1, [], failed_trial(tmp_path, ""))
+    assert "/proc/nowhere can't be written" in interruption.problem
+    assert watch.caused(failed_trial(tmp_path, "anything else, once it has begun"))
+
+
+def test_a_trial_that_fails_by_itself_is_told_as_failed_with_its_own_words(tmp_path, source):
+    interruption = Asked()
+    watch = watch_of(source.history, tmp_path / "storage", interruption)
+    trial = failed_trial(tmp_path, "Failure # 1\nTraceback\nValueError: bad mask\n")
+    HistoryCallback(source, {}, is_excused=watch.caused).on_trial_error(1, [], trial)
+    assert source.history.trials[1].failure == "ValueError: bad mask"
+    assert interruption.problem == ""
+
+
+def test_a_history_that_can_not_be_written_tells_nothing_more_and_pauses_the_search(tmp_path, source):
+    history = source.history
+    history._path = tmp_path / "history.jsonl"
+    history._path.symlink_to("/dev/full")
+    report = {"num_samples_seen": 10, "val_loss": 0.1, "done": False, "failure": ""}
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left"):
+            history.report(1, report, stopped=False)
+    history._path = tmp_path / "with_room.jsonl"  # room comes back, but lines are missing
+    with pytest.raises(OSError, match="No space left"):
+        history.checkpoint(1, "trial_00001/checkpoint_000000", 10)
+    assert history.trials[1].reports == {}
+    assert not (tmp_path / "with_room.jsonl").exists()
+    for look in (
+        lambda watch: watch.on_step_end(1, []),
+        lambda watch: watch.caused(failed_trial(tmp_path, "")),
+        lambda watch: watch.explain(RuntimeError("Traceback ...")),
+    ):
+        interruption = Asked()
+        look(watch_of(history, tmp_path / "storage", interruption))
+        assert interruption.reason == "the results folder"
+        assert interruption.problem.startswith(f"{tmp_path} can't be written (No space left on device, ")
+
+
+def test_an_end_of_tune_that_is_no_fault_of_the_machine_is_not_explained(tmp_path, source):
+    interruption = Asked()
+    watch = watch_of(source.history, tmp_path / "storage", interruption)
+    watch.on_step_end(1, [])
+    assert not watch.explain(TypeError("a fault of ours"))
+    assert (interruption.reason, interruption.problem) == ("", "")
+    assert watch.explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+
+def test_the_room_that_is_needed_grows_with_the_network_and_the_trials(digits):
+    search = SimpleNamespace(workload=digits)
+    weights = sum(value.numel() for value in digits.model.parameters())
+    assert 5 * weights < needed_bytes(search, 1) <= 10 * weights
+    assert needed_bytes(search, 3) == 3 * needed_bytes(search, 1)
+    assert not says_no_room("ValueError: no room")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    for name in ("_SILENT_SECONDS", "_LAST_SECONDS", "_LOOK_SECONDS"):
+        monkeypatch.setattr(faults, name, 0.2)
+
+
+def ray_at(monkeypatch, address):
+    monkeypatch.setattr(faults.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=address))
+
+
+def test_a_head_that_has_died_pauses_the_search(monkeypatch, quick):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ray_at(monkeypatch, "{}:{}".format(*server.getsockname()))
+        interruption = Interruption()
+        with interruptible(interruption, None), watched_ray(interruption, resume="--resume x"):
+            time.sleep(1)  # it answers
+            server.close()
+            monkeypatch.setattr(faults, "_LAST_SECONDS", 60.0)
+            with pytest.raises(KeyboardInterrupt):
+                time.sleep(60)
+    assert interruption.reason == "Ray"
+    assert interruption.problem.startswith("Ray's head at 127.0.0.1:")
+
+
+def test_a_pause_that_does_not_come_to_its_end_ends_the_process_with_a_word(monkeypatch, quick, capsys):
+    """Ray would end it without one."""
+    ray_at(monkeypatch, "127.0.0.1:1")
+    ended = threading.Event()
+    monkeypatch.setattr(faults.os, "_exit", lambda status: ended.set() if status == 1 else None)
+    with watched_ray(Asked(), resume="--resume x"):
+        assert ended.wait(60)
+    assert capsys.readouterr().out == "paused: Ray's head at 127.0.0.1:1 has died; go on with --resume x\n"
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    history = History()
+    history.session(2, time="now")
+    history.start({"lr": 2.0}, source="seed point 1", seed=0)
+    return SimpleNamespace(folder=tmp_path, history=history)
+
+
+def test_a_paused_search_says_what_to_do_and_ends_with_status_1(monkeypatch, experiment, capsys):
+    """Also where its own tables can't be written."""
+
+    def full(experiment):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(main_job, "write_trials", full)
+    interruption = Interruption()
+    interruption.note("the trials' storage", "/full can't be written (No space left on device); it needs about 3 MB")
+    assert main_job._leave(experiment, interruption) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == (
+        "paused: /full can't be written (No space left on device); it needs about 3 MB; 0 of 2 trials ended; "
+        f"go on with --resume {experiment.folder}"
+    )
+    interruption = Interruption()
+    interruption.reason = signal.Signals.SIGHUP.name
+    assert main_job._leave(experiment, interruption) == 129
+    assert "stopped by SIGHUP with 0 of 2 trials ended; go on with --resume" in capsys.readouterr().out
