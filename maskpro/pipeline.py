@@ -272,16 +272,17 @@ def train(
         masked.set_mask(one_shot_mask(masked, initial, objective=objective, generator=generator))
     validation = workload.held_out_samples("validation", device)
     if config.timesteps == "importance":
-        shares = workload.timestep_shares(masked.model, device)
+        shares = workload.timestep_shares(masked.model, device, config.precision)
         objective = workload.training_objective(seed=config.seed, device=device, shares=shares)
-    teacher = teacher_outputs(dense, objective)
+    teacher = teacher_outputs(dense, objective, precision=config.precision)
+    target = teacher if config.target == "teacher" else None
     trainer = MaskTrainer(
         config,
         masked=masked,
         objective=objective,
         validation=validation,
         teacher=teacher,
-        baseline=baseline_losses(copy.deepcopy(masked.model), objective, teacher if config.target == "teacher" else None),
+        baseline=baseline_losses(copy.deepcopy(masked.model), objective, target, precision=config.precision),
     )
     with atomic_folder(output) as folder:
         losses, curve, seconds = _run(trainer, workload.budgets.report_samples, say, log)

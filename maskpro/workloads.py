@@ -27,6 +27,7 @@ from maskpro.images import (
 )
 from maskpro.objectives import HeldOutSamples
 from maskpro.objectives.diffusion import DiffusionObjective, timestep_shares
+from maskpro.precision import Precision
 
 # Seeds of the fixed held-out sets, far from those that users choose for calibration samples and masks.
 VALIDATION_SEED = 2**32 + 1
@@ -103,9 +104,12 @@ class Workload:
         """The calibration samples of a seed, drawn from the training images, with their loss; `shares` of the timesteps."""
         return DiffusionObjective(self.scheduler, self.images.train, seed=seed, device=device, shares=shares)
 
-    def timestep_shares(self, initial: nn.Module, device: torch.device) -> tuple[float, ...]:
+    def timestep_shares(
+        self, initial: nn.Module, device: torch.device, precision: Precision = "float32"
+    ) -> tuple[float, ...]:
         """How often each part of the noise schedule is to be sampled in training that begins with the network `initial`."""
-        return timestep_shares(self.model, initial, self.scheduler, self.images.train, device=device)
+        images = self.images.train
+        return timestep_shares(self.model, initial, self.scheduler, images, device=device, precision=precision)
 
     def held_out_samples(self, split: HeldOut, device: torch.device) -> HeldOutSamples:
         """A fixed held-out set: validation drives a search, test is for the final evaluation only.

@@ -10,7 +10,7 @@ from maskpro.distribution import score
 from maskpro.errors import MaskproError
 from maskpro.estimators import ESTIMATORS, Tracker
 from maskpro.initial_masks import magnitude_masked_model
-from maskpro.objectives import HeldOutSamples, HeldOutValues, baseline_losses
+from maskpro.objectives import HeldOutSamples, HeldOutValues, baseline_losses, teacher_outputs
 from maskpro.objectives.diffusion import DiffusionObjective
 from maskpro.pattern import NMPattern, PackedMask
 from maskpro.trainer import MaskTrainer, NonFiniteLossError, TrainerConfig
@@ -273,6 +273,47 @@ def test_bfloat16_learns_as_well_as_float32_within_the_noise_of_seeds(digits, se
     seeds = [losses["float32", seed] for seed in range(3)]
     assert abs(losses["bfloat16", 0] - losses["float32", 0]) < max(seeds) - min(seeds)
     assert losses["bfloat16", 0] != losses["float32", 0]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_initial_mask_has_no_residual_in_any_precision(digits, precision):
+    """Teacher, baseline and losses are of the same precision: its rounding is no reward or punishment of a mask."""
+    settings = {"estimator": "policy_gradient", "batch_size": 64, "budget_samples": 128, "precision": precision}
+    trainer = make_trainer(digits, **settings)
+    (batch,) = trainer._batches(torch.arange(64))
+    baseline = trainer._baseline(torch.arange(64))
+    assert (batch.teacher.dtype, baseline.dtype) == (torch.float32, torch.float32)
+    with torch.no_grad():
+        assert torch.equal(trainer._losses(batch.samples, batch.teacher), baseline)
+        other = make_trainer(digits, **settings | {"precision": {"float32": "bfloat16"}.get(precision, "float32")})
+        assert not torch.equal(trainer._losses(batch.samples, batch.teacher), other._baseline(torch.arange(64)))
+
+
+def test_a_reference_that_is_refreshed_has_no_residual_either(digits):
+    trainer = make_trainer(
+        digits, estimator="policy_gradient", refresh_reference=True, batch_size=64, budget_samples=128, precision="bfloat16"
+    )
+    trainer._refresh(trainer.initial_mask)
+    (batch,) = trainer._batches(torch.arange(64))
+    with torch.no_grad():
+        assert torch.equal(trainer._losses(batch.samples, batch.teacher), trainer._baseline(torch.arange(64)))
+
+
+def test_a_teacher_in_bfloat16_moves_a_run_by_less_than_seeds_do(digits):
+    """Three seeds of bfloat16 training, each with both teachers: paired differences of fidelity beside the seeds' spread."""
+    fidelities = {}
+    for seed in range(3):
+        for precision in ("float32", "bfloat16"):
+            trainer = make_trainer(digits, lr=2.0, budget_samples=512, precision="bfloat16", seed=seed)
+            trainer._teacher = teacher_outputs(digits.model, trainer._objective, precision=precision)
+            trainer.train(512)
+            fidelities[precision, seed] = 1 - trainer.validate().error / trainer.initial.error
+    exact, rounded = (
+        torch.tensor([fidelities[precision, seed] for seed in range(3)]) for precision in ("float32", "bfloat16")
+    )
+    assert not torch.equal(exact, rounded)
+    assert exact.min() > 0
+    assert (rounded - exact).mean().abs() < exact.max() - exact.min()
 
 
 def test_of_masks_that_held_out_samples_cannot_tell_apart_the_latest_is_kept(digits, generator, monkeypatch):

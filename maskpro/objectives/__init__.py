@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from maskpro.data import move
+from maskpro.precision import Precision, autocast
 
 # Samples computed together wherever a value per sample is kept: fixed, so that the value never depends on the caller.
 _BLOCK = 64
@@ -35,6 +36,14 @@ class Objective(Protocol):
 
     def teacher_losses(self, prediction: Tensor, teacher: Tensor, batch: Any) -> Tensor:
         """Loss per sample, `[B]`, against the dense network's output `[B, ...]`."""
+
+
+def predict_in(precision: Precision, objective: Objective, model: nn.Module, batch: Any) -> Tensor:
+    """The network's output `[B, ...]`, from a pass in this precision; that of a pass in bfloat16 comes as float32."""
+    device = (batch if isinstance(batch, Tensor) else batch[0]).device
+    with autocast(device, precision):
+        prediction = objective.predict(model, batch)
+    return prediction.float() if precision == "bfloat16" else prediction
 
 
 @contextmanager
@@ -168,13 +177,21 @@ class SampleValues:
 
 
 def teacher_outputs(
-    dense: nn.Module, objective: Objective, *, shelf: Shelf | None = None, device: torch.device | None = None
+    dense: nn.Module,
+    objective: Objective,
+    *,
+    precision: Precision = "float32",
+    shelf: Shelf | None = None,
+    device: torch.device | None = None,
 ) -> SampleValues:
-    """The dense network's outputs on an objective's samples; `shelf` and `device` as in SampleValues."""
+    """The dense network's outputs on an objective's samples, from passes in a precision.
+
+    `shelf` and `device` as in SampleValues.
+    """
 
     def compute(indices: Tensor) -> Tensor:
         with evaluation_mode(dense):
-            return objective.predict(dense, objective.batch(indices))
+            return predict_in(precision, objective, dense, objective.batch(indices))
 
     return SampleValues(compute, shelf, device)
 
@@ -184,15 +201,19 @@ def baseline_losses(
     objective: Objective,
     teacher: SampleValues | None,
     *,
+    precision: Precision = "float32",
     shelf: Shelf | None = None,
     device: torch.device | None = None,
 ) -> SampleValues:
-    """The losses of the network with its initial mask, against the teacher's outputs or (None) the data."""
+    """The losses of the network with its initial mask, against the teacher's outputs or (None) the data.
+
+    In the precision of the passes whose losses they are compared with; its rounding then cancels.
+    """
 
     def compute(indices: Tensor) -> Tensor:
         batch = objective.batch(indices)
         with evaluation_mode(initial):
-            prediction = objective.predict(initial, batch)
+            prediction = predict_in(precision, objective, initial, batch)
         if teacher is None:
             return objective.losses(prediction, batch)
         return objective.teacher_losses(prediction, teacher(indices), batch)

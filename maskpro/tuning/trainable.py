@@ -69,8 +69,14 @@ class MaskTrainable(Trainable):
         for name in MaskFormat._fields:
             settings.pop(name, None)
         trainer_config = TrainerConfig(**settings, budget_samples=context.max_samples, seed=seed)
-        timesteps, shares = trainer_config.timesteps, self._shared.timestep_shares
-        objective = training_objective(context, timesteps, shares, seed=seed, device=self._device)
+        objective = training_objective(
+            context,
+            trainer_config.timesteps,
+            trainer_config.precision,
+            self._shared.timestep_shares,
+            seed=seed,
+            device=self._device,
+        )
         self._initial = self._shared.initial[form]
         self._trainer = MaskTrainer(
             trainer_config,
@@ -93,10 +99,12 @@ class MaskTrainable(Trainable):
         """The dense network's outputs: from the shared table for the search's own seed; kept from trial to trial."""
         if self._values_seed != config.seed:
             self._values, self._values_seed = {}, config.seed
-        key = (TEACHER, config.timesteps)
+        key = (TEACHER, config.timesteps, config.precision)
         if key not in self._values:
             shelf = self._shelf(key, config.seed)
-            self._values[key] = teacher_outputs(self._dense, objective, shelf=shelf, device=self._device)
+            self._values[key] = teacher_outputs(
+                self._dense, objective, precision=config.precision, shelf=shelf, device=self._device
+            )
         return self._values[key]
 
     def _shelf(self, name: Hashable, seed: int) -> Shelf | None:
@@ -108,12 +116,13 @@ class MaskTrainable(Trainable):
         """The initial mask's losses, kept from trial to trial; only the policy gradient needs them."""
         if config.estimator != "policy_gradient":
             return None
-        key = (form, config.target, config.timesteps)
+        key = (form, config.target, config.timesteps, config.precision)
         if key not in self._values:
             self._values[key] = baseline_losses(
                 initial_masked(self._context, self._dense, form).model,
                 objective,
-                self._values[TEACHER, config.timesteps] if config.target == "teacher" else None,
+                self._values[TEACHER, config.timesteps, config.precision] if config.target == "teacher" else None,
+                precision=config.precision,
                 shelf=self._shelf(key, config.seed),
                 device=self._device,
             )
