@@ -9,9 +9,9 @@ A run with the best-known settings is looked at on its way. Each mask is judged 
 - bfloat16, dense in float32: the masked network in bfloat16, against the dense network's output in float32.
 - bfloat16: both networks.
 
-E is the mean squared difference from the dense network's output; fidelity is 1 - E / E_initial, both in the same way. The gain
-is the fidelity of a mask minus that of the mask before. `±` is the standard error over samples. A change is the figure minus
-the one in float32; it is paired, so its own error is far smaller than the figure's.
+E is the mean squared difference from the dense network's output. Fidelity is 1 - E / E_initial, both judged in the same way.
+The gain is the fidelity of a mask minus that of the mask before. `±` is the standard error over samples. A change is the
+figure minus the one in float32.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def judge_each_way(
     errors = {}
     for way, (masked, dense) in _WAYS.items():
         network = InPrecision(workload.model, dense)
-        held_out = replace(workload, model=network).held_out_samples("validation", device).first(samples)  # type: ignore[arg-type]
+        judge = replace(workload, model=network).held_out_samples("validation", device)  # type: ignore[arg-type]
+        held_out = judge.first(samples)
         errors[way] = [held_out.judge(InPrecision(model, masked)).errors for model in masks.values()]
         print(way, flush=True)
     return errors

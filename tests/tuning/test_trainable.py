@@ -147,11 +147,7 @@ def test_trials_on_a_reused_actor_equal_trials_on_fresh_ones(start):
         (NOISE, {((FORMATS[0], "noise", "uniform", "float32"), part) for part in range(2)}),
         (
             ROUNDED,
-            {
-                ((*name, "teacher", "importance", "bfloat16"), part)
-                for name in ((), (FORMATS[0],))
-                for part in range(2)
-            },
+            {((*name, "teacher", "importance", "bfloat16"), part) for name in ((), (FORMATS[0],)) for part in range(2)},
         ),
     ],
 )
@@ -180,8 +176,7 @@ def test_timesteps_are_drawn_as_a_trials_config_says(start, shared):
     uniform, importance = (start(dict(config))._running_trainer()._objective for config in (SECOND, IMPORTANCE))
     indices, shares = torch.arange(512), shared.timestep_shares["float32"]
     early = [
-        (objective.batch(indices).timesteps < 1000 / len(shares)).float().mean()
-        for objective in (uniform, importance)
+        (objective.batch(indices).timesteps < 1000 / len(shares)).float().mean() for objective in (uniform, importance)
     ]
     assert early[0] == pytest.approx(1 / len(shares), abs=0.03)
     assert early[1] == pytest.approx(shares[0], abs=0.07)
