@@ -229,7 +229,7 @@ def _trainer(
         config,
         masked=masked,
         objective=objective,
-        validation=workload.held_out_samples("validation", device),
+        validation=workload.held_out_samples("validation", device, precision),
         teacher=teacher,
         baseline=baseline_losses(initial, objective, teacher, precision=precision) if forward_only else None,
     )

@@ -54,7 +54,7 @@ class _RealTrials:
         (timesteps,), (precision,) = self.search.context.timesteps, self.search.context.precisions
         shares = workload.timestep_shares(masked.model, cpu, precision) if timesteps == "importance" else None
         self._objective = workload.training_objective(seed=options.seed, device=cpu, shares=shares)
-        self._validation = workload.held_out_samples("validation", cpu)
+        self._validation = workload.held_out_samples("validation", cpu, self.search.context.validation_precision)
         self._precision = precision
         self._teacher = teacher_outputs(workload.model, self._objective, precision=precision)
         self._initial = self._validation.judge(masked.model).means()

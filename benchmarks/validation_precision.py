@@ -3,13 +3,13 @@
 python -m benchmarks.validation_precision                        # the table of RESULTS.md: masks of one run, 1,200 samples
 python -m benchmarks.validation_precision --max-samples 64 --samples 64    # does it run?
 
-A run with the best-known settings is looked at on its way. Each mask is judged on the same validation samples in three ways:
+A run with the best-known settings is looked at on its way. Each mask is judged on the same samples in three ways:
 
 - float32: both networks.
 - bfloat16, dense in float32: the masked network in bfloat16, against the dense network's output in float32.
 - bfloat16: both networks.
 
-E is the mean squared difference from the dense network's output. Fidelity is 1 - E / E_initial, both judged in the same way.
+E is the mean squared difference from the dense network's output. Fidelity is 1 - E / E_initial, both judged in one way.
 The gain is the fidelity of a mask minus that of the mask before. `±` is the standard error over samples. A change is the
 figure minus the one in float32.
 """

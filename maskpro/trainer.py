@@ -126,7 +126,7 @@ class TrainerConfig:
             the logits takes its place in the residual.
         raw_step: policy_gradient exactly as in the spec; not with Adam.
         precision: of the networks' passes in training, also for teacher, baseline and `timestep_shares`; bfloat16 is
-            torch's autocast. Logits, losses and everything that is validated stay in float32.
+            torch's autocast. Logits and losses stay in float32. Held-out samples have a precision of their own.
         compile: let torch compile the network's passes in training (a minute or so, then 1.5 to 2 times as fast on a GPU);
             changes results by float rounding.
         seed: of the sampled masks.

@@ -111,7 +111,9 @@ class Workload:
         images = self.images.train
         return timestep_shares(self.model, initial, self.scheduler, images, device=device, precision=precision)
 
-    def held_out_samples(self, split: HeldOut, device: torch.device) -> HeldOutSamples:
+    def held_out_samples(
+        self, split: HeldOut, device: torch.device, precision: Precision = "float32"
+    ) -> HeldOutSamples:
         """A fixed held-out set: validation drives a search, test is for the final evaluation only.
 
         Selection, with the validation images and other noise, is larger: a search that takes the best of many validation
@@ -122,7 +124,7 @@ class Workload:
         objective = DiffusionObjective(
             self.scheduler, self.images[images], seed=_HELD_OUT_SEEDS[split], device=device, strata=size
         )
-        return HeldOutSamples(objective, size, self.model.to(device))
+        return HeldOutSamples(objective, size, self.model.to(device), precision)
 
 
 # Reads a folder of images, given resolution and channels.

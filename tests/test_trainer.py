@@ -300,7 +300,7 @@ def test_a_reference_that_is_refreshed_has_no_residual_either(digits):
 
 
 def test_a_teacher_in_bfloat16_moves_a_run_by_less_than_seeds_do(digits):
-    """Three seeds of bfloat16 training, each with both teachers: paired differences of fidelity beside the seeds' spread."""
+    """Three seeds of bfloat16 training, each with both teachers: the paired change of fidelity beside the seeds' spread."""
     fidelities = {}
     for seed in range(3):
         for precision in ("float32", "bfloat16"):

@@ -93,14 +93,16 @@ class HeldOutSamples:
 
     Args:
         dense: the network whose outputs on these samples are the target of the errors; they are computed here, once.
+        precision: of the passes of all networks. Of bfloat16 in one of them alone the rounding would add to the error.
     """
 
     @torch.no_grad()
-    def __init__(self, objective: Objective, size: int, dense: nn.Module):
+    def __init__(self, objective: Objective, size: int, dense: nn.Module, precision: Precision = "float32"):
         self._objective = objective
+        self._precision = precision
         self.batches = [objective.batch(indices) for indices in torch.arange(size).split(_BLOCK) if len(indices)]
         with evaluation_mode(dense):
-            self._outputs = [objective.predict(dense, batch) for batch in self.batches]
+            self._outputs = [predict_in(precision, objective, dense, batch) for batch in self.batches]
 
     @torch.no_grad()
     def judge(self, model: nn.Module) -> HeldOutValues:
@@ -108,7 +110,7 @@ class HeldOutSamples:
         objective, losses, errors = self._objective, [], []
         with evaluation_mode(model):
             for batch, output in zip(self.batches, self._outputs, strict=True):
-                prediction = objective.predict(model, batch)
+                prediction = predict_in(self._precision, objective, model, batch)
                 losses.append(objective.losses(prediction, batch).double())
                 errors.append(objective.teacher_losses(prediction, output, batch).double())
         return HeldOutValues(torch.cat(losses).cpu(), torch.cat(errors).cpu())

@@ -69,6 +69,14 @@ class TrialContext:
     cpus: float = 1.0
     gpu_share: float = 1.0
 
+    @property
+    def validation_precision(self) -> Precision:
+        """Of the networks' passes on validation samples: one for all trials, so that their errors can be compared.
+
+        That of the training, where all trials have the same; float32 where they differ.
+        """
+        return self.precisions[0] if len(set(self.precisions)) == 1 else "float32"
+
 
 @dataclass(frozen=True, kw_only=True)
 class SharedValues:
@@ -185,7 +193,7 @@ def _judged(
     """Held-out figures of the dense network and each initial mask, and the timesteps' shares where trials may want them."""
     device = prepare_process(context)
     dense = context.workload.model.to(device)
-    validation = context.workload.held_out_samples("validation", device)
+    validation = context.workload.held_out_samples("validation", device, context.validation_precision)
     figures: dict[MaskFormat, HeldOutMeans] = {}
     shares: dict[Precision, tuple[float, ...]] = {}
     for form in context.formats:

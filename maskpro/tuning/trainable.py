@@ -46,7 +46,8 @@ class MaskTrainable(Trainable):
         self._context, self._shared = context, shared
         self._device = prepare_process(context)
         self._dense = context.workload.model.to(self._device)
-        self._validation = context.workload.held_out_samples("validation", self._device)
+        precision = context.validation_precision
+        self._validation = context.workload.held_out_samples("validation", self._device, precision)
         self._values: dict[Any, SampleValues] = {}
         self._values_seed: int | None = None
         self._trainer: MaskTrainer | None = None

@@ -184,6 +184,27 @@ def test_timesteps_are_drawn_as_a_trials_config_says(start, shared):
     assert shared.timestep_shares["bfloat16"] != shares
 
 
+@pytest.mark.parametrize(
+    ("precisions", "expected"),
+    [(("float32",), "float32"), (("bfloat16",), "bfloat16"), (("float32", "bfloat16"), "float32")],
+)
+def test_all_trials_of_a_search_are_validated_in_one_precision(context, digits, precisions, expected):
+    """And the shared figures of the initial mask are those that a trial would find."""
+    context = replace(context, precisions=precisions, formats=FORMATS[:1], timesteps=("uniform",))
+    dense, initial, shares = _judged(context)
+    assert shares == {}
+
+    class Started(MaskTrainable):
+        def setup(self, config):
+            super().setup(config, context=context, shared=SharedValues(dense_val_loss=dense, initial=initial))
+
+    held_out = digits.held_out_samples("validation", CPU, expected)
+    assert held_out.judge(digits.model).means().loss == dense
+    for precision in precisions:
+        trainer = Started({**FIRST, "precision": precision})._trainer
+        assert trainer.validate() == trainer.initial == held_out.judge(trainer.masked.model).means()
+
+
 def test_a_part_whose_process_is_lost_is_made_again(monkeypatch):
     def lost(part):
         raise ray.exceptions.OwnerDiedError("0" * 56, "", "")
