@@ -107,8 +107,8 @@ def _rows(errors: dict[str, list[Tensor]], seen: list[int]) -> list[dict[str, An
     rows = []
     exact = errors["float32"]
     for place, samples in enumerate(seen):
-        for way, (initial, *_) in ((way, found) for way, found in errors.items()):
-            now, before = errors[way][place], errors[way][place - 1]
+        for way, found in errors.items():
+            initial, before, now = found[0], found[place - 1], found[place]
             row: dict[str, Any] = {"samples": samples, "precision": way, "E": f"{now.mean().item():.6f}"}
             if place:
                 estimates = {
@@ -121,8 +121,9 @@ def _rows(errors: dict[str, list[Tensor]], seen: list[int]) -> list[dict[str, An
                 for name, (estimate, reference) in estimates.items():
                     assert estimate is not None
                     assert reference is not None
-                    row[name] = str(estimate)
-                    row[f"{name}, change"] = f"{estimate.value - reference.value:+.5f}"
+                    row[name] = f"{estimate.value:.5f} ± {estimate.standard_error:.5f}"
+                    if way != "float32":
+                        row[f"{name}, change"] = f"{estimate.value - reference.value:+.5f}"
             rows.append({**dict.fromkeys(("samples", "precision", "E", *_FIGURES), ""), **row})
     return rows
 

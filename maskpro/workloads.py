@@ -111,9 +111,7 @@ class Workload:
         images = self.images.train
         return timestep_shares(self.model, initial, self.scheduler, images, device=device, precision=precision)
 
-    def held_out_samples(
-        self, split: HeldOut, device: torch.device, precision: Precision = "float32"
-    ) -> HeldOutSamples:
+    def held_out_samples(self, split: HeldOut, device: torch.device, precision: Precision = "float32") -> HeldOutSamples:
         """A fixed held-out set: validation drives a search, test is for the final evaluation only.
 
         Selection, with the validation images and other noise, is larger: a search that takes the best of many validation

@@ -10,7 +10,7 @@ from maskpro.distribution import score
 from maskpro.errors import MaskproError
 from maskpro.estimators import ESTIMATORS, Tracker
 from maskpro.initial_masks import magnitude_masked_model
-from maskpro.objectives import HeldOutSamples, HeldOutValues, baseline_losses, teacher_outputs
+from maskpro.objectives import HeldOutSamples, HeldOutValues, baseline_losses
 from maskpro.objectives.diffusion import DiffusionObjective
 from maskpro.pattern import NMPattern, PackedMask
 from maskpro.trainer import MaskTrainer, NonFiniteLossError, TrainerConfig
@@ -264,7 +264,7 @@ class Float64Objective(DiffusionObjective):
     "settings", [{"estimator": "straight_through"}, {"estimator": "policy_gradient", "lr": 20.0}], ids=str
 )
 def test_bfloat16_learns_as_well_as_float32_within_the_noise_of_seeds(digits, settings):
-    """Validation loss after the same samples: the precisions differ by less than two seeds do."""
+    """Validation error after the same samples: with passes, teacher and baseline in bfloat16 less apart than seeds are."""
     losses = {}
     for precision, seed in (("float32", 0), ("float32", 1), ("float32", 2), ("bfloat16", 0)):
         trainer = make_trainer(digits, **{"lr": 2.0} | settings, budget_samples=512, precision=precision, seed=seed)
@@ -297,23 +297,6 @@ def test_a_reference_that_is_refreshed_has_no_residual_either(digits):
     (batch,) = trainer._batches(torch.arange(64))
     with torch.no_grad():
         assert torch.equal(trainer._losses(batch.samples, batch.teacher), trainer._baseline(torch.arange(64)))
-
-
-def test_a_teacher_in_bfloat16_moves_a_run_by_less_than_seeds_do(digits):
-    """Three seeds of bfloat16 training, each with both teachers: the paired change of fidelity beside the seeds' spread."""
-    fidelities = {}
-    for seed in range(3):
-        for precision in ("float32", "bfloat16"):
-            trainer = make_trainer(digits, lr=2.0, budget_samples=512, precision="bfloat16", seed=seed)
-            trainer._teacher = teacher_outputs(digits.model, trainer._objective, precision=precision)
-            trainer.train(512)
-            fidelities[precision, seed] = 1 - trainer.validate().error / trainer.initial.error
-    exact, rounded = (
-        torch.tensor([fidelities[precision, seed] for seed in range(3)]) for precision in ("float32", "bfloat16")
-    )
-    assert not torch.equal(exact, rounded)
-    assert exact.min() > 0
-    assert (rounded - exact).mean().abs() < exact.max() - exact.min()
 
 
 def test_of_masks_that_held_out_samples_cannot_tell_apart_the_latest_is_kept(digits, generator, monkeypatch):
