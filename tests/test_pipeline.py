@@ -259,7 +259,7 @@ def test_what_a_run_in_bfloat16_records_is_judged_in_float32(tmp_path, digits):
     summary = pipeline.train(
         small,
         tmp_path / "run",
-        config=TrainerConfig(precision="bfloat16", batch_size=16, dataset_size=32, budget_samples=64, lr=4.0),
+        config=TrainerConfig(precision="bfloat16", batch_size=16, dataset_size=32, budget_samples=64),
         pattern=NMPattern(2, 4),
         layout="channel",
         device=CPU,
@@ -269,9 +269,15 @@ def test_what_a_run_in_bfloat16_records_is_judged_in_float32(tmp_path, digits):
     network = copy.deepcopy(digits.model)
     learned = DDPMPipeline.from_pretrained(tmp_path / "run" / "checkpoint").unet
     initial = magnitude_masked_model(network, pattern=NMPattern(2, 4), layout="channel").model
-    assert summary["dense_val_loss"] == held_out.judge(digits.model).means().loss
-    assert summary["initial_val_error"] == held_out.judge(initial).means().error
-    assert summary["val_error"] == held_out.judge(learned).means().error < summary["initial_val_error"]
+    # Far nearer than bfloat16 is; the order of the weights in memory changes the last bits.
+    for name, expected in (
+        ("dense_val_loss", held_out.judge(digits.model).means().loss),
+        ("initial_val_error", held_out.judge(initial).means().error),
+        ("val_error", held_out.judge(learned).means().error),
+    ):
+        assert summary[name] == pytest.approx(expected, rel=1e-6)
+    rounded = small.held_out_samples("validation", CPU, "bfloat16").judge(initial).means().error
+    assert rounded != pytest.approx(summary["initial_val_error"], rel=1e-4)
 
 
 def test_train_draws_timesteps_as_it_is_told(tmp_path):

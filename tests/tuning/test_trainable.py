@@ -190,7 +190,8 @@ def test_timesteps_are_drawn_as_a_trials_config_says(start, shared):
 )
 def test_all_trials_of_a_search_are_validated_in_one_precision(context, digits, precisions, expected):
     """And the shared figures of the initial mask are those that a trial would find."""
-    context = replace(context, precisions=precisions, formats=FORMATS[:1], timesteps=("uniform",))
+    small = replace(digits, budgets=replace(digits.budgets, validation_samples=64))
+    context = replace(context, workload=small, precisions=precisions, formats=FORMATS[:1], timesteps=("uniform",))
     dense, initial, shares = _judged(context)
     assert shares == {}
 
@@ -198,7 +199,7 @@ def test_all_trials_of_a_search_are_validated_in_one_precision(context, digits, 
         def setup(self, config):
             super().setup(config, context=context, shared=SharedValues(dense_val_loss=dense, initial=initial))
 
-    held_out = digits.held_out_samples("validation", CPU, expected)
+    held_out = small.held_out_samples("validation", CPU, expected)
     assert held_out.judge(digits.model).means().loss == dense
     for precision in precisions:
         trainer = Started({**FIRST, "precision": precision})._trainer
