@@ -93,7 +93,7 @@ class HeldOutSamples:
 
     Args:
         dense: the network whose outputs on these samples are the target of the errors; they are computed here, once.
-        precision: of the passes of all networks. Of bfloat16 in one of them alone the rounding would add to the error.
+        precision: of all networks' passes. With the dense one alone in float32, bfloat16's rounding would count as error.
     """
 
     @torch.no_grad()
