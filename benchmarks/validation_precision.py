@@ -96,7 +96,7 @@ def judge_each_way(
     errors = {}
     for way, (masked, dense) in _WAYS.items():
         network = InPrecision(workload.model, dense)
-        judge = replace(workload, model=network).held_out_samples("validation", device)  # type: ignore[arg-type]
+        judge = replace(workload, model=network).held_out_samples("validation", device)
         held_out = judge.first(samples)
         errors[way] = [held_out.judge(InPrecision(model, masked)).errors for model in masks.values()]
         print(way, flush=True)
