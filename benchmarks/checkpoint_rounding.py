@@ -83,8 +83,9 @@ def run_seed(seed: int, max_samples: int | None) -> list[dict[str, Any]]:
     def initial() -> Any:
         return magnitude_masked_model(copy.deepcopy(workload.model), pattern=pattern, layout="channel")
 
-    objective = workload.training_objective(seed=seed, device=cpu, shares=workload.timestep_shares(initial().model, cpu))
-    teacher = teacher_outputs(workload.model, objective)
+    shares = workload.timestep_shares(initial().model, cpu, config.precision)
+    objective = workload.training_objective(seed=seed, device=cpu, shares=shares)
+    teacher = teacher_outputs(workload.model, objective, precision=config.precision)
     validation = workload.held_out_samples("validation", cpu).first(_VALIDATION_SAMPLES)
     test = workload.held_out_samples("test", cpu)
 

@@ -178,7 +178,7 @@ def run_job(job: Job, setting: Setting) -> dict[str, Any]:
         masked.set_mask(magnitude)
         started = time.monotonic()
         wanted = settings.get("timesteps") == "importance"
-        shares = workload.timestep_shares(masked.model, place) if wanted else None
+        shares = workload.timestep_shares(masked.model, place, setting.precision) if wanted else None
         spent = time.monotonic() - started
         settings["precision"] = setting.precision
         learned, early, mask = _learn(_trainer(job, settings, shares, workload, dense, masked), job)
@@ -231,14 +231,15 @@ def _trainer(
     distinct = max(settings["batch_size"], left // (visits * (passes + 1) if hidden else visits * passes + 1))
     config = TrainerConfig(**settings, dataset_size=distinct, budget_samples=distinct * visits * masks, seed=job.seed)
     objective = workload.training_objective(seed=job.seed, device=device, shares=shares)
-    teacher = teacher_outputs(dense, objective) if config.target == "teacher" else None
+    precision, initial = config.precision, copy.deepcopy(masked.model)
+    teacher = teacher_outputs(dense, objective, precision=precision) if config.target == "teacher" else None
     return MaskTrainer(
         config,
         masked=masked,
         objective=objective,
-        validation=workload.held_out_samples("validation", device),
+        validation=workload.held_out_samples("validation", device, precision),
         teacher=teacher,
-        baseline=baseline_losses(copy.deepcopy(masked.model), objective, teacher) if forward_only else None,
+        baseline=baseline_losses(initial, objective, teacher, precision=precision) if forward_only else None,
         dense=dense,
     )
 

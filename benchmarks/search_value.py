@@ -51,11 +51,12 @@ class _RealTrials:
         self.search = prepare_search(options)
         cpu, workload = torch.device("cpu"), self.search.workload
         masked = initial_masked(self.search.context, workload.model, self.search.context.formats[0])
-        (timesteps,) = self.search.context.timesteps
-        shares = workload.timestep_shares(masked.model, cpu) if timesteps == "importance" else None
+        (timesteps,), (precision,) = self.search.context.timesteps, self.search.context.precisions
+        shares = workload.timestep_shares(masked.model, cpu, precision) if timesteps == "importance" else None
         self._objective = workload.training_objective(seed=options.seed, device=cpu, shares=shares)
-        self._validation = workload.held_out_samples("validation", cpu)
-        self._teacher = teacher_outputs(workload.model, self._objective)
+        self._validation = workload.held_out_samples("validation", cpu, self.search.context.validation_precision)
+        self._precision = precision
+        self._teacher = teacher_outputs(workload.model, self._objective, precision=precision)
         self._initial = self._validation.judge(masked.model).means()
         self._test = workload.held_out_samples("test", cpu)
         self.initial_errors = self._test.judge(masked.model).errors
@@ -85,13 +86,14 @@ class _RealTrials:
             settings = search.space.fixed | dict(params)
             targets = split_targets(settings.pop("targets", None)) or search.context.targets
             masked = initial_masked(search.context, search.workload.model, search.context.formats[0], targets)
+            initial = copy.deepcopy(masked.model)
             self._trainers[key] = MaskTrainer(
                 TrainerConfig(**settings, budget_samples=search.context.max_samples, seed=search.options.seed),
                 masked=masked,
                 objective=self._objective,
                 validation=self._validation,
                 teacher=self._teacher,
-                baseline=baseline_losses(copy.deepcopy(masked.model), self._objective, self._teacher),
+                baseline=baseline_losses(initial, self._objective, self._teacher, precision=self._precision),
                 initial=self._initial,
             )
         return self._trainers[key]

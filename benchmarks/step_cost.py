@@ -175,7 +175,7 @@ def _trainer(
     config = TrainerConfig(
         batch_size=batch_size, dataset_size=256, budget_samples=10**9, target="teacher", logits=5.0, **settings
     )
-    baseline = baseline_losses(copy.deepcopy(masked.model), objective, teacher)
+    baseline = baseline_losses(copy.deepcopy(masked.model), objective, teacher, precision=config.precision)
     trainer = MaskTrainer(
         config,
         masked=masked,
@@ -265,7 +265,8 @@ def measure(
     dense, scheduler, images = open_network(network)
     dense = dense.to(device)
     objective = DiffusionObjective(scheduler, images, seed=0, device=device)
-    variants = _variants(dense, objective, teacher_outputs(dense, objective), batch_size, precision, compiled)
+    teacher = teacher_outputs(dense, objective, precision=precision)
+    variants = _variants(dense, objective, teacher, batch_size, precision, compiled)
     peaks = {}
     for name, run in variants.items():
         run(1)

@@ -29,7 +29,7 @@ from maskpro.initial_masks import InitialMaskMethod, extract_masks, magnitude_ma
 from maskpro.layer_statistics import layer_statistics
 from maskpro.mask_file import MaskFile, inspect_mask_file, load_mask_file, save_mask_file
 from maskpro.masked_model import MaskedModel, layer_problems, maskable_layers, model_hash
-from maskpro.objectives import HeldOutMeans, baseline_losses, teacher_outputs
+from maskpro.objectives import HeldOutMeans, HeldOutSamples, baseline_losses, teacher_outputs
 from maskpro.pattern import Layout, NMPattern
 from maskpro.precision import SamplingPrecision, check_precision
 from maskpro.pretrained import load_pretrained, resolution, save_pipeline
@@ -299,22 +299,27 @@ def train(
     else:
         generator = torch.Generator().manual_seed(config.seed)
         masked.set_mask(one_shot_mask(masked, initial, objective=objective, generator=generator))
-    validation = workload.held_out_samples("validation", device)
+    validation = workload.held_out_samples("validation", device, config.precision)
     if config.timesteps == "importance":
-        shares = workload.timestep_shares(masked.model, device)
+        shares = workload.timestep_shares(masked.model, device, config.precision)
         objective = workload.training_objective(seed=config.seed, device=device, shares=shares)
-    teacher = teacher_outputs(dense, objective)
+    teacher = teacher_outputs(dense, objective, precision=config.precision)
+    target = teacher if config.target == "teacher" else None
     trainer = MaskTrainer(
         config,
         masked=masked,
         objective=objective,
         validation=validation,
         teacher=teacher,
-        baseline=baseline_losses(copy.deepcopy(masked.model), objective, teacher if config.target == "teacher" else None),
+        baseline=baseline_losses(copy.deepcopy(masked.model), objective, target, precision=config.precision),
         dense=dense,
     )
     with atomic_folder(output) as folder:
         losses, curve, seconds = _run(trainer, workload.budgets.report_samples, say, log)
+        before, after = trainer.initial, trainer.best
+        if config.precision != "float32":  # the figures that are kept are not of rounded passes
+            validation = workload.held_out_samples("validation", device)
+            before, after = (_means(validation, masked, mask) for mask in (trainer.initial_mask, trainer.best_mask))
         if statistics:
             say("what each layer contributes: a pass over held-out samples for every layer")
             rows = layer_statistics(
@@ -341,13 +346,13 @@ def train(
             "num_samples_seen": trainer.num_samples_seen,
             "seconds": seconds,
             "dense_val_loss": dense_loss,
-            "fidelity": fidelity(trainer.initial.error, trainer.best.error),
-            "initial_val_error": trainer.initial.error,
-            "val_error": trainer.best.error,
-            "initial_val_loss": trainer.initial.loss,
-            "val_loss": trainer.best.loss,
-            "recovery": recovery(trainer.initial.loss, trainer.best.loss, dense_loss),
-            "loss_improvement": loss_improvement(trainer.initial.loss, trainer.best.loss),
+            "fidelity": fidelity(before.error, after.error),
+            "initial_val_error": before.error,
+            "val_error": after.error,
+            "initial_val_loss": before.loss,
+            "val_loss": after.loss,
+            "recovery": recovery(before.loss, after.loss, dense_loss),
+            "loss_improvement": loss_improvement(before.loss, after.loss),
             "changed_share": trainer.changed_share(trainer.best_mask),
             "sparsity": sparsity(masked.model),
             "dense_layers": left.describe(),
@@ -502,6 +507,11 @@ def parameter_statistics(model: nn.Module) -> dict[str, int]:
     parameters = list(model.parameters())
     nonzero = sum(int(torch.count_nonzero(parameter)) for parameter in parameters)
     return {"total": sum(parameter.numel() for parameter in parameters), "nonzero": nonzero}
+
+
+def _means(held_out: HeldOutSamples, masked: MaskedModel, mask: Tensor) -> HeldOutMeans:
+    masked.set_mask(mask)
+    return held_out.judge(masked.model).means()
 
 
 def _run(

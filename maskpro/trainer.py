@@ -27,9 +27,17 @@ from maskpro.estimators import (
 from maskpro.graphs import GraphedPass
 from maskpro.hidden_targets import HiddenTargets, fading
 from maskpro.masked_model import MaskedModel
-from maskpro.objectives import HeldOutMeans, HeldOutSamples, HeldOutValues, Objective, SampleValues, baseline_losses
+from maskpro.objectives import (
+    HeldOutMeans,
+    HeldOutSamples,
+    HeldOutValues,
+    Objective,
+    SampleValues,
+    baseline_losses,
+    predict_in,
+)
 from maskpro.pattern import PackedMask
-from maskpro.precision import Precision, autocast, parse_precision, reproducible
+from maskpro.precision import Precision, parse_precision, reproducible
 from maskpro.rounding import (
     CodedSquares,
     FixedPoint,
@@ -124,8 +132,8 @@ class TrainerConfig:
         refresh_reference: of policy_gradient with one mask a step: once the loss is half of the initial mask's, the mode of
             the logits takes its place in the residual.
         raw_step: policy_gradient exactly as in the spec; not with Adam.
-        precision: of the network's passes in training; bfloat16 is torch's autocast. Logits, losses and everything that is
-            validated stay in float32.
+        precision: of the networks' passes in training, also for teacher, baseline and `timestep_shares`; bfloat16 is
+            torch's autocast. Logits and losses stay in float32. Held-out samples have a precision of their own.
         compile: let torch compile the network's passes in training (a minute or so, then 1.5 to 2 times as fast on a GPU);
             changes results by float rounding.
         seed: of the sampled masks.
@@ -222,8 +230,9 @@ class MaskTrainer:
 
     Args:
         masked: the network; its current mask is the initial mask.
-        teacher: the dense network's output per sample; needed for the target "teacher".
-        baseline: the initial mask's loss per sample, against the same target; needed for policy_gradient.
+        teacher: the dense network's output per sample, in the config's precision; needed for the target "teacher".
+        baseline: the initial mask's loss per sample, in the config's precision and against the same target; needed for
+            policy_gradient.
         dense: the network without a mask, needed for hidden_targets; it is only looked at.
         initial: held-out loss and error of the initial mask, if they are known already.
         graphs: on a GPU, record the passes of whole batches as CUDA graphs and replay them.
@@ -484,7 +493,8 @@ class MaskTrainer:
         self._tracker = Tracker.start(self.logits.device)
         self.masked.set_mask(reference)
         teacher = self._teacher if self.config.target == "teacher" else None
-        self._baseline = baseline_losses(copy.deepcopy(self.masked.model), self._objective, teacher)
+        network, precision = copy.deepcopy(self.masked.model), self.config.precision
+        self._baseline = baseline_losses(network, self._objective, teacher, precision=precision)
 
     def _batches(self, indices: Tensor) -> Iterator[_Batch]:
         """The samples in batches that fit into memory, with the dense network's outputs where they are the target."""
@@ -501,9 +511,7 @@ class MaskTrainer:
         # Compiling once more for every other size would take longer than what is left of the step.
         rows = len(batch if isinstance(batch, Tensor) else batch[0])
         network = self._network if rows == self.micro_batch_size else self.masked.model
-        with autocast(self.logits.device, self.config.precision):
-            prediction = self._objective.predict(network, batch)
-        prediction = prediction.to(self.logits.dtype)
+        prediction = predict_in(self.config.precision, self._objective, network, batch).to(self.logits.dtype)
         if teacher is None:
             return self._objective.losses(prediction, batch)
         return self._objective.teacher_losses(prediction, teacher, batch)

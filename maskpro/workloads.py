@@ -28,6 +28,7 @@ from maskpro.images import (
 from maskpro.objectives import HeldOutSamples
 from maskpro.objectives.diffusion import DiffusionObjective, timestep_shares
 from maskpro.pattern import Layout, NMPattern
+from maskpro.precision import Precision
 from maskpro.pretrained import CIFAR10_HUB_MODEL, load_pretrained, resolution
 
 # Seeds of the fixed held-out sets, far from those that users choose for calibration samples and masks.
@@ -101,16 +102,19 @@ class Workload:
         """The calibration samples of a seed, drawn from the training images, with their loss; `shares` of the timesteps."""
         return DiffusionObjective(self.scheduler, self.images.train, seed=seed, device=device, shares=shares)
 
-    def timestep_shares(self, initial: nn.Module, device: torch.device) -> tuple[float, ...]:
+    def timestep_shares(
+        self, initial: nn.Module, device: torch.device, precision: Precision = "float32"
+    ) -> tuple[float, ...]:
         """How often each part of the noise schedule is to be sampled in training that begins with the network `initial`."""
-        return timestep_shares(self.model, initial, self.scheduler, self.images.train, device=device)
+        images = self.images.train
+        return timestep_shares(self.model, initial, self.scheduler, images, device=device, precision=precision)
 
     def dense_layers(self, masked: Collection[str], *, pattern: NMPattern, layout: Layout) -> DenseLayers:
         """The maskable layers of the network that are not among the `masked` ones."""
         shape = self.images.train.shape[1:]
         return dense_layers(self.model, masked, pattern=pattern, layout=layout, shape=shape)
 
-    def held_out_samples(self, split: HeldOut, device: torch.device) -> HeldOutSamples:
+    def held_out_samples(self, split: HeldOut, device: torch.device, precision: Precision = "float32") -> HeldOutSamples:
         """A fixed held-out set: validation drives a search, test is for the final evaluation only.
 
         Selection, with the validation images and other noise, is larger: a search that takes the best of many validation
@@ -121,7 +125,7 @@ class Workload:
         objective = DiffusionObjective(
             self.scheduler, self.images[images], seed=_HELD_OUT_SEEDS[split], device=device, strata=size
         )
-        return HeldOutSamples(objective, size, self.model.to(device))
+        return HeldOutSamples(objective, size, self.model.to(device), precision)
 
 
 # Reads a folder of images, given resolution and channels.

@@ -110,14 +110,15 @@ def make_trainer(
     objective = workload.training_objective(seed=0, device=device)
     held_out = DiffusionObjective(workload.scheduler, workload.images.validation, seed=1, device=device, strata=32)
     masked = magnitude_masked_model(dense, pattern=NMPattern.parse(pattern), layout="channel", targets=targets)
-    teacher = teacher_outputs(dense, objective)
+    teacher = teacher_outputs(dense, objective, precision=config.precision)
+    target = teacher if config.target == "teacher" else None
     return MaskTrainer(
         config,
         masked=masked,
         objective=objective,
         validation=HeldOutSamples(held_out, 32, dense),
         teacher=teacher,
-        baseline=baseline_losses(copy.deepcopy(masked.model), objective, teacher if config.target == "teacher" else None),
+        baseline=baseline_losses(copy.deepcopy(masked.model), objective, target, precision=config.precision),
         dense=dense,
         graphs=graphs,
     )

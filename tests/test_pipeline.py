@@ -1,5 +1,6 @@
 """The steps of the original pipeline, as functions and as commands."""
 
+import copy
 import json
 from contextlib import contextmanager
 from dataclasses import replace
@@ -8,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import is_strictly_two_of_four
+from conftest import CPU, is_strictly_two_of_four
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -17,10 +18,12 @@ from maskpro import pipeline
 from maskpro.cli import app
 from maskpro.embedded import DIGITS_MODEL
 from maskpro.errors import MaskproError
+from maskpro.initial_masks import magnitude_masked_model
 from maskpro.mask_file import load_mask_file, save_mask_file
 from maskpro.masked_model import maskable_layers, model_hash
 from maskpro.pattern import NMPattern
 from maskpro.pipeline import magnitude_mask_file
+from maskpro.trainer import TrainerConfig
 
 
 def run(*arguments):
@@ -249,6 +252,32 @@ def test_what_a_run_records_is_of_the_mask_that_it_wrote(tmp_path, digits):
     assert summary["last_logits"]["changed_share"] > 0.1
     assert content.provenance["val_loss"] == summary["val_loss"]
     assert content.provenance["recovery"] == 0
+
+
+def test_what_a_run_in_bfloat16_records_is_judged_in_float32(tmp_path, digits):
+    small = replace(digits, budgets=replace(digits.budgets, validation_samples=64))
+    summary = pipeline.train(
+        small,
+        tmp_path / "run",
+        config=TrainerConfig(precision="bfloat16", batch_size=16, dataset_size=32, budget_samples=64),
+        pattern=NMPattern(2, 4),
+        layout="channel",
+        device=CPU,
+        statistics=False,
+    )
+    held_out = small.held_out_samples("validation", CPU)
+    network = copy.deepcopy(digits.model)
+    learned = DDPMPipeline.from_pretrained(tmp_path / "run" / "checkpoint").unet
+    initial = magnitude_masked_model(network, pattern=NMPattern(2, 4), layout="channel").model
+    # Far nearer than bfloat16 is; the order of the weights in memory changes the last bits.
+    for name, expected in (
+        ("dense_val_loss", held_out.judge(digits.model).means().loss),
+        ("initial_val_error", held_out.judge(initial).means().error),
+        ("val_error", held_out.judge(learned).means().error),
+    ):
+        assert summary[name] == pytest.approx(expected, rel=1e-6)
+    rounded = small.held_out_samples("validation", CPU, "bfloat16").judge(initial).means().error
+    assert rounded != pytest.approx(summary["initial_val_error"], rel=1e-4)
 
 
 def test_train_draws_timesteps_as_it_is_told(tmp_path):

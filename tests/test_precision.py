@@ -1,6 +1,7 @@
-"""The precision of networks' passes: what "auto" is on which device, and that sampling in bfloat16 moves no distance."""
+"""The precision of networks' passes: what "auto" is on which device, and what bfloat16 moves by less than its own error."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ import torch
 from maskpro.errors import MaskproError
 from maskpro.evaluation.distances import FeatureStatistics, frechet_distance
 from maskpro.evaluation.features import open_features
+from maskpro.evaluation.fidelity import estimate_fidelity, estimate_gain
 from maskpro.evaluation.sampling import SamplingPlan
 from maskpro.initial_masks import magnitude_masked_model
+from maskpro.objectives import HeldOutSamples, teacher_outputs
 from maskpro.pattern import NMPattern
 from maskpro.precision import check_precision, parse_sampling_precision, resolve_sampling_precision
 
@@ -83,3 +86,39 @@ def test_in_bfloat16_the_distance_is_unchanged_within_its_own_error(digits):
     assert abs((rounded - exact).mean()) < error
     masked = magnitude_masked_model(copy.deepcopy(digits.model), pattern=NMPattern(2, 4), layout="channel").model
     assert abs((distances(masked, "float32") - exact).mean()) > 5 * error
+
+
+def test_validation_in_bfloat16_moves_fidelity_and_gains_by_less_than_half_of_their_standard_error(digits):
+    """Three magnitude masks that keep half, five eighths and three quarters of the weights, on 384 samples.
+
+    The masks of a run, on all 1,200 samples: benchmarks/validation_precision.py.
+    """
+    small = replace(digits, budgets=replace(digits.budgets, validation_samples=384))
+    models = [
+        magnitude_masked_model(copy.deepcopy(digits.model), pattern=NMPattern.parse(pattern), layout="channel").model
+        for pattern in ("2:4", "5:8", "3:4")
+    ]
+    exact, rounded = (
+        [held_out.judge(model).errors for model in models]
+        for held_out in (small.held_out_samples("validation", CPU, name) for name in ("float32", "bfloat16"))
+    )
+    assert not torch.equal(exact[0], rounded[0])
+    for estimate, masks in ((estimate_fidelity, (0, 1)), (estimate_fidelity, (0, 2)), (estimate_gain, (0, 1, 2))):
+        expected, found = (estimate(*(errors[mask] for mask in masks)) for errors in (exact, rounded))
+        assert expected.value > 2 * expected.standard_error, "the masks differ by more than chance"
+        assert found.value > 2 * found.standard_error, "and are in the same order"
+        assert abs(found.value - expected.value) < expected.standard_error / 2
+
+
+def test_the_dense_network_has_no_error_where_both_passes_are_in_one_precision(digits):
+    """Against outputs in another precision its rounding would count as an error, which is why both are in one."""
+    objective = digits.training_objective(seed=0, device=CPU)
+    for precision in ("float32", "bfloat16"):
+        held_out = HeldOutSamples(objective, 64, digits.model, precision)
+        assert held_out.judge(digits.model).errors.count_nonzero() == 0
+        assert held_out.first(1).judge(digits.model).errors.count_nonzero() == 0
+    exact, rounded = (
+        teacher_outputs(digits.model, objective, precision=name)(torch.arange(64)) for name in ("float32", "bfloat16")
+    )
+    assert exact.dtype == rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).square().mean() < 1e-3 * exact.square().mean()

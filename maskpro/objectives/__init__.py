@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from maskpro.data import move
+from maskpro.precision import Precision, autocast
 
 # Samples computed together wherever a value per sample is kept: fixed, so that the value never depends on the caller.
 _BLOCK = 64
@@ -38,6 +39,14 @@ class Objective(Protocol):
 
     def hidden_losses(self, hidden: Tensor, teacher: Tensor, batch: Any) -> Tensor:
         """Mean squared difference of activations `[B, ...]` from the dense network's per sample, `[B]`, weighted alike."""
+
+
+def predict_in(precision: Precision, objective: Objective, model: nn.Module, batch: Any) -> Tensor:
+    """The network's output `[B, ...]`, from a pass in this precision; that of a pass in bfloat16 comes as float32."""
+    device = (batch if isinstance(batch, Tensor) else batch[0]).device
+    with autocast(device, precision):
+        prediction = objective.predict(model, batch)
+    return prediction.float() if precision == "bfloat16" else prediction
 
 
 @contextmanager
@@ -87,14 +96,16 @@ class HeldOutSamples:
 
     Args:
         dense: the network whose outputs on these samples are the target of the errors; they are computed here, once.
+        precision: of all networks' passes. With the dense one alone in float32, bfloat16's rounding would count as error.
     """
 
     @torch.no_grad()
-    def __init__(self, objective: Objective, size: int, dense: nn.Module):
+    def __init__(self, objective: Objective, size: int, dense: nn.Module, precision: Precision = "float32"):
         self._objective = objective
+        self._precision = precision
         self.batches = [objective.batch(indices) for indices in torch.arange(size).split(_BLOCK) if len(indices)]
         with evaluation_mode(dense):
-            self._outputs = [objective.predict(dense, batch) for batch in self.batches]
+            self._outputs = [predict_in(precision, objective, dense, batch) for batch in self.batches]
 
     @torch.no_grad()
     def judge(self, model: nn.Module) -> HeldOutValues:
@@ -102,7 +113,7 @@ class HeldOutSamples:
         objective, losses, errors = self._objective, [], []
         with evaluation_mode(model):
             for batch, output in zip(self.batches, self._outputs, strict=True):
-                prediction = objective.predict(model, batch)
+                prediction = predict_in(self._precision, objective, model, batch)
                 losses.append(objective.losses(prediction, batch).double())
                 errors.append(objective.teacher_losses(prediction, output, batch).double())
         return HeldOutValues(torch.cat(losses).cpu(), torch.cat(errors).cpu())
@@ -171,13 +182,21 @@ class SampleValues:
 
 
 def teacher_outputs(
-    dense: nn.Module, objective: Objective, *, shelf: Shelf | None = None, device: torch.device | None = None
+    dense: nn.Module,
+    objective: Objective,
+    *,
+    precision: Precision = "float32",
+    shelf: Shelf | None = None,
+    device: torch.device | None = None,
 ) -> SampleValues:
-    """The dense network's outputs on an objective's samples; `shelf` and `device` as in SampleValues."""
+    """The dense network's outputs on an objective's samples, from passes in a precision.
+
+    `shelf` and `device` as in SampleValues.
+    """
 
     def compute(indices: Tensor) -> Tensor:
         with evaluation_mode(dense):
-            return objective.predict(dense, objective.batch(indices))
+            return predict_in(precision, objective, dense, objective.batch(indices))
 
     return SampleValues(compute, shelf, device)
 
@@ -187,15 +206,19 @@ def baseline_losses(
     objective: Objective,
     teacher: SampleValues | None,
     *,
+    precision: Precision = "float32",
     shelf: Shelf | None = None,
     device: torch.device | None = None,
 ) -> SampleValues:
-    """The losses of the network with its initial mask, against the teacher's outputs or (None) the data."""
+    """The losses of the network with its initial mask, against the teacher's outputs or (None) the data.
+
+    In the precision of the passes whose losses they are compared with; its rounding then cancels.
+    """
 
     def compute(indices: Tensor) -> Tensor:
         batch = objective.batch(indices)
         with evaluation_mode(initial):
-            prediction = objective.predict(initial, batch)
+            prediction = predict_in(precision, objective, initial, batch)
         if teacher is None:
             return objective.losses(prediction, batch)
         return objective.teacher_losses(prediction, teacher(indices), batch)

@@ -12,7 +12,8 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
 from maskpro.errors import MaskproError
-from maskpro.objectives import evaluation_mode
+from maskpro.objectives import evaluation_mode, predict_in
+from maskpro.precision import Precision
 from maskpro.samples import CalibrationSamples, DiffusionBatch
 
 # Of `timestep_shares`: equal parts of the schedule, samples that tell them apart, and what stays uniform.
@@ -121,20 +122,27 @@ class DiffusionObjective:
 
 @torch.no_grad()
 def timestep_shares(
-    dense: nn.Module, initial: nn.Module, scheduler: DDPMScheduler, images: Tensor, *, device: torch.device
+    dense: nn.Module,
+    initial: nn.Module,
+    scheduler: DDPMScheduler,
+    images: Tensor,
+    *,
+    device: torch.device,
+    precision: Precision = "float32",
 ) -> tuple[float, ...]:
     """How often each part of the noise schedule is to be sampled, for gradients that vary little.
 
     Importance sampling: the variance is least where the density goes with the root mean square of a sample's gradient. That
     is largest at little noise, by a factor of 30 here, and goes about with what the initial mask adds to the loss, which is
-    measured on 512 samples. A share stays uniform, since the profile flattens while the mask gets better.
+    measured on 512 samples, in the precision of the training. A share stays uniform, since the profile flattens while the
+    mask gets better.
     """
     objective = DiffusionObjective(scheduler, images, seed=_PILOT_SEED, device=device, strata=_PILOT_SAMPLES)
     sums, counts = torch.zeros(_PARTS, dtype=torch.float64), torch.zeros(_PARTS, dtype=torch.float64)
     for indices in torch.arange(_PILOT_SAMPLES).split(_PILOT_BATCH):
         batch = objective.batch(indices)
         with evaluation_mode(dense), evaluation_mode(initial):
-            teacher, prediction = objective.predict(dense, batch), objective.predict(initial, batch)
+            teacher, prediction = (predict_in(precision, objective, model, batch) for model in (dense, initial))
         losses = objective.teacher_losses(prediction, teacher, batch).double().cpu()
         parts = batch.timesteps.cpu() * _PARTS // scheduler.config["num_train_timesteps"]
         sums.index_add_(0, parts, losses)

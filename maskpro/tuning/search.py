@@ -348,6 +348,7 @@ def _context(options: SearchOptions, space: SearchSpace, workload: Workload, max
         ),
         table_samples=min(max(space.choices("dataset_size", TrainerConfig().dataset_size)), max_samples),
         timesteps=space.choices("timesteps", TrainerConfig().timesteps),
+        precisions=space.choices("precision", TrainerConfig().precision),
         storage=f"{options.storage_path}/{options.experiment}" if options.storage_path else f"{options.folder}/trials",
         cpus=options.cpus_per_trial,
     )

@@ -6,7 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,11 +20,13 @@ from maskpro.masked_model import MaskedModel
 from maskpro.objectives import HeldOutMeans, teacher_outputs
 from maskpro.objectives.diffusion import DiffusionObjective
 from maskpro.pattern import NMPattern, parse_layout
+from maskpro.precision import Precision
 from maskpro.trainer import Timesteps
 from maskpro.tuning.tables import start_keeper
 from maskpro.workloads import Workload
 
-# Table of the dense network's outputs, (this, timesteps); those of initial masks' losses are (format, target, timesteps).
+# Table of the dense network's outputs, (this, timesteps, precision); those of initial masks' losses are (format, target,
+# timesteps, precision).
 TEACHER = "teacher"
 # Of a node's object store that a table may take; a larger one is computed by each trial's process for itself.
 _STORE_SHARE = 0.3
@@ -46,6 +48,7 @@ class TrialContext:
         formats: all that the search space allows.
         table_samples: calibration samples that a trial can see.
         timesteps: how the search space allows their timesteps to be drawn.
+        precisions: of the networks' passes in training, that the search space allows.
         storage: folder of the trials' checkpoints, a path or a URI.
         gpu_share: of one GPU, that a trial may fill.
     """
@@ -61,9 +64,18 @@ class TrialContext:
     formats: tuple[MaskFormat, ...]
     table_samples: int = 0
     timesteps: tuple[Timesteps, ...] = ("uniform",)
+    precisions: tuple[Precision, ...] = ("float32",)
     storage: str = ""
     cpus: float = 1.0
     gpu_share: float = 1.0
+
+    @property
+    def validation_precision(self) -> Precision:
+        """Of the networks' passes on validation samples: one for all trials, so that their errors can be compared.
+
+        That of the training, where all trials have the same; float32 where they differ.
+        """
+        return self.precisions[0] if len(set(self.precisions)) == 1 else "float32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +85,14 @@ class SharedValues:
     Attributes:
         dense_val_loss: held-out loss of the dense network.
         initial: held-out loss and error of each initial mask.
-        timestep_shares: of trials with importance samples of the timesteps; of the first initial mask.
+        timestep_shares: of trials with importance samples of the timesteps, in each precision; of the first initial mask.
         keeper: of the dense network's outputs and the initial masks' losses on calibration samples; None where they would
             not fit, and every process makes its own.
     """
 
     dense_val_loss: float
     initial: dict[MaskFormat, HeldOutMeans]
-    timestep_shares: tuple[float, ...] | None = None
+    timestep_shares: Mapping[Precision, tuple[float, ...]] = field(default_factory=dict)
     keeper: Any = None
 
 
@@ -144,7 +156,7 @@ def share_values(context: TrialContext, *, resources: dict[str, float]) -> Share
         remote = {"num_cpus": resources["cpu"], "num_gpus": resources["gpu"]}
         dense_val_loss, initial, shares = ray.get(ray.remote(**remote)(_judged).remote(stored))
         if keeper is not None:
-            ray.remote(**remote)(_first_part).remote(stored, keeper, context.timesteps[0], shares)
+            ray.remote(**remote)(_first_part).remote(stored, keeper, shares)
     else:
         threads = torch.get_num_threads()
         dense_val_loss, initial, shares = _judged(context)
@@ -167,7 +179,7 @@ def mask_format(context: TrialContext, settings: Mapping[str, Any]) -> MaskForma
 def _fits(context: TrialContext) -> bool:
     """Whether the teacher's tables leave most of the smallest node's object store to others."""
     smallest = min(node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"])
-    tables = len(context.timesteps)
+    tables = len(context.timesteps) * len(context.precisions)
     return bool(tables * context.table_samples * _bytes_per_sample(context) <= _STORE_SHARE * smallest)
 
 
@@ -175,34 +187,47 @@ def _bytes_per_sample(context: TrialContext) -> int:
     return 4 * math.prod(context.workload.images.train.shape[1:])
 
 
-def _judged(context: TrialContext) -> tuple[float, dict[MaskFormat, HeldOutMeans], tuple[float, ...] | None]:
+def _judged(
+    context: TrialContext,
+) -> tuple[float, dict[MaskFormat, HeldOutMeans], dict[Precision, tuple[float, ...]]]:
     """Held-out figures of the dense network and each initial mask, and the timesteps' shares where trials may want them."""
     device = prepare_process(context)
     dense = context.workload.model.to(device)
-    validation = context.workload.held_out_samples("validation", device)
-    figures, shares = {}, None
+    validation = context.workload.held_out_samples("validation", device, context.validation_precision)
+    figures: dict[MaskFormat, HeldOutMeans] = {}
+    shares: dict[Precision, tuple[float, ...]] = {}
     for form in context.formats:
         initial = initial_masked(context, dense, form).model
         figures[form] = validation.judge(initial).means()
-        if "importance" in context.timesteps and shares is None:
-            shares = context.workload.timestep_shares(initial, device)
+        if "importance" in context.timesteps and not shares:
+            shares = {
+                precision: context.workload.timestep_shares(initial, device, precision) for precision in context.precisions
+            }
     return validation.judge(dense).means().loss, figures, shares
 
 
 def training_objective(
-    context: TrialContext, timesteps: Timesteps, shares: tuple[float, ...] | None, *, seed: int, device: torch.device
+    context: TrialContext,
+    timesteps: Timesteps,
+    precision: Precision,
+    shares: Mapping[Precision, tuple[float, ...]],
+    *,
+    seed: int,
+    device: torch.device,
 ) -> DiffusionObjective:
-    """The calibration samples of trials whose timesteps are drawn so."""
-    shares = shares if timesteps == "importance" else None
-    return context.workload.training_objective(seed=seed, device=device, shares=shares)
+    """The calibration samples of trials in a precision whose timesteps are drawn so; `shares` as in SharedValues."""
+    chosen = shares[precision] if timesteps == "importance" else None
+    return context.workload.training_objective(seed=seed, device=device, shares=chosen)
 
 
-def _first_part(context: TrialContext, keeper: Any, timesteps: Timesteps, shares: tuple[float, ...] | None) -> None:
+def _first_part(context: TrialContext, keeper: Any, shares: Mapping[Precision, tuple[float, ...]]) -> None:
     device = prepare_process(context)
     dense = context.workload.model.to(device)
-    objective = training_objective(context, timesteps, shares, seed=context.seed, device=device)
-    shelf = RayShelf(keeper, (TEACHER, timesteps))
-    teacher_outputs(dense, objective, shelf=shelf, device=device)(torch.zeros(1, dtype=torch.int64))
+    timesteps, precision = context.timesteps[0], context.precisions[0]
+    objective = training_objective(context, timesteps, precision, shares, seed=context.seed, device=device)
+    shelf = RayShelf(keeper, (TEACHER, timesteps, precision))
+    teacher = teacher_outputs(dense, objective, precision=precision, shelf=shelf, device=device)
+    teacher(torch.zeros(1, dtype=torch.int64))
 
 
 def prepare_process(context: TrialContext) -> torch.device:

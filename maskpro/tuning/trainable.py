@@ -46,7 +46,8 @@ class MaskTrainable(Trainable):
         self._context, self._shared = context, shared
         self._device = prepare_process(context)
         self._dense = context.workload.model.to(self._device)
-        self._validation = context.workload.held_out_samples("validation", self._device)
+        precision = context.validation_precision
+        self._validation = context.workload.held_out_samples("validation", self._device, precision)
         self._values: dict[Any, SampleValues] = {}
         self._values_seed: int | None = None
         self._trainer: MaskTrainer | None = None
@@ -69,8 +70,14 @@ class MaskTrainable(Trainable):
         for name in MaskFormat._fields:
             settings.pop(name, None)
         trainer_config = TrainerConfig(**settings, budget_samples=context.max_samples, seed=seed)
-        timesteps, shares = trainer_config.timesteps, self._shared.timestep_shares
-        objective = training_objective(context, timesteps, shares, seed=seed, device=self._device)
+        objective = training_objective(
+            context,
+            trainer_config.timesteps,
+            trainer_config.precision,
+            self._shared.timestep_shares,
+            seed=seed,
+            device=self._device,
+        )
         self._initial = self._shared.initial[form]
         self._trainer = MaskTrainer(
             trainer_config,
@@ -94,10 +101,12 @@ class MaskTrainable(Trainable):
         """The dense network's outputs: from the shared table for the search's own seed; kept from trial to trial."""
         if self._values_seed != config.seed:
             self._values, self._values_seed = {}, config.seed
-        key = (TEACHER, config.timesteps)
+        key = (TEACHER, config.timesteps, config.precision)
         if key not in self._values:
             shelf = self._shelf(key, config.seed)
-            self._values[key] = teacher_outputs(self._dense, objective, shelf=shelf, device=self._device)
+            self._values[key] = teacher_outputs(
+                self._dense, objective, precision=config.precision, shelf=shelf, device=self._device
+            )
         return self._values[key]
 
     def _shelf(self, name: Hashable, seed: int) -> Shelf | None:
@@ -109,12 +118,13 @@ class MaskTrainable(Trainable):
         """The initial mask's losses, kept from trial to trial; only the policy gradient needs them."""
         if config.estimator != "policy_gradient":
             return None
-        key = (form, config.target, config.timesteps)
+        key = (form, config.target, config.timesteps, config.precision)
         if key not in self._values:
             self._values[key] = baseline_losses(
                 initial_masked(self._context, self._dense, form).model,
                 objective,
-                self._values[TEACHER, config.timesteps] if config.target == "teacher" else None,
+                self._values[TEACHER, config.timesteps, config.precision] if config.target == "teacher" else None,
+                precision=config.precision,
                 shelf=self._shelf(key, config.seed),
                 device=self._device,
             )

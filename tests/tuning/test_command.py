@@ -238,6 +238,21 @@ def test_what_judges_images_is_opened_before_the_search_and_kept_to_resume_it(pa
     assert parse(resume=folder).options.reference_statistics is None
 
 
+@pytest.mark.parametrize(
+    ("given", "precisions", "validation"),
+    [
+        ("", ("float32",), "float32"),
+        ("'precision': 'bfloat16', ", ("bfloat16",), "bfloat16"),
+        ("'precision': tune.choice(['bfloat16', 'float32']), ", ("bfloat16", "float32"), "float32"),
+    ],
+)
+def test_what_trials_share_is_made_for_each_precision_of_the_space(parse, tmp_path, given, precisions, validation):
+    space = SPACE.replace("param_space = {", f"param_space = {{{given}").split("seed_points")[0]
+    (tmp_path / "precisions.py").write_text(space)
+    context = parse(space=tmp_path / "precisions.py").context
+    assert (context.precisions, context.validation_precision) == (precisions, validation)
+
+
 def test_bfloat16_on_a_gpu_without_it_is_refused_before_anything_runs(parse, tmp_path, monkeypatch):
     monkeypatch.setattr(SearchOptions, "evaluation_device", torch.device("cuda"))
     monkeypatch.setattr("maskpro.precision._computes_bfloat16", lambda device: False)

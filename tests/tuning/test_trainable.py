@@ -34,11 +34,12 @@ FIRST = {**OWN, "lr": 2.0, "batch_size": 16, "dataset_size": 64}
 SECOND = {**OWN, "lr": 1.0, "batch_size": 24, "dataset_size": 80, "estimator": "policy_gradient", "target": "teacher"}
 THIRD = {**FIRST, "pattern": "1:4", "layout": "flattened", "targets": "up_blocks mid_block", "target": "noise"}
 NOISE = {**SECOND, "target": "noise"}
-UNIFORM_TEACHER = ("teacher", "uniform")
+UNIFORM_TEACHER = ("teacher", "uniform", "float32")
 OTHER_SEED = {**FIRST, "seed": 1}
 WANDA = {**SECOND, "initial_mask": "wanda"}
 REFRESHED = {**SECOND, "refresh_reference": True, "logits": 1.0}
 IMPORTANCE = {**SECOND, "timesteps": "importance"}
+ROUNDED = {**IMPORTANCE, "precision": "bfloat16"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,6 +64,7 @@ def context(digits, tmp_path_factory):
         formats=FORMATS,
         table_samples=80,
         timesteps=("uniform", "importance"),
+        precisions=("float32", "bfloat16"),
         storage=str(tmp_path_factory.mktemp("storage")),
     )
 
@@ -119,7 +121,7 @@ def test_a_trial_reports_at_fixed_numbers_of_samples_and_ends_at_its_budget(star
 
 def test_trials_on_a_reused_actor_equal_trials_on_fresh_ones(start):
     """Also around one with another seed, whose calibration samples are others."""
-    configs = (FIRST, SECOND, THIRD, OTHER_SEED, FIRST, NOISE, IMPORTANCE)
+    configs = (FIRST, SECOND, THIRD, OTHER_SEED, FIRST, NOISE, IMPORTANCE, ROUNDED)
     reused = start(dict(configs[0]))
     found = [results(reused)]
     for config in configs[1:]:
@@ -127,21 +129,25 @@ def test_trials_on_a_reused_actor_equal_trials_on_fresh_ones(start):
         found.append(results(reused))
     assert found == [results(start(dict(config))) for config in configs]
     assert found[0] == found[4] != found[3]
+    assert found[6] != found[7]
 
 
 @pytest.mark.parametrize(
     ("config", "parts"),
     [
         (FIRST, {(UNIFORM_TEACHER, 0)}),
-        (SECOND, {(name, part) for name in (UNIFORM_TEACHER, (FORMATS[0], "teacher", "uniform")) for part in range(2)}),
-        (NOISE, {((FORMATS[0], "noise", "uniform"), part) for part in range(2)}),
         (
-            IMPORTANCE,
+            SECOND,
             {
                 (name, part)
-                for name in (("teacher", "importance"), (FORMATS[0], "teacher", "importance"))
+                for name in (UNIFORM_TEACHER, (FORMATS[0], "teacher", "uniform", "float32"))
                 for part in range(2)
             },
+        ),
+        (NOISE, {((FORMATS[0], "noise", "uniform", "float32"), part) for part in range(2)}),
+        (
+            ROUNDED,
+            {((*name, "teacher", "importance", "bfloat16"), part) for name in ((), (FORMATS[0],)) for part in range(2)},
         ),
     ],
 )
@@ -168,14 +174,36 @@ def test_shared_tables_change_nothing(context, shared, config, parts, monkeypatc
 def test_timesteps_are_drawn_as_a_trials_config_says(start, shared):
     """And with the search's own shares, whatever network a process has."""
     uniform, importance = (start(dict(config))._running_trainer()._objective for config in (SECOND, IMPORTANCE))
-    indices = torch.arange(512)
+    indices, shares = torch.arange(512), shared.timestep_shares["float32"]
     early = [
-        (objective.batch(indices).timesteps < 1000 / len(shared.timestep_shares)).float().mean()
-        for objective in (uniform, importance)
+        (objective.batch(indices).timesteps < 1000 / len(shares)).float().mean() for objective in (uniform, importance)
     ]
-    assert early[0] == pytest.approx(1 / len(shared.timestep_shares), abs=0.03)
-    assert early[1] == pytest.approx(shared.timestep_shares[0], abs=0.07)
-    assert shared.timestep_shares[0] > 0.2
+    assert early[0] == pytest.approx(1 / len(shares), abs=0.03)
+    assert early[1] == pytest.approx(shares[0], abs=0.07)
+    assert shares[0] > 0.2
+    assert shared.timestep_shares["bfloat16"] != shares
+
+
+@pytest.mark.parametrize(
+    ("precisions", "expected"),
+    [(("float32",), "float32"), (("bfloat16",), "bfloat16"), (("float32", "bfloat16"), "float32")],
+)
+def test_all_trials_of_a_search_are_validated_in_one_precision(context, digits, precisions, expected):
+    """And the shared figures of the initial mask are those that a trial would find."""
+    small = replace(digits, budgets=replace(digits.budgets, validation_samples=64))
+    context = replace(context, workload=small, precisions=precisions, formats=FORMATS[:1], timesteps=("uniform",))
+    dense, initial, shares = _judged(context)
+    assert shares == {}
+
+    class Started(MaskTrainable):
+        def setup(self, config):
+            super().setup(config, context=context, shared=SharedValues(dense_val_loss=dense, initial=initial))
+
+    held_out = small.held_out_samples("validation", CPU, expected)
+    assert held_out.judge(digits.model).means().loss == dense
+    for precision in precisions:
+        trainer = Started({**FIRST, "precision": precision})._trainer
+        assert trainer.validate() == trainer.initial == held_out.judge(trainer.masked.model).means()
 
 
 def test_a_part_whose_process_is_lost_is_made_again(monkeypatch):
@@ -190,7 +218,7 @@ def test_a_part_whose_process_is_lost_is_made_again(monkeypatch):
 
 @pytest.mark.parametrize(("share", "fits"), [(1, False), (4, True)])
 def test_a_table_that_would_fill_the_object_store_is_not_shared(context, monkeypatch, share, fits):
-    table = 2 * 80 * 64 * 4  # one for each way in which trials may draw timesteps
+    table = 2 * 2 * 80 * 64 * 4  # one for each way in which trials may draw timesteps, and for each precision
     nodes = [{"Alive": True, "Resources": {"object_store_memory": size}} for size in (share * table, 100 * table)]
     monkeypatch.setattr("ray.nodes", lambda: [*nodes, {"Alive": False, "Resources": {}}])
     assert shared_module._fits(context) == fits
