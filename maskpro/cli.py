@@ -306,7 +306,7 @@ def train(
 ) -> None:
     """Learn one mask, outside a search."""
     from maskpro import pipeline
-    from maskpro.evaluation.fidelity import format_share
+    from maskpro.evaluation.fidelity import NO_DIFFERENCE, format_share
     from maskpro.initial_masks import parse_initial_mask
     from maskpro.pattern import NMPattern, parse_layout
     from maskpro.trackers import swanlab_log
@@ -362,9 +362,9 @@ def train(
             statistics=statistics,
             log=log,
         )
-    print(
-        f"held-out fidelity {format_share(summary['fidelity'])} after {summary['num_samples_seen']:,} samples: {output_dir}"
-    )
+    reached = summary["fidelity"]
+    shown = f"undefined: {NO_DIFFERENCE}" if reached is None else format_share(reached)
+    print(f"held-out fidelity {shown}, after {summary['num_samples_seen']:,} samples: {output_dir}")
 
 
 @app.command()

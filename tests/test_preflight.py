@@ -433,11 +433,15 @@ def test_a_constant_network_has_no_recovery(made, images, tmp_path):
         unet.conv_out.bias.zero_()
 
     model = made(change=constant)
-    undefined = "recovery undefined (initial and dense losses are equal)"
-    assert undefined in run("train", "--output-dir", tmp_path / "run", *cifar10(model, images), *TINY)
-    assert json.loads((tmp_path / "run" / "training_summary.json").read_text())["recovery"] is None
+    undefined = "undefined: the initial mask's output is the dense network's"
+    assert f"held-out fidelity {undefined}" in run(
+        "train", "--output-dir", tmp_path / "run", *cifar10(model, images), *TINY
+    )
+    summary = json.loads((tmp_path / "run" / "training_summary.json").read_text())
+    assert (summary["fidelity"], summary["recovery"]) == (None, None)
     masks = ("--masks", tmp_path / "run" / "masks.safetensors", "--num-samples", 2, "--sampling-steps", 2)
-    assert undefined in run("evaluate", "--output-dir", tmp_path / "out", *cifar10(model, images), *masks)
+    said = run("evaluate", "--output-dir", tmp_path / "out", *cifar10(model, images), *masks)
+    assert f"Fidelity is {undefined}; recovery undefined" in said
 
 
 def test_recovery_in_words():

@@ -57,8 +57,10 @@ def test_light_and_dark_figures_differ_and_names_are_escaped(report):
     assert text.count('media="(prefers-color-scheme: dark)"') >= len(CAPTIONS)
     assert "<title>whole &lt;&amp;&gt; - maskpro</title>" in text
     markdown = report.with_name("report.md").read_text()
-    assert "The learned mask recovers 93.7% of what the initial mask loses" in markdown
-    assert "| dense | 0.076 | 0.076 |" in markdown
+    assert "Fidelity of the learned mask 0.9100 ± 0.0020; recovery 0.937" in markdown
+    assert "Frechet distance +0.60 ± 0.20 beside the dense network's" in markdown
+    assert "| dense | 1 | 0.002 | 0.076 | 0.076 |" in markdown
+    assert "_by_" not in markdown
 
 
 def test_a_search_that_runs_or_was_killed_has_a_report_of_what_is_there(tmp_path):

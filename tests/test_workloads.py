@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def test_masks_are_learned_on_real_cifar10_images_and_a_model_of_the_hubs_block_
     assert 0 < trainer.changed_share() < 0.5
     trainer.masked.set_mask(mode(trainer.logits, 2))
     assert all(is_strictly_two_of_four(mask.float(), "channel") for mask in trainer.masked.layer_masks().values())
-    assert torch.tensor(trainer.validate()).isfinite()
+    assert all(map(math.isfinite, trainer.validate()))
 
 
 def test_a_local_ema_folder_is_taken_before_the_hub_model(model_folder, image_folder, monkeypatch):

@@ -11,6 +11,10 @@ if TYPE_CHECKING:  # the analysis does without torch, which takes seconds to imp
     from torch import Tensor
 
 
+# Why a fidelity may be undefined.
+NO_DIFFERENCE = "the initial mask's output is the dense network's"
+
+
 class Estimate(NamedTuple):
     """A value from samples, and its standard error."""
 
@@ -31,13 +35,13 @@ def fidelity(initial: float, learned: float) -> float | None:
 
 def format_share(value: float | None) -> str:
     """A fidelity or recovery for the screen."""
-    return "undefined" if value is None or math.isnan(value) else f"{value:.3f}"
+    return "undefined" if value is None or math.isnan(value) else f"{round(value, 3) + 0.0:.3f}"  # no -0.000
 
 
 def learned_against_dense(report: Mapping[str, Any]) -> str:
     """What a final evaluation says of the learned mask, in a sentence."""
     if report.get("fidelity") is None:
-        text = "Fidelity is undefined: the initial mask's output is the dense network's"
+        text = f"Fidelity is undefined: {NO_DIFFERENCE}"
     else:
         text = f"Fidelity of the learned mask {Estimate(report['fidelity'], report['fidelity_error'])}"
     text += f"; recovery {format_share(report['recovery'])}, loss improvement {report['loss_improvement']:.1%}"

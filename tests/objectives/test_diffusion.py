@@ -96,7 +96,7 @@ def test_the_error_is_the_squared_difference_from_the_dense_networks_output(digi
         batch = objective.batch(torch.tensor([index]))
         with torch.no_grad():
             difference = objective.predict(masked, batch) - objective.predict(digits.model, batch)
-            loss = objective.predict(masked, batch) - batch.noise
+            loss = objective.predict(masked, batch) - batch.target
         assert values.errors[index].item() == pytest.approx(difference.square().mean().item(), rel=1e-4)
         assert values.losses[index].item() == pytest.approx(loss.square().mean().item(), rel=1e-4)
 
