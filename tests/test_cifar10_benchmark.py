@@ -19,7 +19,7 @@ from benchmarks.cifar10.time_line import spent, time_line
 from benchmarks.cifar10.train_dense import export
 from benchmarks.cifar10.train_features import Features, augment
 from benchmarks.cifar10.train_features import export as export_features
-from benchmarks.mask_methods import LEARNED, Job, Setting, last_shortcuts
+from benchmarks.mask_methods import LEARNED, RIVALS, Job, Setting, last_shortcuts
 from benchmarks.resumable import Deadline, Rows
 from maskpro.errors import MaskproError
 from maskpro.workloads import open_workload
@@ -319,7 +319,7 @@ def test_masks_that_were_made_are_not_made_again_and_none_is_begun_too_late(tmp_
     assert len(tables[-1]) == 6
     second = measure(100)
     assert not set(first) & set(second)
-    per_seed = 3 + len(LEARNED) + 1  # random, Wanda, SparseGPT; the learned ones; the rival in as many seconds
+    per_seed = 3 + len(LEARNED) + len(RIVALS)  # random, Wanda, SparseGPT; the learned ones; the rivals in as many seconds
     assert len(first) + len(second) == 2 + 2 * per_seed
     assert measure(100) == []
     assert all(isinstance(Job(method=method, pattern="2:4", seed=seed), Job) for method, seed, _ in second)
