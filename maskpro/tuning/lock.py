@@ -44,7 +44,9 @@ def hold_lock(folder: Path) -> Iterator[None]:
     # Not emptied before it is ours: what stands there is another one's.
     with (folder / LOCK_FILE).open("a+") as file:
         if not _take(file):
-            raise MaskproError(f"experiment {folder} is running; allowed: one that has ended or was stopped")
+            raise MaskproError(
+                f"experiment {folder} is running{_where(folder)}; allowed: one that has ended or was stopped"
+            )
         file.truncate(0)
         json.dump(asdict(Holder(host=socket.gethostname(), pid=os.getpid())), file)
         file.flush()
@@ -74,6 +76,11 @@ def read_holder(folder: Path) -> Holder | None:
     with suppress(OSError, ValueError, TypeError):
         return Holder(**json.loads((folder / LOCK_FILE).read_text()))
     return None
+
+
+def _where(folder: Path) -> str:
+    holder = read_holder(folder)
+    return "" if holder is None else f" on host {holder.host}, as process {holder.pid}"
 
 
 def has_lock_open(folder: Path, pid: int) -> bool:

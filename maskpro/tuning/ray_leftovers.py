@@ -1,8 +1,8 @@
 """A process that outlives the one which started a local Ray, and ends what is left of that Ray.
 
-Ray's agents look whether their parent lives, but once it has been killed they wait for more than a minute for an answer of
-its head, which is dead as well, before they end. The processes of one Ray are known by their output, which goes to a folder
-with the number of the process that started it.
+Ray's agents look whether their parent lives. Once it has been killed they wait for more than a minute for an answer of Ray's
+head, which is dead as well, before they end. The processes of one Ray are known by the logs that they write, in a folder with
+the number of the process that started it.
 
 Run as a script, it imports the standard library alone and nothing of this package.
 """
@@ -43,7 +43,11 @@ def find_leftovers(owner: int) -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended, or is somebody else's
             handle = os.pidfd_open(int(folder.name))
-            if _is_of(folder, owner):
+            try:
+                found = _is_of(folder, owner)
+            except OSError:
+                found = False
+            if found:
                 handles.append(handle)
             else:
                 os.close(handle)
@@ -51,11 +55,19 @@ def find_leftovers(owner: int) -> list[int]:
 
 
 def _is_of(folder: Path, owner: int) -> bool:
-    for number in ("1", "2"):
-        with suppress(OSError):
-            if re.search(rf"/session_[-\d_]+_{owner}/", str((folder / "fd" / number).readlink())):
-                return True
-    return False
+    """Whether a process writes there; who only reads a log is somebody else."""
+    logs = re.compile(rf"/session_[-\d_]+_{owner}/logs/")
+    return any(logs.search(str(opened.readlink())) and _is_written(folder, opened.name) for opened in _opened(folder))
+
+
+def _opened(folder: Path) -> list[Path]:
+    # Ray sends the first and the second through pipes, and keeps those that it was started with elsewhere.
+    return sorted((folder / "fd").iterdir(), key=lambda path: int(path.name))
+
+
+def _is_written(folder: Path, name: str) -> bool:
+    flags = re.search(r"flags:\s*([0-7]+)", (folder / "fdinfo" / name).read_text())
+    return flags is not None and int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY
 
 
 def main(owner: int) -> None:

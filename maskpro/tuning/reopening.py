@@ -12,7 +12,7 @@ from maskpro.errors import MaskproError
 from maskpro.files import read_json
 from maskpro.masked_model import model_hash
 from maskpro.tuning.history import EXPERIMENT_FILE, HISTORY_FILE, METRIC, History
-from maskpro.tuning.remnants import is_remnant, refuse_begun
+from maskpro.tuning.remnants import SPACE_FILE, is_remnant, refuse_begun
 from maskpro.tuning.search import EXPERIMENT_FORMAT, Search, SearchOptions, load_search
 from maskpro.tuning.space import FORMAT, contains, load_space
 from maskpro.tuning.state import Plan
@@ -136,7 +136,10 @@ def read_experiment(folder: Path, field: str) -> dict[str, Any]:
         raise MaskproError(f"{field} is {folder}; no experiment there (allowed: a folder with {EXPERIMENT_FILE})")
     described = read_json(folder / EXPERIMENT_FILE)
     if not isinstance(described, dict) or described.get("format") != EXPERIMENT_FORMAT:
-        raise MaskproError(f"{folder / EXPERIMENT_FILE} is of another version; allowed: format {EXPERIMENT_FORMAT}")
+        raise MaskproError(
+            f"{folder / EXPERIMENT_FILE} is of another version; allowed: format {EXPERIMENT_FORMAT} (finish the search with the "
+            f"version that began it, or do it again with --space {folder / SPACE_FILE})"
+        )
     return described
 
 

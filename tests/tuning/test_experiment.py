@@ -95,7 +95,9 @@ def test_an_experiment_is_enough_to_run_it_again(search):
 def test_a_running_experiment_is_not_opened_twice(search):
     with (
         open_experiment(search, resume=False) as experiment,
-        pytest.raises(MaskproError, match="x is running; allowed: one that has ended or was stopped"),
+        pytest.raises(
+            MaskproError, match=r"x is running on host .*, as process \d+; allowed: one that has ended or was stopped"
+        ),
         open_experiment(search, resume=True),
     ):
         pass
