@@ -247,7 +247,7 @@ def test_what_judges_images_is_opened_before_the_search_and_kept_to_resume_it(pa
     ],
 )
 def test_what_trials_share_is_made_for_each_precision_of_the_space(parse, tmp_path, given, precisions, validation):
-    space = SPACE.replace("param_space = {", f"param_space = {{{given}").split("seed_points")[0]
+    space = SPACE.replace("param_space = {", f"param_space = {{{given}").split("seed_points")[0] + "seed_points = []\n"
     (tmp_path / "precisions.py").write_text(space)
     context = parse(space=tmp_path / "precisions.py").context
     assert (context.precisions, context.validation_precision) == (precisions, validation)
