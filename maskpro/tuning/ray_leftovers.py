@@ -1,8 +1,8 @@
 """A process that outlives the one which started a local Ray, and ends what is left of that Ray.
 
-Ray's agents look whether their parent lives. Once it has been killed they wait for more than a minute for an answer of Ray's
-head, which is dead as well, before they end. The processes of one Ray are known by the logs that they write, in a folder with
-the number of the process that started it.
+Ray's agents look whether their parent lives. Once it has been killed they wait for more than a minute for an answer of
+Ray's head, which is dead as well, before they end. The processes of one Ray are known by the logs that they write, in a
+folder with the number of the process that started it.
 
 Run as a script, it imports the standard library alone and nothing of this package.
 """
