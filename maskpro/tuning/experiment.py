@@ -16,7 +16,7 @@ from ray import tune
 from ray.tune import Callback, Checkpoint, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 
 from maskpro.errors import MaskproError
-from maskpro.files import atomic_path, remove_leftovers, write_json, write_text
+from maskpro.files import NO_ROOM, atomic_path, remove_leftovers, write_json, write_text
 from maskpro.tuning.adapters import MAX_FAILURES, HistoryCallback, SourceScheduler, SourceSearcher, trial_folder
 from maskpro.tuning.checkpoints import open_checkpoint
 from maskpro.tuning.early_stopping import SuccessiveHalving, make_pruner
@@ -116,30 +116,42 @@ def open_experiment(search: Search, *, resume: bool, extend: int = 0) -> Iterato
         refuse_begun(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with hold_lock(folder):
-        path = folder / HISTORY_FILE
         for place in (folder, folder / "evaluation", folder / "figures"):
             if resume and place.is_dir():
                 remove_leftovers(place)
         if not resume:
             clear_remnant(folder)
-            write_text(folder / SPACE_FILE, search.space.source)
-            with atomic_path(path) as temporary:
-                new = History(temporary)
-                for params, value, source in search.warm_start:
-                    new.add_warm_start(params, value, source)
-            write_json(folder / EXPERIMENT_FILE, search.describe())
-        elif path.exists():
-            drop_torn_line(path)
-        else:  # killed before its history was whole
-            raise MaskproError(f"resume is {folder}; it has no {HISTORY_FILE}; allowed: an experiment with its history")
-        history = History(path)
-        history.session((history.num_trials or search.num_trials) + extend, time=_now())
+        history = None
         try:
+            history = _open_history(search, resume=resume, extend=extend)
             yield Experiment(search=search, history=history)
-        except MaskproError:
-            if not resume and not history.trials:  # nothing has run yet, so nothing is worth keeping
-                shutil.rmtree(folder)
+        except (MaskproError, OSError) as error:
+            # Nothing has run yet, so nothing is worth keeping.
+            if not resume and not (history and history.trials):
+                shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                raise MaskproError(f"experiment {folder} has no room left ({error}); allowed: a disk with room") from error
             raise
+
+
+def _open_history(search: Search, *, resume: bool, extend: int) -> History:
+    """The experiment's history, after its first files where it is new."""
+    folder = search.options.folder
+    path = folder / HISTORY_FILE
+    if not resume:
+        write_text(folder / SPACE_FILE, search.space.source)
+        with atomic_path(path) as temporary:
+            new = History(temporary)
+            for params, value, source in search.warm_start:
+                new.add_warm_start(params, value, source)
+        write_json(folder / EXPERIMENT_FILE, search.describe())
+    elif path.exists():
+        drop_torn_line(path)
+    else:
+        raise MaskproError(f"resume is {folder}; it has no {HISTORY_FILE}; allowed: an experiment with its history")
+    history = History(path)
+    history.session((history.num_trials or search.num_trials) + extend, time=_now())
+    return history
 
 
 def check_writable(search: Search) -> None:

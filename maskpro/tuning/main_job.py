@@ -24,7 +24,20 @@ from maskpro.tuning.interruption import Interruption, interruptible
 from maskpro.tuning.parallel_sampling import ray_chunks
 from maskpro.tuning.promotion import best_trials, confirmation_plans, promote, write_best
 from maskpro.tuning.search import Search
-from maskpro.tuning.trial_table import FIGURES, single_figures
+from maskpro.tuning.trial_table import FIGURES
+
+# Of the final evaluation's figures, those that the terminal has room for.
+_SHOWN = (
+    "fidelity",
+    "fidelity_error",
+    "test_loss",
+    "frechet_distance",
+    "frechet_distance_extrapolated",
+    "kernel_distance",
+    "precision",
+    "recall",
+    "sparsity",
+)
 
 
 def run_main_job(search: Search, *, resume: bool, extend: int = 0) -> int:
@@ -123,7 +136,7 @@ def _summarise(experiment: Experiment, report: dict[str, Any]) -> None:
     console.print(_table("trials, best first", experiment.trials().sort_values(METRIC)[columns]))
     if len(report["candidates"]) > 1:
         console.print(_table(f"candidates, picked by {report['picked_by']}", pd.DataFrame(report["candidates"])))
-    models = single_figures(pd.DataFrame(list(report["models"].values()), index=list(report["models"])))
+    models = pd.DataFrame(list(report["models"].values()), index=list(report["models"]))[list(_SHOWN)]
     console.print(_table("final evaluation on test images", models.reset_index(names="model")))
     for text in report["warnings"]:
         say(f"warning: {text}")

@@ -1,10 +1,13 @@
 """An experiment's folder between sessions, and the table of its trials."""
 
+import errno
 import fcntl
 import json
+import os
 import pickle
 import sys
 from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -13,6 +16,7 @@ import pytest
 from maskpro.errors import MaskproError
 from maskpro.files import atomic_path
 from maskpro.tuning.adapters import trial_folder
+from maskpro.tuning.checkpoints import open_checkpoint
 from maskpro.tuning.experiment import _trackers, check_writable, open_experiment, tabulate_trials
 from maskpro.tuning.history import History
 from maskpro.tuning.lock import hold_lock
@@ -276,3 +280,34 @@ def test_temporary_names_that_a_kill_has_left_go_when_the_experiment_is_opened(s
     with atomic_path(folder / "report.html") as temporary, open_experiment(search, resume=True):
         assert temporary.exists(), "somebody writes it"
     assert set(folder.rglob(".*")) == set(mine)
+
+
+@pytest.mark.parametrize(
+    "name", ["with blanks", "[brackets]", "50%", "50%20", "#1", "why?", "äöü", "a+b&c=d", "semi;colon"]
+)
+def test_any_name_of_a_folder_will_do(tmp_path, name):
+    """A storage may be a URI, in which these characters have a meaning of their own."""
+    (tmp_path / "space.py").write_text(SPACE)
+    results, storage = tmp_path / name, tmp_path / f"{name} too"
+    for options in ({}, {"storage_path": str(storage)}):
+        options = SimpleNamespace(results_dir=results, experiment="x", **{"storage_path": None, **options})
+        check_writable(SimpleNamespace(options=options))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, f"{name} too", "space.py"])
+    assert list(results.iterdir()) == list(storage.iterdir()) == []
+    (storage / "trial_00001").mkdir()
+    (storage / "trial_00001" / "state.json").write_text("{}")
+    with open_checkpoint(str(storage), "trial_00001").as_directory() as folder:
+        assert (Path(folder) / "state.json").read_text() == "{}"
+
+
+def test_a_full_disk_is_told_of_before_anything_runs(search, monkeypatch):
+    def full(storage):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("maskpro.files.os.fsync", full)
+    with (
+        pytest.raises(MaskproError, match=r"x has no room left \(.*No space left on device"),
+        open_experiment(search, resume=False),
+    ):
+        pass
+    assert not search.options.folder.exists()

@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 import time
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -182,3 +183,49 @@ def test_a_paused_search_says_what_to_do_and_ends_with_status_1(monkeypatch, exp
     interruption.reason = signal.Signals.SIGHUP.name
     assert main_job._leave(experiment, interruption) == 129
     assert "stopped by SIGHUP with 0 of 2 trials ended; go on with --resume" in capsys.readouterr().out
+
+
+class SafetensorError(Exception):
+    """As that of safetensors, which is no OSError."""
+
+
+@pytest.mark.parametrize("phase", ["write_trials", "promote", "_summarise"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "trials.csv"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data/0"),
+    ],
+)
+def test_a_results_disk_that_fills_up_after_the_trials_pauses_the_job(monkeypatch, experiment, capsys, phase, error):
+    @contextmanager
+    def opened(search, *, resume, extend):
+        yield experiment
+
+    def full(*arguments, **named):
+        raise error
+
+    monkeypatch.setattr(main_job, "open_experiment", opened)
+    monkeypatch.setattr(main_job, "_run_trials", lambda experiment: Interruption())
+    for name in ("write_trials", "promote", "_summarise"):
+        monkeypatch.setattr(main_job, name, full if name == phase else lambda *arguments, **named: {})
+    assert main_job.run_main_job(SimpleNamespace(), resume=False) == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"paused: {experiment.folder} has no room left (")
+    assert last.endswith(f"; make room and go on with --resume {experiment.folder}")
+
+
+def test_a_fault_of_ours_after_the_trials_is_not_taken_for_the_machines(monkeypatch, experiment):
+    @contextmanager
+    def opened(search, *, resume, extend):
+        yield experiment
+
+    def broken(experiment):
+        raise TypeError("a fault of ours")
+
+    monkeypatch.setattr(main_job, "open_experiment", opened)
+    monkeypatch.setattr(main_job, "_run_trials", lambda experiment: Interruption())
+    monkeypatch.setattr(main_job, "write_trials", broken)
+    with pytest.raises(TypeError, match="a fault of ours"):
+        main_job.run_main_job(SimpleNamespace(), resume=False)

@@ -235,3 +235,17 @@ def test_a_running_search_has_one_view_in_a_terminal(capsys, monkeypatch):
     assert "best so far" in shown
     assert "trial 29 of 35" not in shown
     assert shown.endswith("\x1b[2K"), "and taken away again"
+
+
+def test_forty_columns_are_enough():
+    history = History()
+    fill(history, 9)
+    rows = summary_rows(snapshot_of(history))
+    console = Console(file=io.StringIO(), width=40, force_terminal=True, color_system=None)
+    console.print(live_view("searching", snapshot_of(history), rows))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 40
+    shown = "".join("".join(lines).split())
+    for name, text in rows:
+        assert name.split()[0] in shown
+        assert all(word[:5] in shown for word in text.split()), text
