@@ -137,13 +137,8 @@ def read_experiment(folder: Path, field: str) -> dict[str, Any]:
     described = read_json(folder / EXPERIMENT_FILE)
     if not isinstance(described, dict) or described.get("format") != EXPERIMENT_FORMAT:
         raise MaskproError(
-<<<<<<< HEAD
-            f"{folder / EXPERIMENT_FILE} is of another version; allowed: format {EXPERIMENT_FORMAT} (finish the search with "
-            f"the version that began it, or do it again with --space {folder / SPACE_FILE})"
-=======
             f"{folder / EXPERIMENT_FILE} is of another version; allowed: format {EXPERIMENT_FORMAT} (finish it with the "
             f"version that began it, or do it again with --space {folder / SPACE_FILE})"
->>>>>>> w-machines
         )
     return described
 
