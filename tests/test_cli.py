@@ -1,0 +1,39 @@
+"""How every command ends where the machine fails it."""
+
+import errno
+import os
+
+import pytest
+import typer
+
+from maskpro.cli import run_app
+
+
+def application(error):
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command()
+    def command():
+        raise error
+
+    return app
+
+
+@pytest.fixture(autouse=True)
+def _no_arguments(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["maskpro"])
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize(("names", "named"), [(("masks.safetensors",), "masks.safetensors"), ((), "a file or the output")])
+def test_a_full_disk_ends_a_command_in_one_sentence(capsys, number, names, named):
+    with pytest.raises(SystemExit) as caught:
+        run_app(application(OSError(number, os.strerror(number), *names)))
+    assert caught.value.code == 2
+    expected = f"error: {named} can't be written ({os.strerror(number)}); allowed: a disk with room\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_other_errors_of_the_system_are_not_hidden():
+    with pytest.raises(IsADirectoryError):
+        run_app(application(IsADirectoryError(errno.EISDIR, "is a directory")))
