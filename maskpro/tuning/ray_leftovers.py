@@ -38,9 +38,14 @@ def end_with_this_process() -> subprocess.Popen[bytes]:
 
 
 def find_leftovers(owner: int) -> list[int]:
-    """Open handles of the processes whose output goes to a folder of a Ray that process `owner` started."""
+    """Open handles of the processes whose output goes to a folder of a Ray that process `owner` started.
+
+    The owner is none of them: it writes there too, and may have shut Ray down long before its own end.
+    """
     handles = []
     for folder in Path("/proc").glob("[0-9]*"):
+        if folder.name == str(owner):
+            continue
         with suppress(OSError):  # it has ended, or is somebody else's
             handle = os.pidfd_open(int(folder.name))
             try:

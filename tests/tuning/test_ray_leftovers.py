@@ -25,6 +25,8 @@ agents = [
 reader = open(logs[0].name)
 other = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, pass_fds=[reader.fileno()])
 print(kept.pid, *(process.pid for process in (*agents, other)), flush=True)
+if sys.argv[2] == "shut down":
+    kept.stdin.close()
 time.sleep(600)
 """
 
@@ -48,7 +50,7 @@ def test_what_a_killed_driver_leaves_of_its_ray_is_ended_and_nothing_else(tmp_pa
     with ExitStack() as stack:
         drivers = []
         for _ in range(2):
-            command = [sys.executable, "-c", DRIVER, str(tmp_path)]
+            command = [sys.executable, "-c", DRIVER, str(tmp_path), "killed"]
             driver = stack.enter_context(
                 subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
             )
@@ -65,3 +67,16 @@ def test_what_a_killed_driver_leaves_of_its_ray_is_ended_and_nothing_else(tmp_pa
         assert wait_for(lambda: not any(map(lives, (watcher, *agents))))
         assert lives(other), "it only reads a log"
         assert all(map(lives, others)), "another Ray on the machine is let alone"
+
+
+def test_a_driver_that_has_shut_ray_down_lives_on(tmp_path):
+    """It still holds a log of the Ray that it started."""
+    command = [sys.executable, "-c", DRIVER, str(tmp_path), "shut down"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as driver:
+        watcher, *agents, other = map(int, driver.stdout.readline().split())
+        try:
+            assert wait_for(lambda: not any(map(lives, (watcher, *agents))))
+            assert lives(driver.pid)
+        finally:
+            driver.kill()
+            subprocess.run(["kill", "-9", str(other)], capture_output=True)
