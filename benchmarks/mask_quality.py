@@ -75,7 +75,7 @@ LEARNED: dict[str, dict[str, Any]] = {
         "logits": 4.0,
         "batch_size": 2,
     },
-    # With all that ours has but its estimator.
+    # With all that ours has and it gains from, as far as was tried (not the blocks' outputs as targets).
     "MaskLLM-style": {
         "estimator": "gumbel_softmax",
         "target": "teacher",
@@ -90,7 +90,7 @@ LEARNED: dict[str, dict[str, Any]] = {
         "estimator": "straight_through",
         "target": "teacher",
         "timesteps": "importance",
-        "visits": 2,
+        "hidden_targets": 1.0,
         "lr": 2.0,
         "logits": 5.0,
         "magnitude_prior": 2.0,
