@@ -2,8 +2,8 @@
 
 lr is in units of 0.1 of a logit a step, logits the magnitude of the initial logits, magnitude_prior what the weights' sizes
 add to them, hidden_targets the weight of targets within the network, dataset_size a number of calibration samples. Bounds
-of lograndint exclude the upper one. A seed point is run first, exactly as it stands: the original's five configurations, and
-the best settings known.
+of lograndint exclude the upper one. A seed point is run first, exactly as it stands: the original's five configurations,
+and the best settings known.
 """
 
 from ray import tune
