@@ -82,6 +82,8 @@ LEARNED: dict[str, dict[str, Any]] = {
     },
 }
 OURS = "maskpro (ours)"
+# Each sample is new: the dense network runs at every visit anyway.
+LEARNED["maskpro (ours), blocks as targets"] = LEARNED[OURS] | {"hidden_targets": 1.0, "visits": 1}
 # The original's own annealing.
 LEARNED["MaskLLM-style, linear"] = LEARNED["MaskLLM-style"] | {"annealing": "linear"}
 RIVALS = ("MaskLLM-style", "MaskLLM-style, linear")
