@@ -110,13 +110,21 @@ def test_the_final_evaluation_compares_the_three_models_on_test_images(finished)
     report = json.loads((finished[0] / "final_evaluation.json").read_text())
     assert report["models"].keys() == {"dense", "initial", "learned"}
     for figures in report["models"].values():
-        distances = {"frechet_distance", "kernel_distance", "kernel_distance_error", "precision", "recall"}
-        assert figures.keys() == {"val_loss", "test_loss", "test_loss_by_timestep", "sparsity", *distances}
+        frechet = {f"frechet_distance{part}" for part in ("", "_extrapolated", "_by_set")}
+        kernel = {f"kernel_distance{part}" for part in ("", "_error", "_by_part")}
+        judged = {f"{split}_{name}" for split in ("val", "test") for name in ("error", "loss")}
+        by_timestep = {"test_error_by_timestep", "test_loss_by_timestep"}
+        expected = {"fidelity", "fidelity_error", "precision", "recall", "sparsity"}
+        assert figures.keys() == expected | judged | by_timestep | frechet | kernel
         tenths = figures["test_loss_by_timestep"]
         assert len(tenths) == 10
         # Test samples are stratified over the schedule: as many in each tenth.
         assert sum(tenths) / 10 == pytest.approx(figures["test_loss"])
         assert tenths[0] > tenths[9], "noise is harder to tell where there is little of it"
+    errors = {name: figures["test_error"] for name, figures in report["models"].items()}
+    assert 0 == errors["dense"] < errors["initial"]
+    assert report["fidelity"] == pytest.approx(1 - errors["learned"] / errors["initial"])
+    assert [report["models"][name]["fidelity"] for name in errors] == [1, 0, report["fidelity"]]
     losses = {name: figures["test_loss"] for name, figures in report["models"].items()}
     assert losses["dense"] < losses["initial"]
     expected = (losses["initial"] - losses["learned"]) / (losses["initial"] - losses["dense"])
