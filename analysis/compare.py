@@ -22,6 +22,9 @@ from maskpro.files import read_json
 _COMPARED = (
     "workload.name",
     "workload.model_hash",
+    "workload.data",
+    "workload.images.reading.resize",
+    "workload.images.reading.crop",
     "space.pattern",
     "space.layout",
     "searcher",

@@ -95,6 +95,7 @@ class _RealTrials:
                 teacher=self._teacher,
                 baseline=baseline_losses(initial, self._objective, self._teacher, precision=self._precision),
                 initial=self._initial,
+                dense=search.workload.model,
             )
         return self._trainers[key]
 

@@ -145,6 +145,7 @@ def extract(
     original_model: Annotated[
         str | None, typer.Option(help="Dense model to bind the masks to: folder, hub name, or digits (embedded).")
     ] = None,
+    ema: Ema = False,
     pattern: Pattern = "2:4",
     layout: LayoutName = "channel",
     nearest: Annotated[
@@ -163,6 +164,7 @@ def extract(
         layout=parse_layout(layout),
         original_model=str(DIGITS_MODEL) if original_model == "digits" else original_model,
         nearest=nearest,
+        ema=ema,
     )
     differing = content.provenance["share_of_positions_that_differ_from_the_zeros"]
     print(
@@ -187,9 +189,13 @@ def verify(
     """Check a mask file: whole, every group n:m, and (with --workload) made for that model; exit status 2 if not."""
     from maskpro import pipeline
 
-    if workload is None and (model is not None or data is not None):
-        raise MaskproError("workload is missing with model or data; allowed: --workload digits or cifar10")
     reading = _reading(resize, crop, skip_unreadable)
+    if workload is None and (
+        model is not None or data is not None or ema or reading != _reading("bilinear", "centre", False)
+    ):
+        raise MaskproError(
+            "workload is missing with model, data or an option of theirs; allowed: --workload digits or cifar10"
+        )
     opened = None if workload is None else _opened(workload, model, data, ema, reading)
     found = pipeline.verify(masks, opened)
     for name, problem in found.items():
@@ -467,6 +473,9 @@ def reference_statistics(
     workload: Workload = "digits",
     model: Model = None,
     data: Data = None,
+    resize: Resize = "bilinear",
+    crop: Crop = "centre",
+    skip_unreadable: SkipUnreadable = False,
     ema: Ema = False,
     features: Features = None,
     inception_weights: InceptionWeights = None,
@@ -475,7 +484,7 @@ def reference_statistics(
     """Write mean and covariance of the real images' features into a .npz file (mu, sigma)."""
     from maskpro import pipeline
 
-    opened = _opened(workload, model, data, ema)
+    opened = _opened(workload, model, data, ema, _reading(resize, crop, skip_unreadable), output)
     found = pipeline.reference_statistics(
         opened, output, features=features, inception_weights=inception_weights, device=pipeline.parse_device(device)
     )
@@ -489,6 +498,9 @@ def doctor(
     workload: Annotated[
         str | None, typer.Option("--workload", "--dataset", help="Default: cifar10 with a model, else digits.")
     ] = None,
+    resize: Resize = "bilinear",
+    crop: Crop = "centre",
+    skip_unreadable: SkipUnreadable = False,
     ema: Ema = False,
     pattern: Pattern = "2:4",
     layout: LayoutName = "channel",
@@ -510,7 +522,10 @@ def doctor(
         "layout": parse_layout(layout),
         "sampler": parse_sampler(sampler),
     }
-    opened = _opened(workload or ("digits" if model is None and data is None else "cifar10"), model, data, ema, quiet=True)
+    reading = _reading(resize, crop, skip_unreadable)
+    opened = _opened(
+        workload or ("digits" if model is None and data is None else "cifar10"), model, data, ema, reading, quiet=True
+    )
     found = _preflight(opened, **form, sampling_steps=sampling_steps, device=device)
     steps = resolve_sampling(opened, form["sampler"], sampling_steps)
     rows = describe(opened, found, **form, sampling_steps=steps)

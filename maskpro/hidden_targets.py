@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from maskpro.errors import MaskproError
 from maskpro.masked_model import MaskedModel
-from maskpro.objectives import Objective
+from maskpro.objectives import Objective, evaluation_mode, predict_in
+from maskpro.precision import Precision
 
 # Samples that the initial mask's differences are measured on, and in one pass.
 MEASURED_SAMPLES = 256
@@ -54,13 +55,14 @@ class HiddenTargets:
         dense: the network without a mask; it is left as it is.
         masked: the network, with its initial mask set.
         objective: its first samples are those that the initial mask is measured on.
+        precision: of the dense network's passes; that of the masked network's, so that what both round cancels.
 
     Raises:
         MaskproError: the network has no blocks, or one whose output is not a tensor.
     """
 
-    def __init__(self, dense: nn.Module, masked: MaskedModel, objective: Objective):
-        self._dense, self._masked, self._objective = dense, masked, objective
+    def __init__(self, dense: nn.Module, masked: MaskedModel, objective: Objective, *, precision: Precision = "float32"):
+        self._dense, self._masked, self._objective, self._precision = dense, masked, objective, precision
         self._names = block_names(masked)
         if not self._names:
             raise MaskproError("hidden_targets needs blocks; allowed: 0 with a model whose layers stand for themselves")
@@ -76,8 +78,8 @@ class HiddenTargets:
     @torch.no_grad()
     def dense(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The dense network's output `[B, ...]` and those of its blocks, by name."""
-        with self._watched(self._dense) as outputs:
-            return self._objective.predict(self._dense, batch), outputs
+        with evaluation_mode(self._dense), self._watched(self._dense) as outputs:
+            return predict_in(self._precision, self._objective, self._dense, batch), outputs
 
     def losses(self, outputs: dict[str, Tensor], expected: dict[str, Tensor], batch: Any) -> Tensor:
         """Loss of each sample, `[B]`: the masked network's blocks (`watched`) against the dense network's (`dense`)."""
@@ -86,7 +88,8 @@ class HiddenTargets:
     def _differences(self, outputs: dict[str, Tensor], expected: dict[str, Tensor], batch: Any) -> Tensor:
         """Mean squared difference of each block's output, times the sample's weight, `[B, blocks]`."""
         losses = self._objective.hidden_losses
-        return torch.stack([losses(outputs[name], expected[name], batch) for name in self._names], dim=1)
+        pairs = ((_widened(outputs[name]), _widened(expected[name])) for name in self._names)
+        return torch.stack([losses(output, target, batch) for output, target in pairs], dim=1)
 
     @torch.no_grad()
     def _measured(self) -> Tensor:
@@ -94,7 +97,7 @@ class HiddenTargets:
         for indices in torch.arange(MEASURED_SAMPLES).split(_BATCH):
             batch = self._objective.batch(indices)
             with self.watched() as outputs:
-                prediction = self._objective.predict(self._masked.model, batch)
+                prediction = predict_in(self._precision, self._objective, self._masked.model, batch)
             dense, expected = self.dense(batch)
             total += self._objective.hidden_losses(prediction, dense, batch).double().sum().cpu()
             blocks += self._differences(outputs, expected, batch).double().sum(dim=0).cpu()
@@ -117,6 +120,11 @@ def _keep(outputs: dict[str, Tensor], name: str, module: nn.Module, inputs: Any,
             f"hidden_targets: output of block {name} is a {type(output).__name__}; allowed: 0 with this model"
         )
     outputs[name] = output
+
+
+def _widened(values: Tensor) -> Tensor:
+    """A difference of two values in bfloat16 would be rounded once more."""
+    return values.float() if values.dtype == torch.bfloat16 else values
 
 
 def fading(progress: float) -> float:

@@ -123,11 +123,13 @@ def extract(
     layout: Layout,
     original_model: str | None = None,
     nearest: bool = False,
+    ema: bool = False,
 ) -> MaskFile:
     """Write `masks.safetensors` with the masks of a pruned diffusers folder's zeros.
 
     Without the original model the file names no base model, and later checks see layer names and shapes only. With
-    `nearest`, which needs it, zeros that are not n:m become the nearest n:m masks (`extract_masks`).
+    `nearest`, which needs it, zeros that are not n:m become the nearest n:m masks (`extract_masks`). With `ema` the
+    original model's weights are those of its `unet_ema/`.
 
     Raises:
         MaskproError: no zeros, zeros that are not n:m, an original of another architecture, or `output` exists.
@@ -135,7 +137,7 @@ def extract(
     if nearest and original_model is None:
         raise MaskproError("nearest is True without original_model; allowed: with it (its weights decide between masks)")
     pruned = load_pretrained(pruned_model).unet
-    original = None if original_model is None else load_pretrained(original_model).unet
+    original = None if original_model is None else load_pretrained(original_model, ema=ema).unet
     if original is not None:
         _check_same_architecture(pruned, original, f"model_path {pruned_model}", str(original_model))
     try:
@@ -377,7 +379,7 @@ def train(
                 {name: value.cpu().contiguous() for name, value in tensors.items()},
                 folder / "logits" / "logits.safetensors",
             )
-        _plot_curves(folder / "training_curves.png", losses, curve, summary)
+        _plot_curves(folder / "training_curves.png", losses, curve, trainer.initial.error, summary)
         (folder / "checkpoint").mkdir()
         save_pipeline(folder / "checkpoint", masked.model, workload.scheduler, ema=workload.ema)
         write_json(folder / "training_summary.json", summary)
@@ -420,7 +422,8 @@ def evaluate(
     Raises:
         MaskproError: `initial` lacks one of these layers, or `output` exists.
     """
-    for name, value in (("features", features), ("reference_statistics", reference_statistics)):
+    given = {"features": features, "inception_weights": inception_weights, "reference_statistics": reference_statistics}
+    for name, value in given.items():
         if value is not None and not compute_fid:
             raise MaskproError(f"{name} is {value} without compute_fid; allowed: together with --compute-fid")
     workload = replace(
@@ -548,7 +551,9 @@ def _run(
     return torch.cat(losses), curve, time.monotonic() - started
 
 
-def _plot_curves(path: Path, losses: Tensor, curve: list[tuple[int, HeldOutMeans]], summary: dict[str, Any]) -> None:
+def _plot_curves(
+    path: Path, losses: Tensor, curve: list[tuple[int, HeldOutMeans]], initial: float, summary: dict[str, Any]
+) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -564,7 +569,7 @@ def _plot_curves(path: Path, losses: Tensor, curve: list[tuple[int, HeldOutMeans
         markersize=3,
         label="learned mask",
     )
-    right.axhline(summary["initial_val_error"], color="#D55E00", linestyle="--", label="initial mask")
+    right.axhline(initial, color="#D55E00", linestyle="--", label="initial mask")
     right.set(
         title="Held-out error", xlabel="samples seen", ylabel="squared difference from the dense output", ylim=(0, None)
     )

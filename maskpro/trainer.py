@@ -261,7 +261,9 @@ class MaskTrainer:
         self.masked = masked
         masked.model.eval()  # whatever the caller has done with it since it was masked: it is frozen
         self._objective = objective
-        self._hidden = HiddenTargets(dense, masked, objective) if config.hidden_targets and dense is not None else None
+        self._hidden: HiddenTargets | None = None
+        if config.hidden_targets and dense is not None:
+            self._hidden = HiddenTargets(dense, masked, objective, precision=config.precision)
         self._validation = validation
         self._teacher = teacher
         parametrisation = PARAMETRISATIONS[config.estimator]
@@ -542,7 +544,7 @@ class MaskTrainer:
         self.masked.set_mask(mask)
         values = self._validation.judge(self.masked.model)
         if not values.are_finite():
-            raise NonFiniteLossError(f"held-out loss is not finite after {self.num_samples_seen} samples")
+            raise NonFiniteLossError(f"held-out loss or error is not finite after {self.num_samples_seen} samples")
         return values
 
     def round_state(self) -> StoredLogits:

@@ -9,6 +9,7 @@ from torch import nn
 from maskpro.errors import MaskproError
 from maskpro.hidden_targets import HiddenTargets, block_names, fading
 from maskpro.initial_masks import magnitude_masked_model
+from maskpro.objectives import predict_in
 from maskpro.pattern import NMPattern
 from maskpro.trainer import TrainerConfig
 
@@ -133,3 +134,33 @@ def test_hidden_targets_that_are_not_allowed_are_refused(digits):
     ):
         with pytest.raises(MaskproError, match=message):
             TrainerConfig(**settings)
+
+
+@torch.no_grad()
+def test_in_bfloat16_the_dense_networks_passes_are_rounded_like_the_masked_ones(digits):
+    """With a mask that keeps everything both are the same network, and nothing differs; a dense pass in float32 would."""
+    masked, objective = masked_digits(digits), digits.training_objective(seed=0, device=CPU)
+    hidden = HiddenTargets(digits.model, masked, objective, precision="bfloat16")
+    plain = HiddenTargets(digits.model, masked, objective)
+    masked.set_mask(torch.ones_like(masked.mask))
+    batch = objective.batch(torch.arange(8))
+    with hidden.watched() as outputs:
+        prediction = predict_in("bfloat16", objective, masked.model, batch)
+    for kind, expected_zero in ((hidden, True), (plain, False)):
+        output, blocks = kind.dense(batch)
+        assert torch.equal(output, prediction) == expected_zero
+        assert (kind.losses(outputs, blocks, batch).max() == 0) == expected_zero
+
+
+def test_a_dense_network_in_training_mode_is_run_as_a_frozen_one(digits):
+    dense = copy.deepcopy(digits.model)
+    masked, objective = masked_digits(digits), digits.training_objective(seed=0, device=CPU)
+    hidden, batch = HiddenTargets(dense, masked, objective), objective.batch(torch.arange(4))
+    frozen, _ = hidden.dense(batch)
+    modes = []
+    dense.mid_block.register_forward_hook(lambda module, inputs, output: modes.append(module.training))
+    dense.train()
+    found, _ = hidden.dense(batch)
+    assert torch.equal(found, frozen)
+    assert modes == [False]
+    assert dense.training

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import socket
@@ -19,14 +20,16 @@ from ray.tune.experiment import Trial
 
 from maskpro.files import says_no_room
 from maskpro.masked_model import maskable_layers
+from maskpro.pattern import NMPattern
+from maskpro.trainer import TrainerConfig
 from maskpro.tuning.adapters import failure_text
 from maskpro.tuning.driver_log import say
 from maskpro.tuning.history import History
 from maskpro.tuning.interruption import Interruption
 from maskpro.tuning.search import Search
 
-# A running trial has two checkpoints of five bytes a weight.
-_BYTES_PER_WEIGHT = 10
+# A running trial has two checkpoints of five bytes a logit.
+_BYTES_PER_LOGIT = 10
 # Ray ends this process without a word a minute after the last answer of its head.
 _SILENT_SECONDS = 15.0
 _LAST_SECONDS = 25.0
@@ -98,7 +101,15 @@ class FaultWatch(Callback):
 def needed_bytes(search: Search, slots: int) -> int:
     """What the checkpoints of `slots` trials at a time take in the storage."""
     weights = sum(weight.numel() for weight in maskable_layers(search.workload.model).values())
-    return _BYTES_PER_WEIGHT * weights * max(1, slots)
+    return math.ceil(_BYTES_PER_LOGIT * _logits_per_weight(search) * weights * max(1, slots))
+
+
+def _logits_per_weight(search: Search) -> float:
+    """One, or as many as a group has masks, for its m weights (gumbel_softmax)."""
+    if "gumbel_softmax" not in search.space.choices("estimator", TrainerConfig().estimator):
+        return 1.0
+    patterns = [NMPattern.parse(form.pattern) for form in search.context.formats]
+    return max(1.0, *(pattern.num_candidates / pattern.m for pattern in patterns))
 
 
 @contextmanager

@@ -56,6 +56,10 @@ def run_main_job(search: Search, *, resume: bool, extend: int = 0) -> int:
     ):
         stack.callback(ray.shutdown)
         say(f"experiment: {experiment.folder}")
+        for note in search.workload.notes:
+            say(f"model {search.workload.model_source}: {note}")
+        if search.dense_layers.layers:
+            say(search.dense_layers.line())
         try:
             interruption = _run_trials(experiment)
             if interruption.reason:

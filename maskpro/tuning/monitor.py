@@ -11,6 +11,7 @@ from ray.tune import Callback
 from rich.console import Console
 from rich.live import Live
 
+from maskpro.evaluation.fidelity import format_share
 from maskpro.tuning.adapters import NUMBER
 from maskpro.tuning.devices import DeviceMeter
 from maskpro.tuning.history import History, TrialRecord
@@ -79,8 +80,7 @@ class SearchMonitor(Callback):
         if self._live is not None:
             return
         record = self._history.trials[trial.config[NUMBER]]
-        fidelity = record.last.get("fidelity")
-        reached = "fidelity undefined" if fidelity is None else f"fidelity {fidelity:.3f}"
+        reached = f"fidelity {format_share(record.last.get('fidelity'))}"
         reason = f"failed ({record.failure})" if record.failure else reached
         how = "stopped" if record.status == "stopped" else "ended"
         self._say(
@@ -111,7 +111,7 @@ class SearchMonitor(Callback):
     def _standing(self) -> str:
         best = ""
         if self._best is not None:
-            best = f"; best fidelity {self._best.last.get('fidelity') or 0:.3f} (trial {self._best.number})"
+            best = f"; best fidelity {format_share(self._best.last.get('fidelity'))} (trial {self._best.number})"
         now = time.monotonic()
         if now - self._estimated >= _ESTIMATE_SECONDS:
             self._estimated, self._seconds_left = now, self._snapshot().seconds_left

@@ -158,7 +158,8 @@ def promote(experiment: Experiment, *, make: ChunkMaker = make_chunks) -> dict[s
         "initial": initial_masked(search.context, search.workload.model, form).model,
         "learned": _learned(experiment, picked),
     }
-    report = _final_report(experiment, picked, evaluate(models)) | choice
+    dense_layers = _dense_layers(experiment, load_masks(experiment, picked))
+    report = _final_report(experiment, picked, evaluate(models)) | choice | {"dense_layers": dense_layers}
     write_json(folder / EVALUATION_FILE, report)
     return report
 

@@ -164,6 +164,7 @@ def warm_started(search: Search, folder: Path) -> Search:
         ("other data", described["workload"]["data"], mine["workload"]["data"]),
         ("another resize or crop", _reading(described), _reading(mine)),
         ("another max_samples", described["trial"]["max_samples"], mine["trial"]["max_samples"]),
+        ("another precision of validation", _validated_in(described), _validated_in(mine)),
         ("other fixed parameters", _fixed(described), _fixed(mine)),
     ):
         if theirs != ours:
@@ -186,6 +187,10 @@ def warm_started(search: Search, folder: Path) -> Search:
 def _reading(described: Mapping[str, Any]) -> dict[str, Any]:
     reading: dict[str, Any] = described["workload"].get("images", {}).get("reading", {})
     return reading
+
+
+def _validated_in(described: Mapping[str, Any]) -> str:
+    return str(described["trial"]["validation_precision"])
 
 
 def _fixed(described: Mapping[str, Any]) -> dict[str, Any]:

@@ -191,7 +191,9 @@ class Search:
 
     def describe(self) -> dict[str, Any]:
         """The content of `experiment.json`: enough to run the search again."""
-        context = {name: getattr(self.context, name) for name in ("max_samples", "report_samples", "seed")}
+        context = {
+            name: getattr(self.context, name) for name in ("max_samples", "report_samples", "seed", "validation_precision")
+        }
         options = {name: _stored_option(name, value) for name, value in asdict(self.options).items()}
         return {
             "format": EXPERIMENT_FORMAT,
@@ -266,7 +268,8 @@ def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Pl
         workload = replace(workload, budgets=replace(workload.budgets, num_generated=options.num_generated))
     if options.features is not None:
         workload = replace(workload, features=options.features)
-    judged_by = _judged_by(options, workload) if options.frechet else {}
+    given = (options.features, options.inception_weights, options.reference_statistics)
+    judged_by = _judged_by(options, workload) if options.frechet or any(given) else {}
     # A space's budget is meant for the space's own workload.
     space_samples = space.max_samples if workload.name == space.workload else None
     max_samples = options.max_samples or space_samples or workload.budgets.max_samples

@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from maskpro.evaluation.fidelity import format_share
 from maskpro.tuning.history import METRIC, History, TrialRecord
 
 # Between two changes of a live view.
@@ -201,9 +202,9 @@ def _trials(snapshot: SearchSnapshot, is_running: bool) -> str:
 def _describe_best(best: Best | None) -> str:
     if best is None:
         return "no trial has reported yet"
-    fidelity = "undefined" if best.fidelity is None else f"{best.fidelity:.3f}"
     params = ", ".join(f"{name} {_short(value)}" for name, value in best.params.items())
-    return f"trial {best.number}, fidelity {fidelity}, {METRIC} {best.val_error:.3g}{f' ({params})' if params else ''}"
+    reached = format_share(best.fidelity)
+    return f"trial {best.number}, fidelity {reached}, {METRIC} {best.val_error:.3g}{f' ({params})' if params else ''}"
 
 
 def _short(value: Any) -> str:
