@@ -115,10 +115,19 @@ def test_an_end_of_tune_that_is_no_fault_of_the_machine_is_not_explained(tmp_pat
 
 
 def test_the_room_that_is_needed_grows_with_the_network_and_the_trials(digits):
-    search = SimpleNamespace(workload=digits)
+    def searched(estimator, *patterns):
+        formats = [SimpleNamespace(pattern=pattern) for pattern in patterns]
+        space = SimpleNamespace(choices=lambda name, default: (estimator,))
+        return SimpleNamespace(workload=digits, space=space, context=SimpleNamespace(formats=formats))
+
+    search = searched("straight_through", "2:4")
     weights = sum(value.numel() for value in digits.model.parameters())
     assert 5 * weights < needed_bytes(search, 1) <= 10 * weights
     assert needed_bytes(search, 3) == 3 * needed_bytes(search, 1)
+    # A logit for each mask of a group: 6 for 4 weights, 70 for 8.
+    relaxed = searched("gumbel_softmax", "2:4"), searched("gumbel_softmax", "2:4", "4:8")
+    assert needed_bytes(relaxed[0], 1) == pytest.approx(1.5 * needed_bytes(search, 1))
+    assert needed_bytes(relaxed[1], 1) == pytest.approx(70 / 8 * needed_bytes(search, 1))
     assert not says_no_room("ValueError: no room")
 
 
@@ -154,6 +163,10 @@ def test_a_pause_that_does_not_come_to_its_end_ends_the_process_with_a_word(monk
     with watched_ray(Asked(), resume="--resume x"):
         assert ended.wait(60)
     assert capsys.readouterr().out == "paused: Ray's head at 127.0.0.1:1 has died; go on with --resume x\n"
+
+
+# Of a model of which there is nothing to say.
+SEARCH = SimpleNamespace(workload=SimpleNamespace(notes=()), dense_layers=SimpleNamespace(layers=()))
 
 
 @pytest.fixture
@@ -210,7 +223,7 @@ def test_a_results_disk_that_fills_up_after_the_trials_pauses_the_job(monkeypatc
     monkeypatch.setattr(main_job, "_run_trials", lambda experiment: Interruption())
     for name in ("write_trials", "promote", "_summarise"):
         monkeypatch.setattr(main_job, name, full if name == phase else lambda *arguments, **named: {})
-    assert main_job.run_main_job(SimpleNamespace(), resume=False) == 1
+    assert main_job.run_main_job(SEARCH, resume=False) == 1
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"paused: {experiment.folder} has no room left (")
     assert last.endswith(f"; make room and go on with --resume {experiment.folder}")
@@ -228,4 +241,4 @@ def test_a_fault_of_ours_after_the_trials_is_not_taken_for_the_machines(monkeypa
     monkeypatch.setattr(main_job, "_run_trials", lambda experiment: Interruption())
     monkeypatch.setattr(main_job, "write_trials", broken)
     with pytest.raises(TypeError, match="a fault of ours"):
-        main_job.run_main_job(SimpleNamespace(), resume=False)
+        main_job.run_main_job(SEARCH, resume=False)
