@@ -187,7 +187,7 @@ def _digits(model: str | None, data: Path | None, read: FolderReader, ema: bool)
             max_samples=25_200,
             report_samples=2_800,
             validation_samples=1_200,
-            selection_samples=9_600,
+            selection_samples=4_800,
             test_samples=4_800,
             num_generated=1_024,
             sampling_steps=50,
