@@ -102,12 +102,7 @@ def results(trial):
     rows = []
     while not rows or not rows[-1]["done"]:
         row = trial.train()
-        rows.append(
-            {
-                name: row[name]
-                for name in ("num_samples_seen", "val_error", "val_error_now", "val_loss", "train_loss", "done")
-            }
-        )
+        rows.append({name: row[name] for name in REPORTED})
     return rows
 
 
