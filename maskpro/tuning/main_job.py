@@ -24,7 +24,6 @@ from maskpro.tuning.interruption import Interruption, interruptible
 from maskpro.tuning.parallel_sampling import ray_chunks
 from maskpro.tuning.promotion import best_trials, confirmation_plans, promote, write_best
 from maskpro.tuning.search import Search
-from maskpro.tuning.trial_table import FIGURES
 
 # Of the final evaluation's figures, those that the terminal has room for.
 _SHOWN = (
@@ -133,7 +132,8 @@ def _summarise(experiment: Experiment, report: dict[str, Any]) -> None:
         *experiment.search.space.domains,
         "status",
         "num_samples_seen",
-        *FIGURES,
+        "fidelity",
+        "recovery",
         "seconds",
         "source",
     ]
