@@ -18,7 +18,14 @@ from torch import Tensor, nn
 
 from maskpro.dense_layers import dense_layers, dense_rows
 from maskpro.errors import MaskproError
-from maskpro.evaluation.comparison import compare_models, loss_improvement, masked_copy, recovery, sparsity
+from maskpro.evaluation.comparison import (
+    evaluate_models,
+    loss_improvement,
+    masked_copy,
+    recovery,
+    sparsity,
+    with_recovery,
+)
 from maskpro.evaluation.features import open_features
 from maskpro.evaluation.fidelity import fidelity, format_share
 from maskpro.evaluation.references import real_features, write_reference
@@ -440,7 +447,7 @@ def evaluate(
         "learned": learned,
     }
     with atomic_folder(output) as folder:
-        report = compare_models(
+        compared = evaluate_models(
             workload,
             models,
             device=device,
@@ -458,6 +465,7 @@ def evaluate(
             reference_cache=cache,
             say=say,
         )
+        report = with_recovery(compared, "learned")
         left = workload.dense_layers(first.masks, pattern=first.pattern, layout=first.layout)
         if left.layers:
             say(left.line())

@@ -91,47 +91,6 @@ def masked_copy(model: nn.Module, masks: Mapping[str, Tensor], pattern: NMPatter
     return masked.model
 
 
-def compare_models(
-    workload: Workload,
-    models: Mapping[str, nn.Module],
-    *,
-    device: torch.device,
-    folder: Path,
-    cache: Path | None = None,
-    sampler: Sampler = "ddim",
-    sampling_steps: int | None = None,
-    timestep_spacing: TimestepSpacing | None = None,
-    sampling_precision: SamplingPrecision = "auto",
-    compile_sampling: bool | None = None,
-    compute_frechet: bool = True,
-    save_images: bool = False,
-    inception_weights: Path | None = None,
-    reference_statistics: Path | None = None,
-    reference_cache: Path | None = None,
-    say: Say = lambda text: None,
-) -> dict[str, Any]:
-    """`evaluate_models` of "dense", "initial" and "learned" (and others), `with_recovery` of "learned"."""
-    report = evaluate_models(
-        workload,
-        models,
-        device=device,
-        folder=folder,
-        cache=cache,
-        sampler=sampler,
-        sampling_steps=sampling_steps,
-        timestep_spacing=timestep_spacing,
-        sampling_precision=sampling_precision,
-        compile_sampling=compile_sampling,
-        compute_frechet=compute_frechet,
-        save_images=save_images,
-        inception_weights=inception_weights,
-        reference_statistics=reference_statistics,
-        reference_cache=reference_cache,
-        say=say,
-    )
-    return with_recovery(report, "learned")
-
-
 def with_recovery(report: Mapping[str, Any], learned: str) -> dict[str, Any]:
     """A report of `evaluate_models` with what the network named `learned` comes to beside "initial" and "dense".
 

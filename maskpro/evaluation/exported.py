@@ -89,7 +89,7 @@ def _problem(archive: zipfile.ZipFile) -> str:
     try:
         if inputs:  # torch would fall back to a full unpickler
             torch.load(io.BytesIO(inputs), weights_only=True)
-    except Exception:
+    except Exception:  # what the safe unpickler refuses has no common error class, and all of it is refused here
         return "pickled sample inputs"
     return next(_problems(json.loads(archive.read(f"{top}/{_MODEL}"))), "")
 

@@ -13,7 +13,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from maskpro.errors import MaskproError
 from maskpro.evaluation import comparison
-from maskpro.evaluation.comparison import compare_models, evaluate_models, masked_copy, protocol, with_recovery
+from maskpro.evaluation.comparison import evaluate_models, masked_copy, protocol, with_recovery
 from maskpro.evaluation.distances import FeatureStatistics
 from maskpro.evaluation.sampling import SamplingPlan
 from maskpro.files import read_json
@@ -175,7 +175,7 @@ def test_saved_images_are_complete_even_where_the_figures_are_known(workload, mo
 
 def test_without_a_cache_the_figures_are_the_same_and_nothing_is_kept(workload, models, tmp_path):
     models = {**models, "learned": models["initial"]}
-    report = compare_models(workload, models, device=CPU, folder=tmp_path / "out")
+    report = with_recovery(evaluate_models(workload, models, device=CPU, folder=tmp_path / "out", cache=None), "learned")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {f"samples_{name}.png" for name in models}
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
     cached, _ = evaluated(workload, models, tmp_path)
