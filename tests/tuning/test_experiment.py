@@ -93,7 +93,12 @@ def test_an_experiment_is_enough_to_run_it_again(search):
     described = json.loads((experiment.folder / "experiment.json").read_text())
     assert described["space"]["source"] == SPACE == (experiment.folder / "space.py").read_text()
     assert described["planned"] == [{"params": {"lr": 2.0}, "source": "seed point 1", "seed": 0, "samples": None}]
-    assert described["trial"] == {"max_samples": 64, "report_samples": 3, "seed": 0}
+    assert described["trial"] == {
+        "max_samples": 64,
+        "report_samples": 3,
+        "seed": 0,
+        "validation_precision": "float32",
+    }
 
 
 def test_a_running_experiment_is_not_opened_twice(search):
