@@ -10,7 +10,7 @@ kept in a file, and the same command goes on from it.
 A sample evaluation is one forward pass of one sample; a backward pass counts as two more. The teacher's outputs and the
 initial mask's losses cost one for each sample that they are computed for, once, and so do the samples that tell how often
 each part of the noise schedule is sampled. Seconds are those of learning, all this included, one thread a process, without
-validation. Fidelity, recovery and loss are those of test samples that chose nothing; "of one mask" is the standard error of
+validation; on a CPU those that the process computes, so that what runs beside it does not count. Fidelity, recovery and loss are those of test samples that chose nothing; "of one mask" is the standard error of
 a mask's fidelity over these samples, and any other ± is the standard error of the mean over seeds. Of each run the mask is
 taken that training keeps by its validation errors.
 """
@@ -73,15 +73,18 @@ def _length(job: Job) -> int:
 
 
 def _as_long(rows: pd.DataFrame, jobs: list[Job]) -> list[Job]:
-    """The second part of a round: the nearest rivals, with the evaluations that take as many seconds as ours took."""
+    """The second part of a round: the nearest rival, with the evaluations that take as many seconds as ours took."""
     rows = rows[(rows["pattern"] == jobs[0].pattern) & (rows["cost"] != _EQUAL_SECONDS)]
-    seconds = rows[rows["seed"].isin({job.seed for job in jobs})].groupby("method")["seconds"].mean()
-    if OURS not in seconds.index:
+    means = rows[rows["seed"].isin({job.seed for job in jobs})].groupby("method")[["seconds", "fidelity"]].mean()
+    rivals = means[means.index.isin(RIVALS)]
+    if OURS not in means.index or rivals.empty:
         return []
+    nearest = rivals["fidelity"].idxmax()
+    share = means.loc[OURS, "seconds"] / means.loc[nearest, "seconds"]
     return [
-        replace(job, cost=_EQUAL_SECONDS, evaluations=round(job.evaluations * seconds[OURS] / seconds[job.method]))
+        replace(job, cost=_EQUAL_SECONDS, evaluations=round(job.evaluations * share))
         for job in jobs
-        if job.pattern == jobs[0].pattern and job.method in RIVALS and job.method in seconds
+        if job.pattern == jobs[0].pattern and job.method == nearest
     ]
 
 

@@ -5,7 +5,7 @@ python -m benchmarks.search_value --seeds 5
 Real training on the embedded workload, in this process and without Ray: the trials of the different searches are driven by
 the main job's own state on a simulated clock, two at a time, and a trial that several of them run is trained once. Searches
 choose by the validation error. Fidelity, and the gain over the best seed point with its standard error over samples
-(paired), are those of test samples.
+(paired), are those of test samples. With --beside a setting found by hand is trained as well, which no search is told of.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import copy
 import json
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +28,7 @@ from torch import Tensor
 from benchmarks.report import hardware_line, print_table
 from benchmarks.simulated_search import SimulatedSearch
 from maskpro.cli import run_command
+from maskpro.errors import MaskproError
 from maskpro.evaluation.fidelity import Estimate, estimate_fidelity, estimate_gain
 from maskpro.objectives import baseline_losses, teacher_outputs
 from maskpro.trainer import MaskTrainer, TrainerConfig
@@ -37,6 +39,7 @@ from maskpro.tuning.state import MIN_COMPLETED, Plan
 from maskpro.tuning.trainable import split_targets
 
 _SEED_POINTS = "the seed points at full budget"
+_BESIDE = "found by hand, no search"
 _SEARCHES = {
     "default (TPE, ASHA)": ("optuna", "asha"),
     "random search, ASHA": ("random", "asha"),
@@ -104,8 +107,8 @@ def _key(params: Mapping[str, Any]) -> str:
     return json.dumps(dict(params), sort_keys=True)
 
 
-def run_seed(options: SearchOptions) -> list[dict[str, Any]]:
-    """The rows of one seed: a search each, and the seed points at full budget."""
+def run_seed(options: SearchOptions, searches: tuple[str, ...], beside: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The rows of one seed: the seed points at full budget, a trial of the parameters `beside`, and each search."""
     torch.set_num_threads(1)
     trials = _RealTrials(options)
     search, seed, full = trials.search, options.seed, trials.search.context.max_samples
@@ -135,7 +138,11 @@ def run_seed(options: SearchOptions) -> list[dict[str, Any]]:
     planned = search.planned
     best = min(planned, key=lambda plan: trials.validation_error(plan.params, full))
     reference = row(_SEED_POINTS, best.params, len(planned) * full, len(planned), best.source)
-    for name, (searcher, scheduler) in _SEARCHES.items():
+    if beside:
+        trials.validation_error(beside, full)
+        row(_BESIDE, beside, full, 1, "hand")
+    for name in searches:
+        searcher, scheduler = _SEARCHES[name]
         simulated = SimulatedSearch(
             distributions=search.space.distributions,
             curve=trials.validation_error,
@@ -167,9 +174,16 @@ def main(
     space: Annotated[Path, typer.Option(help="The space that is searched.")] = Path("search_spaces/default.py"),
     model: Annotated[str | None, typer.Option(help="Another network of digits than the embedded one: its folder.")] = None,
     max_samples: Annotated[int | None, typer.Option(help="Of a full trial; default: the workload's.")] = None,
+    searches: Annotated[str, typer.Option(help="Names of the table, with ; between them.")] = "; ".join(_SEARCHES),
+    beside: Annotated[str | None, typer.Option(help="Parameters of one more trial, as JSON.")] = None,
     processes: Annotated[int, typer.Option(help="Seeds at a time, one core each.")] = 2,
 ) -> None:
     """Print a row per search: test fidelity of its best full-budget trial, gain over the seed points', and its cost."""
+    names = tuple(name.strip() for name in searches.split(";"))
+    for name in names:
+        if name not in _SEARCHES:
+            raise MaskproError(f"searches holds {name!r}; allowed: {'; '.join(_SEARCHES)}")
+    more = None if beside is None else json.loads(beside)
     options = [
         SearchOptions(
             space=space,
@@ -183,7 +197,8 @@ def main(
         for seed in range(first_seed, first_seed + seeds)
     ]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        frame = pd.DataFrame([row for part in pool.map(run_seed, options) for row in part])
+        running = pool.map(run_seed, options, repeat(names), repeat(more))
+        frame = pd.DataFrame([row for part in running for row in part])
     rows = [
         {
             "search": name,

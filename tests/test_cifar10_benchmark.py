@@ -292,7 +292,7 @@ def test_masks_that_were_made_are_not_made_again_and_none_is_begun_too_late(tmp_
         made.append((job.method, job.seed, job.cost))
         now[0] += 10.0
         row = {"method": job.method, "pattern": job.pattern, "seed": job.seed, "cost": job.cost, "loss": 1.0}
-        row |= {"fidelity": 0.5, "fidelity_error": 0.01}
+        row |= {"fidelity": 0.6 if job.method == RIVALS[1] else 0.5, "fidelity_error": 0.01}
         return row | {"recovery": 0.5, "seconds": 2.0, "evaluations": job.evaluations, "wall_seconds": 10.0}
 
     now = [0.0]
@@ -319,7 +319,8 @@ def test_masks_that_were_made_are_not_made_again_and_none_is_begun_too_late(tmp_
     assert len(tables[-1]) == 6
     second = measure(100)
     assert not set(first) & set(second)
-    per_seed = 3 + len(LEARNED) + len(RIVALS)  # random, Wanda, SparseGPT; the learned ones; the rivals in as many seconds
+    per_seed = 3 + len(LEARNED) + 1  # random, Wanda, SparseGPT; the learned ones; the nearest rival in as many seconds
+    assert {method for method, _, cost in second if cost == "equal seconds"} == {RIVALS[1]}
     assert len(first) + len(second) == 2 + 2 * per_seed
     assert measure(100) == []
     assert all(isinstance(Job(method=method, pattern="2:4", seed=seed), Job) for method, seed, _ in second)
