@@ -9,10 +9,11 @@ kept in a file, and the same command goes on from it.
 
 A sample evaluation is one forward pass of one sample; a backward pass counts as two more. The teacher's outputs and the
 initial mask's losses cost one for each sample that they are computed for, once, and so do the samples that tell how often
-each part of the noise schedule is sampled. Seconds are those of learning, all this included, one thread a process, without
-validation; on a CPU those that the process computes, so that what runs beside it does not count. Fidelity, recovery and loss are those of test samples that chose nothing; "of one mask" is the standard error of
-a mask's fidelity over these samples, and any other ± is the standard error of the mean over seeds. Of each run the mask is
-taken that training keeps by its validation errors.
+each part of the noise schedule is sampled. Seconds are those of learning, all this included, one thread a process,
+without validation; on a CPU those that the process computes, so that what runs beside it does not count. Fidelity,
+recovery and loss are those of test samples that chose nothing; "of one mask" is the standard error of a mask's fidelity
+over these samples, and any other ± is the standard error of the mean over seeds. Of each run the mask is taken that
+training keeps by its validation errors.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The default search: lr, logits, batch and dataset size of the straight-through estimator on the embedded workload.
 
-lr is in units of 0.1 of a logit a step, logits the magnitude of the initial logits, magnitude_prior what the weights' sizes
-add to them, hidden_targets the weight of the dense network's blocks as further targets, dataset_size a number of calibration
-samples. Bounds of lograndint exclude the upper one. A seed point is run first, exactly as it stands: the original's five
-configurations, and the best settings known without hidden targets, whose weight is left to the search.
+lr is in units of 0.1 of a logit a step, logits the magnitude of the initial logits, magnitude_prior what the weights'
+sizes add to them, hidden_targets the weight of the dense network's blocks as further targets, dataset_size a number of
+calibration samples. Bounds of lograndint exclude the upper one. A seed point is run first, exactly as it stands: the
+original's five configurations, and the best settings known without hidden targets, whose weight is left to the search.
 """
 
 from ray import tune
