@@ -1,0 +1,129 @@
+"""How much of a gradient the policy gradient's budget buys: a bound on what it can learn from so many forward passes.
+
+python -m benchmarks.policy_gradient_noise              # the figures of RESULTS.md: 256 masks on 256 samples
+python -m benchmarks.policy_gradient_noise --masks 8 --samples 16 --evaluations 640    # does it run?
+
+The tuned settings of `mask_quality` learn the last up block's shortcut convolutions. Masks are drawn from their logits,
+at the start and on the way of a run, and each is judged on the same samples. What differs between masks is the variance
+of their mean loss, V, which a gradient can be learned from, and the variance of what single samples add to it, W (two-way
+analysis of variance without replication). Of a loss on b samples V / (V + W / b) is then signal.
+
+The estimate from K masks sums K scores, each times its loss. In coordinates where the score has unit covariance, each of
+the d = G (M - 1) free logits adds (V + W / b) / K of noise, and the gradient's square is at most V: less where the loss
+is not linear in the mask. So the squared cosine between estimate and gradient is at most 1 / (1 + d / (K * signal)). The
+table has that of all the budget's masks together, as if the logits stood still, and of a step's.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from benchmarks.mask_methods import LEARNED, last_shortcuts
+from benchmarks.report import hardware_line, print_table
+from maskpro.cli import run_command
+from maskpro.distribution import sample
+from maskpro.initial_masks import magnitude_mask
+from maskpro.masked_model import MaskedModel
+from maskpro.objectives import baseline_losses, predict_in, teacher_outputs
+from maskpro.pattern import NMPattern
+from maskpro.trainer import MaskTrainer, TrainerConfig
+from maskpro.workloads import open_workload
+
+_METHOD = "MaskPro (tuned)"
+# Of the budget: where the masks are drawn.
+_PLACES = (0.0, 0.25, 1.0)
+_BATCH = 128
+
+
+@torch.no_grad()
+def losses_of_masks(
+    trainer: MaskTrainer, objective: Any, teacher: Any, *, masks: int, samples: int, seed: int
+) -> torch.Tensor:
+    """Loss of each mask drawn from a trainer's logits on each sample, `[masks, samples]`, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = (torch.arange(samples) + trainer.config.dataset_size).split(_BATCH)
+    batches = [(objective.batch(part), teacher(part)) for part in parts]
+    rows = []
+    for _ in range(masks):
+        trainer.masked.set_mask(sample(trainer.logits, trainer.masked.pattern.n, generator))
+        predictions = [
+            (predict_in("float32", objective, trainer.masked.model, batch), batch, dense) for batch, dense in batches
+        ]
+        rows.append(torch.cat([objective.teacher_losses(found, dense, batch) for found, batch, dense in predictions]))
+    return torch.stack(rows).double()
+
+
+def variances(losses: torch.Tensor) -> tuple[float, float]:
+    """(V, W) of losses `[masks, samples]`: of masks, and of masks with single samples; unbiased, V at least 0."""
+    num_masks, num_samples = losses.shape
+    by_mask, by_sample = losses.mean(dim=1, keepdim=True), losses.mean(dim=0, keepdim=True)
+    rest = losses - by_mask - by_sample + losses.mean()
+    within = (rest.square().sum() / ((num_masks - 1) * (num_samples - 1))).item()
+    return max(0.0, by_mask.var().item() - within / num_samples), within
+
+
+def main(
+    masks: Annotated[int, typer.Option(help="Drawn at each place.")] = 256,
+    samples: Annotated[int, typer.Option(help="That each mask is judged on.")] = 256,
+    evaluations: Annotated[int, typer.Option(help="Forward passes of the run.")] = 64_000,
+    seed: Annotated[int, typer.Option(help="Of the run.")] = 5,
+) -> None:
+    """Print the table of signal, noise and bound along a run."""
+    torch.set_num_threads(1)
+    cpu, workload = torch.device("cpu"), open_workload("digits")
+    settings = LEARNED[_METHOD] | {"seed": seed}
+    settings.pop("targets")
+    dense = workload.model
+    masked = MaskedModel(
+        copy.deepcopy(dense), pattern=NMPattern.parse("2:4"), layout="channel", targets=last_shortcuts(dense)
+    )
+    masked.set_mask(magnitude_mask(masked))
+    objective = workload.training_objective(
+        seed=seed, device=cpu, shares=workload.timestep_shares(masked.model, cpu, "float32")
+    )
+    teacher = teacher_outputs(dense, objective)
+    per_mask = settings["batch_size"]
+    budget = evaluations // per_mask // settings["masks_per_step"] * per_mask * settings["masks_per_step"]
+    trainer = MaskTrainer(
+        TrainerConfig(**settings, dataset_size=max(per_mask, budget // settings["masks_per_step"]), budget_samples=budget),
+        masked=masked,
+        objective=objective,
+        validation=workload.held_out_samples("validation", cpu),
+        teacher=teacher,
+        baseline=baseline_losses(copy.deepcopy(masked.model), objective, teacher),
+        dense=dense,
+    )
+    step = settings["masks_per_step"]
+    free = trainer.logits.shape[0] * (trainer.logits.shape[1] - 1)
+    rows = []
+    for place in _PLACES:
+        trainer.train((round(place * budget) - trainer.num_samples_seen) // step * step)
+        found = losses_of_masks(trainer, objective, teacher, masks=masks, samples=samples, seed=seed)
+        between, within = variances(found)
+        signal = between / (between + within / per_mask)
+        num_masks = budget // per_mask
+        rows.append(
+            {
+                "share of the budget": f"{place:g}",
+                "mean loss": f"{found.mean():.3g}",
+                "V, of masks": f"{between:.2g}",
+                "W, of masks with samples": f"{within:.2g}",
+                f"signal in a loss on {per_mask} samples": f"{signal:.3f}",
+                f"squared cosine at most, {step} masks": _cosine(free, step * signal),
+                f"the budget's {num_masks:,}": _cosine(free, num_masks * signal),
+            }
+        )
+        print(rows[-1], flush=True)
+    print_table(f"{free:,} free logits, {masks} masks on {samples} samples; {hardware_line()}", rows)
+
+
+def _cosine(free: int, observations: float) -> str:
+    return f"{1 / (1 + free / observations):.4f}" if observations else "0"
+
+
+if __name__ == "__main__":
+    run_command(main)
