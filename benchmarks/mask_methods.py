@@ -84,11 +84,11 @@ LEARNED: dict[str, dict[str, Any]] = {
 OURS = "maskpro (ours)"
 # The dense network then runs once for a sample, which is looked at twice; with hidden targets it runs at every visit.
 _OUTPUT_ALONE = {"hidden_targets": 0.0, "visits": 2}
-LEARNED["maskpro (ours), output alone"] = LEARNED[OURS] | _OUTPUT_ALONE
-LEARNED["MaskLLM-style, output alone"] = LEARNED["MaskLLM-style"] | _OUTPUT_ALONE
+LEARNED["maskpro (output alone)"] = LEARNED[OURS] | _OUTPUT_ALONE
+LEARNED["MaskLLM-style (output alone)"] = LEARNED["MaskLLM-style"] | _OUTPUT_ALONE
 # The original's own annealing.
-LEARNED["MaskLLM-style, linear"] = LEARNED["MaskLLM-style"] | {"annealing": "linear"}
-RIVALS = ("MaskLLM-style", "MaskLLM-style, output alone", "MaskLLM-style, linear")
+LEARNED["MaskLLM-style (linear)"] = LEARNED["MaskLLM-style"] | {"annealing": "linear"}
+RIVALS = ("MaskLLM-style", "MaskLLM-style (output alone)", "MaskLLM-style (linear)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -280,6 +280,12 @@ def test_shortcuts_of_the_last_up_block(digits):
                                       up_block_types=("UpBlock2D",) * 3))[0].startswith("up_blocks.2.")  # fmt: skip
 
 
+def test_every_method_can_be_named():
+    """They stand between commas in `--methods`."""
+    assert not [name for name in LEARNED if "," in name]
+    assert set(RIVALS) <= set(LEARNED)
+
+
 class Threads(ThreadPoolExecutor):
     def __init__(self, count, mp_context, initializer):
         super().__init__(count)
