@@ -30,6 +30,9 @@ def main(
     crop: Annotated[
         str | None, _Option(help="centre (default), none, celeba, a number of pixels, or left,top,right,bottom in pixels.")
     ] = None,
+    background: Annotated[
+        str | None, _Option(help="Under transparent pixels: white (default), black, another colour's name or #rrggbb.")
+    ] = None,
     skip_unreadable: Annotated[bool, _Option("--skip-unreadable", help="Go on without images that can't be read.")] = False,
     ema: Annotated[bool, _Option("--ema", help="Take the weights in unet_ema/ beside the model's unet/.")] = False,
     experiment: Annotated[str | None, _Option(help="Name of the results folder; default: space and time.")] = None,
@@ -89,7 +92,9 @@ def main(
     resume: Annotated[Path | None, _Option(help="Experiment folder to go on with.")] = None,
     extend: Annotated[int | None, _Option(help="With --resume: trials to add.")] = None,
     replay: Annotated[Path | None, _Option(help="Experiment folder, or its experiment.json, to do again.")] = None,
-    dry_run: Annotated[bool, _Option(help="Check everything, print the experiment, run nothing.")] = False,
+    dry_run: Annotated[
+        bool, _Option(help="Check everything, print the experiment and what a trial will take, run nothing.")
+    ] = False,
 ) -> None:
     """Search the best n:m masks of a frozen diffusion network with Ray Tune."""
     given: dict[str, Any] = {
@@ -132,7 +137,7 @@ def _run(
 
         search = parse_command(given, resume=resume, extend=extend, replay=replay, now=datetime.datetime.now())
         if dry_run:
-            print(json.dumps(search.describe(), indent=2))
+            print(json.dumps({**search.describe(), "understood": search.understood()}, indent=2))
             return 0
         if wait_for_ray:
             wait_for_ray()

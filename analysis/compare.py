@@ -25,6 +25,7 @@ _COMPARED = (
     "workload.data",
     "workload.images.reading.resize",
     "workload.images.reading.crop",
+    "workload.images.reading.background",
     "space.pattern",
     "space.layout",
     "searcher",

@@ -47,6 +47,7 @@ Model = Annotated[
 Data = Annotated[Path | None, typer.Option(help="Folder of images (cifar10 workload); default: CIFAR-10.")]
 Resize = Annotated[str, typer.Option(help="Filter: bilinear, bicubic, lanczos, box, hamming or nearest.")]
 Crop = Annotated[str, typer.Option(help="centre, none, celeba, a number of pixels, or left,top,right,bottom in pixels.")]
+Background = Annotated[str, typer.Option(help="Under transparent pixels: white, black, another colour's name or #rrggbb.")]
 SkipUnreadable = Annotated[bool, typer.Option("--skip-unreadable", help="Go on without images that can't be read.")]
 Ema = Annotated[bool, typer.Option("--ema", help="Take the weights in unet_ema/ beside the model's unet/.")]
 Output = Annotated[Path, typer.Option("--output-dir", help="New folder for the results.")]
@@ -61,6 +62,13 @@ Features = Annotated[
     ),
 ]
 InceptionWeights = Annotated[Path | None, typer.Option(help="torch-fidelity's Inception weights (FID).")]
+Spacing = Annotated[
+    str | None,
+    typer.Option(
+        "--timestep-spacing",
+        help="leading, trailing, linspace or quad; default: leading where the steps fit, else trailing.",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Of calibration samples and sampled masks.")]
 
 
@@ -113,6 +121,7 @@ def prune(
     data: Data = None,
     resize: Resize = "bilinear",
     crop: Crop = "centre",
+    background: Background = "white",
     skip_unreadable: SkipUnreadable = False,
     ema: Ema = False,
     pattern: Pattern = "2:4",
@@ -130,7 +139,7 @@ def prune(
     if ratio is not None and ratio != parsed.sparsity:
         raise MaskproError(f"ratio is {ratio}; allowed with pattern {pattern}: {parsed.sparsity}")
     opened, parsed_layout = (
-        _opened(workload, model, data, ema, _reading(resize, crop, skip_unreadable), output_dir),
+        _opened(workload, model, data, ema, _reading(resize, crop, background, skip_unreadable), output_dir),
         parse_layout(layout),
     )
     _preflight(opened, pattern=parsed, layout=parsed_layout)
@@ -183,15 +192,16 @@ def verify(
     data: Data = None,
     resize: Resize = "bilinear",
     crop: Crop = "centre",
+    background: Background = "white",
     skip_unreadable: SkipUnreadable = False,
     ema: Ema = False,
 ) -> None:
     """Check a mask file: whole, every group n:m, and (with --workload) made for that model; exit status 2 if not."""
     from maskpro import pipeline
 
-    reading = _reading(resize, crop, skip_unreadable)
+    reading = _reading(resize, crop, background, skip_unreadable)
     if workload is None and (
-        model is not None or data is not None or ema or reading != _reading("bilinear", "centre", False)
+        model is not None or data is not None or ema or reading != _reading("bilinear", "centre", "white", False)
     ):
         raise MaskproError(
             "workload is missing with model, data or an option of theirs; allowed: --workload digits or cifar10"
@@ -220,6 +230,7 @@ def baseline(
     data: Data = None,
     resize: Resize = "bilinear",
     crop: Crop = "centre",
+    background: Background = "white",
     skip_unreadable: SkipUnreadable = False,
     ema: Ema = False,
     masks: Masks = None,
@@ -234,7 +245,7 @@ def baseline(
     """Losses of the original weights under the initial mask."""
     from maskpro import pipeline
 
-    opened = _opened(workload, model, data, ema, _reading(resize, crop, skip_unreadable), output_dir)
+    opened = _opened(workload, model, data, ema, _reading(resize, crop, background, skip_unreadable), output_dir)
     chosen = _masks_or_magnitude(opened, masks, pattern, layout)
     _preflight(opened, pattern=chosen.pattern, layout=chosen.layout, covered=list(chosen.masks), device=device)
     report = pipeline.baseline(
@@ -258,6 +269,7 @@ def train(
     data: Data = None,
     resize: Resize = "bilinear",
     crop: Crop = "centre",
+    background: Background = "white",
     skip_unreadable: SkipUnreadable = False,
     ema: Ema = False,
     masks: Masks = None,
@@ -348,7 +360,7 @@ def train(
         seed=seed,
         **settings,
     )
-    opened = _opened(workload, model, data, ema, _reading(resize, crop, skip_unreadable), output_dir)
+    opened = _opened(workload, model, data, ema, _reading(resize, crop, background, skip_unreadable), output_dir)
     initial = None if masks is None else pipeline.load_masks_for(opened, masks)
     form: dict[str, Any] = {
         "pattern": NMPattern.parse(pattern) if initial is None else initial.pattern,
@@ -386,6 +398,7 @@ def evaluate(
     data: Data = None,
     resize: Resize = "bilinear",
     crop: Crop = "centre",
+    background: Background = "white",
     skip_unreadable: SkipUnreadable = False,
     ema: Ema = False,
     pattern: Pattern = "2:4",
@@ -395,10 +408,7 @@ def evaluate(
     sampling_steps: Annotated[
         int | None, typer.Option(help="Per image; default: the workload's (ddim), all of the noise schedule (ddpm).")
     ] = None,
-    timestep_spacing: Annotated[
-        str | None,
-        typer.Option(help="leading, trailing, linspace or quad; default: leading where the steps fit, else trailing."),
-    ] = None,
+    timestep_spacing: Spacing = None,
     sampling_precision: Annotated[
         str, typer.Option(help="Of the networks: float32 or bfloat16; auto: bfloat16 on a GPU that computes in it.")
     ] = "auto",
@@ -432,7 +442,7 @@ def evaluate(
     if (masks is None) == (checkpoint_path is None):
         raise MaskproError("masks and checkpoint_path are both given or both missing; allowed: exactly one of them")
     parsed_sampler, spacing = parse_sampler(sampler), parse_spacing(timestep_spacing)
-    opened = _opened(workload, model, data, ema, _reading(resize, crop, skip_unreadable), output_dir)
+    opened = _opened(workload, model, data, ema, _reading(resize, crop, background, skip_unreadable), output_dir)
     parsed, parsed_layout = NMPattern.parse(pattern), parse_layout(layout)
     if masks is not None:
         content = pipeline.load_masks_for(opened, masks)
@@ -443,7 +453,7 @@ def evaluate(
         source = str(checkpoint_path)
         learned, covered = pipeline.load_masked_checkpoint(opened, source, pattern=parsed, layout=parsed_layout)
     form: dict[str, Any] = {"pattern": parsed, "layout": parsed_layout, "covered": covered}
-    _preflight(opened, **form, sampler=parsed_sampler, sampling_steps=sampling_steps, device=device)
+    _preflight(opened, **form, sampler=parsed_sampler, sampling_steps=sampling_steps, spacing=spacing, device=device)
     report = pipeline.evaluate(
         opened,
         output_dir,
@@ -475,6 +485,7 @@ def reference_statistics(
     data: Data = None,
     resize: Resize = "bilinear",
     crop: Crop = "centre",
+    background: Background = "white",
     skip_unreadable: SkipUnreadable = False,
     ema: Ema = False,
     features: Features = None,
@@ -484,7 +495,7 @@ def reference_statistics(
     """Write mean and covariance of the real images' features into a .npz file (mu, sigma)."""
     from maskpro import pipeline
 
-    opened = _opened(workload, model, data, ema, _reading(resize, crop, skip_unreadable), output)
+    opened = _opened(workload, model, data, ema, _reading(resize, crop, background, skip_unreadable), output)
     found = pipeline.reference_statistics(
         opened, output, features=features, inception_weights=inception_weights, device=pipeline.parse_device(device)
     )
@@ -500,35 +511,35 @@ def doctor(
     ] = None,
     resize: Resize = "bilinear",
     crop: Crop = "centre",
+    background: Background = "white",
     skip_unreadable: SkipUnreadable = False,
     ema: Ema = False,
     pattern: Pattern = "2:4",
     layout: LayoutName = "channel",
     sampler: Annotated[str, typer.Option(help="ddim or ddpm.")] = "ddim",
     sampling_steps: Annotated[int | None, typer.Option(help="Per image; default: the workload's.")] = None,
+    timestep_spacing: Spacing = None,
     device: Device = "auto",
 ) -> None:
     """Show what is understood of a model and its data, and what a trial will take; nothing is written."""
     from rich.console import Console
     from rich.table import Table
 
-    from maskpro.doctor import describe
-    from maskpro.evaluation.comparison import resolve_sampling
+    from maskpro.doctor import understood
     from maskpro.evaluation.sampling import parse_sampler
+    from maskpro.evaluation.timesteps import parse_spacing
     from maskpro.pattern import NMPattern, parse_layout
 
-    form: dict[str, Any] = {
-        "pattern": NMPattern.parse(pattern),
-        "layout": parse_layout(layout),
-        "sampler": parse_sampler(sampler),
-    }
-    reading = _reading(resize, crop, skip_unreadable)
+    form: dict[str, Any] = {"pattern": NMPattern.parse(pattern), "layout": parse_layout(layout)}
+    parsed_sampler, spacing = parse_sampler(sampler), parse_spacing(timestep_spacing)
+    reading = _reading(resize, crop, background, skip_unreadable)
     opened = _opened(
         workload or ("digits" if model is None and data is None else "cifar10"), model, data, ema, reading, quiet=True
     )
-    found = _preflight(opened, **form, sampling_steps=sampling_steps, device=device)
-    steps = resolve_sampling(opened, form["sampler"], sampling_steps)
-    rows = describe(opened, found, **form, sampling_steps=steps)
+    found = _preflight(
+        opened, **form, sampler=parsed_sampler, sampling_steps=sampling_steps, spacing=spacing, device=device
+    )
+    rows = understood(opened, found, **form)
     if not sys.stdout.isatty():  # whole lines, to be searched
         for name, text in rows.items():
             print(f"{name}: {text}")
@@ -590,15 +601,27 @@ def _opened(
 
 
 def _preflight(
-    workload: Any, *, sampler: Any = "ddim", sampling_steps: int | None = None, device: str = "cpu", **form: Any
+    workload: Any,
+    *,
+    sampler: Any = "ddim",
+    sampling_steps: int | None = None,
+    spacing: Any = None,
+    device: str = "cpu",
+    **form: Any,
 ) -> Any:
     """What the preflight of a job finds; what can't work is an error before anything is written."""
     from maskpro import pipeline
     from maskpro.evaluation.comparison import resolve_sampling
     from maskpro.preflight import run_preflight
 
-    steps = resolve_sampling(workload, sampler, sampling_steps)
-    return run_preflight(workload, sampler=sampler, sampling_steps=steps, device=pipeline.parse_device(device), **form)
+    return run_preflight(
+        workload,
+        sampler=sampler,
+        sampling_steps=resolve_sampling(workload, sampler, sampling_steps, spacing),
+        timestep_spacing=spacing,
+        device=pipeline.parse_device(device),
+        **form,
+    )
 
 
 def _masks_or_magnitude(workload: Any, masks: Path | None, pattern: str, layout: str) -> Any:
@@ -610,10 +633,10 @@ def _masks_or_magnitude(workload: Any, masks: Path | None, pattern: str, layout:
     return pipeline.magnitude_mask_file(workload, pattern=NMPattern.parse(pattern), layout=parse_layout(layout))
 
 
-def _reading(resize: str, crop: str, skip_unreadable: bool) -> Any:
+def _reading(resize: str, crop: str, background: str, skip_unreadable: bool) -> Any:
     from maskpro.images import ImageReading
 
-    return ImageReading(resize=resize, crop=crop, skip_unreadable=skip_unreadable)
+    return ImageReading(resize=resize, crop=crop, background=background, skip_unreadable=skip_unreadable)
 
 
 def _say(text: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from maskpro.evaluation.sampling import Sampler
+from maskpro.evaluation.sampling import SamplingPlan
+from maskpro.evaluation.timesteps import resolve_spacing
 from maskpro.objectives.diffusion import PREDICTED
 from maskpro.pattern import Layout, NMPattern
 from maskpro.preflight import Preflight
@@ -13,9 +14,7 @@ from maskpro.workloads import Workload
 _NAMED = 4
 
 
-def describe(
-    workload: Workload, found: Preflight, *, pattern: NMPattern, layout: Layout, sampler: Sampler, sampling_steps: int
-) -> dict[str, str]:
+def understood(workload: Workload, found: Preflight, *, pattern: NMPattern, layout: Layout) -> dict[str, str]:
     """Name to what was understood, in the order in which it is read."""
     config, schedule, images, budgets = workload.model.config, workload.scheduler, workload.images, workload.budgets
     side, channels = resolution(workload.model), config["in_channels"]
@@ -42,7 +41,7 @@ def describe(
         "images": ", ".join(f"{len(part):,} {split}" for split, part in splits.items()),
         "images read": images.counts.line(),
         "features": workload.features,
-        "sampler": f"{sampler}, {sampling_steps} of {schedule.config['num_train_timesteps']:,} timesteps",
+        "sampler": _sampler(found.plan),
         "a full trial": (
             f"about {_minutes(minutes)} for {budgets.max_samples:,} samples, {_size(found.step_bytes)} of memory "
             f"(measured here on {found.device})"
@@ -78,6 +77,13 @@ def _clipping(workload: Workload) -> str:
     if config["thresholding"]:
         return f"dynamic thresholding at {config['dynamic_thresholding_ratio']:g}"
     return f"predicted images to +-{config['clip_sample_range']:g}" if config["clip_sample"] else "none"
+
+
+def _sampler(plan: SamplingPlan) -> str:
+    every, visited = plan.scheduler.config["num_train_timesteps"], plan.timesteps
+    spacing = resolve_spacing(every, plan.steps, plan.spacing)
+    ends = f"from {visited[0]} down to {visited[-1]}"
+    return f"{plan.sampler}, {len(visited):,} of {every:,} timesteps, spacing {spacing}, {ends}"
 
 
 def _minutes(minutes: float) -> str:

@@ -17,6 +17,7 @@ from maskpro.dense_layers import DenseLayers
 from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import GENERATION_SEED, protocol
 from maskpro.evaluation.sampling import Sampler, SamplingPlan
+from maskpro.evaluation.timesteps import TimestepSpacing
 from maskpro.initial_masks import magnitude_mask
 from maskpro.masked_model import MaskedModel, maskable_layers
 from maskpro.objectives.diffusion import DiffusionObjective
@@ -45,6 +46,7 @@ class Preflight:
         forward_seconds, training_seconds: of a sample, for a forward pass alone, and with its backward pass.
         step_bytes: memory of a training step of 32 samples, weights, logits and optimizer included.
         device: that it was measured on.
+        plan: how images will be sampled, of which the first step was tried.
     """
 
     parameters: int
@@ -55,6 +57,7 @@ class Preflight:
     training_seconds: float
     step_bytes: int
     device: str
+    plan: SamplingPlan
 
     def trial_minutes(self, *, max_samples: int, report_samples: int, validation_samples: int) -> float:
         """Expected minutes of a trial that runs to the end: its steps, the teacher's outputs, and its validations."""
@@ -72,6 +75,7 @@ def run_preflight(
     covered: Collection[str] | None = None,
     sampler: Sampler = "ddim",
     sampling_steps: int,
+    timestep_spacing: TimestepSpacing | None = None,
     device: torch.device,
 ) -> Preflight:
     """Run the network dense at the first, a middle and the last timestep, mask it, read the mask back, take a gradient and
@@ -98,6 +102,7 @@ def run_preflight(
         shape=tuple(workload.images.train.shape[1:]),
         sampler=sampler,
         steps=sampling_steps,
+        spacing=timestep_spacing,
         seed=GENERATION_SEED,
         batch_size=1,
     )
@@ -114,6 +119,7 @@ def run_preflight(
         training_seconds=training,
         step_bytes=4 * (2 * parameters + _MASKABLE_COPIES * masked.base.numel()) + activations * _STEP_SAMPLES,
         device=device.type,
+        plan=plan,
     )
 
 

@@ -159,7 +159,8 @@ def open_workload(
     workload = WORKLOADS[name](model, data, partial(folder_images, reading=reading, cache=image_cache, say=say), ema)
     if reading != ImageReading() and not workload.images.counts.reading:
         raise MaskproError(
-            f"resize is {reading.resize}, crop {reading.crop}, skip_unreadable {reading.skip_unreadable} with "
+            f"resize is {reading.resize}, crop {reading.crop}, background {reading.background}, skip_unreadable "
+            f"{reading.skip_unreadable} with "
             f"{workload.data_source}, which is read as it is; allowed: with a folder of images (--data)"
         )
     side = resolution(workload.model)

@@ -1,6 +1,7 @@
 """The main job from the command line to the files it leaves."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -295,4 +296,9 @@ def test_dry_run_checks_and_prints_and_writes_nothing(tmp_path, capsys):
     described = json.loads(capsys.readouterr().out)
     assert described["num_trials"] == 3
     assert described["planned"][1]["params"] == {"lr": 1e39}
+    understood = described["understood"]
+    assert understood["layers with a mask"].startswith("39, 2:4 in layout channel")
+    budget = described["trial"]["max_samples"]
+    expected = rf"about \d+ s for {budget:,} samples, \d+ MiB of memory \(measured here on \w+\)"
+    assert re.fullmatch(expected, understood["a full trial"])
     assert [path.name for path in tmp_path.iterdir()] == ["space.py"]

@@ -45,10 +45,11 @@ def test_images_of_a_folder_are_read_as_asked_for_and_counted(model_folder, imag
 
 
 def test_a_reading_of_images_that_are_read_as_they_are_is_refused():
-    with pytest.raises(
-        MaskproError, match="crop celeba, skip_unreadable False with scikit-learn digits, which is read as it"
-    ):
+    as_it_is = "skip_unreadable False with scikit-learn digits, which is read as it is"
+    with pytest.raises(MaskproError, match=f"crop celeba, background white, {as_it_is}"):
         open_workload("digits", reading=ImageReading(crop="celeba"))
+    with pytest.raises(MaskproError, match=f"crop centre, background #ff0000, {as_it_is}"):
+        open_workload("digits", reading=ImageReading(background="red"))
 
 
 def test_the_folder_of_cifar10s_batches_itself_is_known(model_folder, tmp_path):

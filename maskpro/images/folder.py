@@ -31,6 +31,8 @@ Say = Callable[[str], None]
 # Beside the results: sets of images that don't fit into memory, for all experiments there.
 IMAGE_CACHE = ".images"
 
+# Counted up where the same files are read as other pixels, so that stored images are made again.
+_PIXELS_VERSION = 2
 # A larger set is read into a file that is mapped into memory.
 _IN_MEMORY_BYTES = 2**30
 _LARGEST_THREADS = 16
@@ -190,7 +192,7 @@ def _key(root: Path, files: Mapping[Split, list[Path]], shape: tuple[int, ...], 
         for path in files[split]:
             status = path.stat()
             listing.append([split, str(path.relative_to(root)), status.st_size, status.st_mtime_ns])
-    made_from = [str(root.resolve()), listing, shape, reading.describe(), PIL.__version__]
+    made_from = [str(root.resolve()), listing, shape, reading.describe(), PIL.__version__, _PIXELS_VERSION]
     return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
 
 

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageColor, UnidentifiedImageError
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import center_crop, resize
 
 from maskpro.errors import MaskproError
+from maskpro.images.deep import LARGEST, deep_tiles, deep_values, tiff_bits
 
 FILTERS = ("bilinear", "bicubic", "lanczos", "box", "hamming", "nearest")
-# What transparent pixels are put on.
-BACKGROUND = "white"
 # (left, top, right, bottom) of named crops. CelebA's aligned images are 178x218; this is the crop of DDIM's authors.
 _NAMED_BOXES = {"celeba": (25, 57, 153, 185)}
 
@@ -37,7 +36,6 @@ _UPRIGHT = {
 }
 _ORIENTATION_TAG = 0x0112
 _GREY = ("1", "L", "LA", "La")
-_BITS_TAG = 258  # of TIFF
 # Above this ratio of its sides only the middle of an image is resized: the whole would take gigabytes.
 _LARGEST_RATIO = 16
 
@@ -55,19 +53,22 @@ class ImageReading:
         crop: "centre", the shorter side to the model's size and the middle of the longer one; "none", both sides, whatever
             their ratio; a number, first a central square of so many pixels; "left,top,right,bottom" in pixels or "celeba",
             25,57,153,185 of an aligned 178x218 image: first that part of it.
+        background: colour that transparent pixels are put on, by name or as #rrggbb.
         skip_unreadable: go on without files that can't be read.
 
     Raises:
-        MaskproError: no such filter or crop.
+        MaskproError: no such filter, crop or colour.
     """
 
     resize: str = "bilinear"
     crop: str = "centre"
+    background: str = "white"
     skip_unreadable: bool = False
 
     def __post_init__(self) -> None:
         if self.resize not in FILTERS:
             raise MaskproError(f"resize is {self.resize!r}; allowed: {', '.join(FILTERS)}")
+        object.__setattr__(self, "background", _parse_colour(self.background))
         if self.crop == "center":
             object.__setattr__(self, "crop", "centre")
         if self.crop not in ("centre", "none", *_NAMED_BOXES) and not self._numbers():
@@ -110,7 +111,18 @@ class ImageReading:
 
     def describe(self) -> dict[str, Any]:
         """What the pixels depend on, for the records."""
-        return {"resize": self.resize, "crop": self.crop, "background": BACKGROUND}
+        return {"resize": self.resize, "crop": self.crop, "background": self.background}
+
+
+def _parse_colour(text: str) -> str:
+    """An opaque colour in one way of writing: white, black, or #rrggbb."""
+    try:
+        red, green, blue, *alpha = ImageColor.getrgb(text.strip())
+    except ValueError:
+        red, green, blue, alpha = 0, 0, 0, [0]
+    if alpha not in ([], [255]):
+        raise MaskproError(f"background is {text!r}; allowed: white, black, another opaque colour by its name, or #rrggbb")
+    return {"#ffffff": "white", "#000000": "black"}.get(code := f"#{red:02x}{green:02x}{blue:02x}", code)
 
 
 @cache
@@ -134,16 +146,18 @@ def read_image(path: Path, reading: ImageReading, *, resolution: int, channels: 
     try:
         with Image.open(path, formats=sorted({*picture_formats().values()})) as opened:
             done = ["first of several frames"] if getattr(opened, "is_animated", False) else []
-            is_deep = _is_16_bit_colour(opened)
+            deep_from = deep_tiles(opened)
             stored_as = _orientation(opened)
             if stored_as in _UPRIGHT:
                 done.append("turned as EXIF says")
+            deep = deep_values(opened, path, deep_from) if deep_from else None
             opened.load()
             left = _orientation(opened)  # Pillow turns TIFF by itself
-            picture = _opaque(_eight_bits(opened, done), done)
+            eight = _eight_bits(opened, done) if deep is None else _scaled(deep, LARGEST, _transparent(opened), done)
+            picture = _opaque(eight, reading, done)
             if left in _UPRIGHT:
                 picture = picture.transpose(_UPRIGHT[left])
-            if is_deep:
+            if deep_from and deep is None:
                 done.append("cut from 16-bit colour")
             return _pixels(picture, reading, resolution, channels, done), done
     except UnreadableImageError:
@@ -163,25 +177,15 @@ def _orientation(opened: Image.Image) -> int:
         return 1
 
 
-def _is_16_bit_colour(opened: Image.Image) -> bool:
-    """Of such colours Pillow takes the upper 8 bits, up to one level off; to be asked before it loads them."""
-    if opened.mode.startswith(("I", "F")):
-        return False
-    tiles = getattr(opened, "tile", ())
-    return (_tiff_bits(opened) or 8) > 8 or (
-        opened.format == "PNG" and any(str(tile[3]).endswith(";16B") for tile in tiles)
-    )
-
-
 def _eight_bits(opened: Image.Image, done: list[str]) -> Image.Image:
     """The image with 8 bits a channel: their full range is scaled to 0 to 255, and rounded."""
     if opened.mode.startswith("I;16"):
-        bits = _tiff_bits(opened) or 16
-        return _scaled(np.asarray(opened), 2**bits - 1, opened.info.get("transparency"), done)
+        bits = tiff_bits(opened) or 16
+        return _scaled(np.asarray(opened), 2**bits - 1, _transparent(opened), done)
     if opened.mode == "I":
         if opened.format not in ("PNG", "PPM"):
             raise UnreadableImageError("32-bit or signed integers, whose range isn't known; save it with 8 or 16 bits")
-        return _scaled(np.asarray(opened), 65535, opened.info.get("transparency"), done)
+        return _scaled(np.asarray(opened), 65535, _transparent(opened), done)
     if opened.mode == "F":
         values = np.asarray(opened)
         if not (values.min() >= 0 and values.max() <= 1):
@@ -191,31 +195,34 @@ def _eight_bits(opened: Image.Image, done: list[str]) -> Image.Image:
     return opened
 
 
-def _tiff_bits(opened: Image.Image) -> int | None:
-    bits = opened.tag_v2.get(_BITS_TAG) if hasattr(opened, "tag_v2") and opened.format == "TIFF" else None
-    return None if bits is None else int(max(bits) if isinstance(bits, tuple) else bits)
+def _transparent(opened: Image.Image) -> Any:
+    """The value, of each channel where there are several, that a file calls transparent; None: there is none."""
+    return opened.info.get("transparency")
 
 
 def _scaled(values: np.ndarray, largest: int, transparent: Any, done: list[str]) -> Image.Image:
-    """Integers `[height, width]` up to `largest` as an 8-bit image; one value may be transparent."""
+    """Integers `[height, width]` or `[height, width, channels]` up to `largest` as an 8-bit image."""
     done.append("scaled from 16 bits")
     eight = np.rint(values.astype(np.float64) * (255 / largest)).clip(0, 255).astype(np.uint8)
-    grey = Image.fromarray(eight)
+    picture = Image.fromarray(eight)
     if transparent is not None:
-        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
-    return grey
+        is_transparent = values == transparent
+        is_transparent = is_transparent if values.ndim == 2 else is_transparent.all(axis=2)
+        picture.putalpha(Image.fromarray(np.where(is_transparent, 0, 255).astype(np.uint8)))
+    return picture
 
 
-def _opaque(picture: Image.Image, done: list[str]) -> Image.Image:
+def _opaque(picture: Image.Image, reading: ImageReading, done: list[str]) -> Image.Image:
     """Transparent pixels put on the background."""
     if not picture.has_transparency_data:
         return picture
     layer = picture.convert("RGBA")
-    mode = "L" if picture.mode in _GREY else "RGB"
+    red, green, blue = ImageColor.getrgb(reading.background)[:3]
+    mode = "L" if picture.mode in _GREY and red == green == blue else "RGB"
     if layer.getchannel("A").getextrema() == (255, 255):
         return layer.convert(mode)
-    done.append(f"transparency put on {BACKGROUND}")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, BACKGROUND), layer).convert(mode)
+    done.append(f"transparency put on {reading.background}")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, reading.background), layer).convert(mode)
 
 
 def _pixels(picture: Image.Image, reading: ImageReading, resolution: int, channels: int, done: list[str]) -> np.ndarray:

@@ -162,7 +162,7 @@ def warm_started(search: Search, folder: Path) -> Search:
     for what, theirs, ours in (
         ("another model", described["workload"]["model_hash"], mine["workload"]["model_hash"]),
         ("other data", described["workload"]["data"], mine["workload"]["data"]),
-        ("another resize or crop", _reading(described), _reading(mine)),
+        ("another resize, crop or background", _reading(described), _reading(mine)),
         ("another max_samples", described["trial"]["max_samples"], mine["trial"]["max_samples"]),
         ("another precision of validation", _validated_in(described), _validated_in(mine)),
         ("other fixed parameters", _fixed(described), _fixed(mine)),

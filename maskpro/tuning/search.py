@@ -15,6 +15,7 @@ from typing import Any, get_args
 import torch
 
 from maskpro.dense_layers import DenseLayers
+from maskpro.doctor import understood
 from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import resolve_sampling
 from maskpro.evaluation.features import feature_names, open_features
@@ -27,7 +28,7 @@ from maskpro.initial_masks import parse_initial_mask
 from maskpro.masked_model import MaskedModel, model_hash
 from maskpro.pattern import NMPattern, parse_layout
 from maskpro.precision import check_precision, parse_sampling_precision
-from maskpro.preflight import check_record, run_preflight
+from maskpro.preflight import Preflight, check_record, run_preflight
 from maskpro.trackers import Tracker, check_tracker
 from maskpro.trainer import TrainerConfig
 from maskpro.tuning.early_stopping import SCHEDULERS
@@ -56,6 +57,7 @@ class SearchOptions:
     data: Path | None = None
     resize: str = "bilinear"
     crop: str = "centre"
+    background: str = "white"
     skip_unreadable: bool = False
     ema: bool = False
     num_trials: int | None = None
@@ -111,7 +113,7 @@ class SearchOptions:
             value = getattr(self, name)
             if value is not None and value not in known:
                 raise MaskproError(f"{name} is {value!r}; allowed: {', '.join(known)}")
-        ImageReading(resize=self.resize, crop=self.crop)  # refuses what isn't allowed
+        _ = self.reading  # refuses what isn't allowed
         parse_spacing(self.timestep_spacing)
         parse_sampling_precision(self.sampling_precision)
         for tracker in get_args(Tracker):
@@ -141,7 +143,9 @@ class SearchOptions:
     @property
     def reading(self) -> ImageReading:
         """How the images of a folder are read."""
-        return ImageReading(resize=self.resize, crop=self.crop, skip_unreadable=self.skip_unreadable)
+        return ImageReading(
+            resize=self.resize, crop=self.crop, background=self.background, skip_unreadable=self.skip_unreadable
+        )
 
     @property
     def folder(self) -> Path:
@@ -161,7 +165,7 @@ class Search:
     Attributes:
         planned: the trials that are run first, as they stand.
         num_trials: of the search when it is new; a history knows better.
-        dense_layers: that the first format of the space leaves without a mask.
+        preflight: what was measured of the first format of the space.
         warm_start: (parameters, value, source) of another experiment's trials; of a new search only.
         judged_by: name and sha256 of the features that judge images; empty where none are judged.
         is_replay: True for a search that follows another one's history: it stops trials where that one did.
@@ -173,10 +177,22 @@ class Search:
     context: TrialContext
     planned: tuple[Plan, ...]
     num_trials: int
-    dense_layers: DenseLayers
+    preflight: Preflight
     warm_start: tuple[tuple[dict[str, Any], float, str], ...] = ()
     judged_by: Mapping[str, Any] = field(default_factory=dict)
     is_replay: bool = False
+
+    @property
+    def dense_layers(self) -> DenseLayers:
+        """That the first format of the space leaves without a mask."""
+        return self.preflight.dense
+
+    def understood(self) -> dict[str, str]:
+        """What `maskpro doctor` shows, with this search's budget of a trial."""
+        form = self.context.formats[0]
+        return understood(
+            self.workload, self.preflight, pattern=NMPattern.parse(form.pattern), layout=parse_layout(form.layout)
+        )
 
     @property
     def scheduler(self) -> str:
@@ -303,6 +319,7 @@ def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Pl
         layout=parse_layout(form.layout),
         sampler=sampler,
         sampling_steps=sampling_steps,
+        timestep_spacing=spacing,
         device=torch.device("cuda" if torch.cuda.is_available() and options.gpus_per_trial != 0 else "cpu"),
     )
     search = Search(
@@ -313,7 +330,7 @@ def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Pl
         planned=planned,
         num_trials=num_trials,
         judged_by=judged_by,
-        dense_layers=found.dense,
+        preflight=found,
     )
     check_record(workload, search.describe)
     return search

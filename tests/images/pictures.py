@@ -36,3 +36,39 @@ def png(values: np.ndarray, *, bits: int = 16, chunks: bytes = b"") -> bytes:
 def png_chunk(kind: bytes, data: bytes) -> bytes:
     """A chunk of a PNG with its length and checksum."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def tiff(
+    values: np.ndarray, *, order: str = "<", is_compressed: bool = False, has_planes: bool = False, orientation: int = 1
+) -> bytes:
+    """A TIFF of 16-bit colours `[height, width, 3 or 4]`, little- or big-endian, which Pillow doesn't write."""
+    height, width, channels = values.shape
+    planes = values.transpose(2, 0, 1) if has_planes else [values]
+    strips = [plane.astype(f"{order}u2").tobytes() for plane in planes]
+    strips = [zlib.compress(strip) for strip in strips] if is_compressed else strips
+    body, offsets = b"", []
+    for strip in strips:
+        offsets.append(8 + len(body))
+        body += strip + b"\0" * (len(strip) % 2)
+    entries = []
+    for tag, kind, numbers in [
+        (256, "I", [width]),
+        (257, "I", [height]),
+        (258, "H", [16] * channels),
+        (259, "H", [8 if is_compressed else 1]),
+        (262, "H", [2]),
+        (273, "I", offsets),
+        (274, "H", [orientation]),
+        (277, "H", [channels]),
+        (278, "I", [height]),
+        (279, "I", [len(strip) for strip in strips]),
+        (284, "H", [2 if has_planes else 1]),
+        *([(338, "H", [2])] if channels == 4 else []),
+    ]:
+        data = struct.pack(f"{order}{len(numbers)}{kind}", *numbers)
+        if len(data) > 4:
+            data, body = struct.pack(f"{order}I", 8 + len(body)), body + data
+        code = {"H": 3, "I": 4}[kind]
+        entries.append(struct.pack(f"{order}HHI", tag, code, len(numbers)) + data.ljust(4, b"\0"))
+    magic = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8 + len(body))
+    return magic + body + struct.pack(f"{order}H", len(entries)) + b"".join(entries) + b"\0" * 4

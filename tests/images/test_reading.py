@@ -3,7 +3,7 @@ import zlib
 
 import numpy as np
 import pytest
-from pictures import picture, png, png_chunk
+from pictures import picture, png, png_chunk, tiff
 from PIL import Image
 
 from maskpro.errors import MaskproError
@@ -31,17 +31,94 @@ def test_16_bit_grey_is_scaled_to_8_bits(tmp_path, suffix):
     assert np.array_equal(colour, np.stack([EIGHT] * 3))
 
 
-@pytest.mark.parametrize("channels", [2, 3, 4])
-def test_16_bit_colour_pngs_are_cut_to_8_bits_and_counted(tmp_path, channels):
+@pytest.mark.parametrize("channels", [3, 4])
+def test_16_bit_colour_pngs_are_scaled_exactly(tmp_path, channels):
     values = np.random.default_rng(0).integers(0, 65536, (8, 8, channels)).astype(np.uint16)
-    if channels in (2, 4):
-        values[..., -1] = 65535
+    values[..., 3:] = 65535
     (tmp_path / "a.png").write_bytes(png(values))
     found, done = read(tmp_path / "a.png")
-    colours = np.broadcast_to(values[..., :1], (8, 8, 3)) if channels == 2 else values[..., :3]
-    assert np.array_equal(found, (colours >> 8).transpose(2, 0, 1))
-    assert np.abs(found - colours.transpose(2, 0, 1) / 257).max() < 1
+    assert np.array_equal(found, np.rint(values[..., :3] / 257).transpose(2, 0, 1))
+    assert done == ["scaled from 16 bits"]
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("is_compressed", [False, True])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_16_bit_colour_tiffs_are_scaled_exactly(tmp_path, channels, is_compressed, order):
+    values = np.random.default_rng(0).integers(0, 65536, (8, 8, channels)).astype(np.uint16)
+    values[..., 3:] = 65535
+    (tmp_path / "a.tif").write_bytes(tiff(values, order=order, is_compressed=is_compressed))
+    found, done = read(tmp_path / "a.tif")
+    assert np.array_equal(found, np.rint(values[..., :3] / 257).transpose(2, 0, 1))
+    assert done == ["scaled from 16 bits"]
+
+
+def test_16_bit_grey_with_transparency_is_cut_by_less_than_a_level(tmp_path):
+    values = np.random.default_rng(0).integers(0, 65536, (8, 8, 2)).astype(np.uint16)
+    values[..., 1] = 65535
+    (tmp_path / "a.png").write_bytes(png(values))
+    found, done = read(tmp_path / "a.png", channels=1)
+    assert np.abs(found[0] - values[..., 0] / 257).max() < 1
+    assert "cut from 16-bit colour" in done
+
+
+def test_16_bit_colour_in_planes_is_cut_by_less_than_a_level_or_refused(tmp_path):
+    values = np.random.default_rng(0).integers(0, 65536, (8, 8, 3)).astype(np.uint16)
+    (tmp_path / "a.tif").write_bytes(tiff(values, has_planes=True, is_compressed=True))
+    found, done = read(tmp_path / "a.tif")
+    assert np.abs(found - values.transpose(2, 0, 1) / 257).max() < 1
     assert done == ["cut from 16-bit colour"]
+    # Pillow reads these as if they had 8 bits.
+    (tmp_path / "b.tif").write_bytes(tiff(values, has_planes=True, is_compressed=False))
+    with pytest.raises(
+        UnreadableImageError, match="16-bit colours in separate planes, which Pillow reads wrongly; save it"
+    ):
+        read(tmp_path / "b.tif")
+
+
+def test_16_bit_colour_turned_by_exif_is_upright(tmp_path):
+    values = np.random.default_rng(0).integers(0, 65536, (8, 8, 3)).astype(np.uint16)
+    (tmp_path / "a.tif").write_bytes(tiff(values, orientation=3))
+    found, done = read(tmp_path / "a.tif")
+    assert np.array_equal(found, np.rint(values[::-1, ::-1] / 257).transpose(2, 0, 1))
+    assert done == ["turned as EXIF says", "scaled from 16 bits"]
+
+
+def test_a_transparent_colour_of_a_16_bit_png_is_put_on_the_background(tmp_path):
+    values = np.full((8, 8, 3), 1000, dtype=np.uint16)
+    values[0] = (500, 1000, 65535)
+    (tmp_path / "a.png").write_bytes(png(values, chunks=png_chunk(b"tRNS", struct.pack(">HHH", 500, 1000, 65535))))
+    found, done = read(tmp_path / "a.png", background="#0a0b0c")
+    assert found[:, 0].tolist() == [[10] * 8, [11] * 8, [12] * 8]
+    assert (found[:, 1:] == 4).all()
+    assert done == ["scaled from 16 bits", "transparency put on #0a0b0c"]
+
+
+@pytest.mark.parametrize(
+    ("background", "kept", "colour"),
+    [
+        ("white", "white", (255, 255, 255)),
+        ("#fff", "white", (255, 255, 255)),
+        ("Black", "black", (0, 0, 0)),
+        ("#102030", "#102030", (16, 32, 48)),
+        ("rgb(10, 20, 30)", "#0a141e", (10, 20, 30)),
+        ("red", "#ff0000", (255, 0, 0)),
+    ],
+)
+def test_transparency_is_put_on_the_background(tmp_path, background, kept, colour):
+    Image.new("RGBA", (8, 8), (0, 200, 0, 0)).save(tmp_path / "a.png")
+    Image.new("LA", (8, 8), (77, 0)).save(tmp_path / "b.png")
+    for name in ("a.png", "b.png"):
+        found, done = read(tmp_path / name, background=background)
+        assert (found == np.array(colour)[:, None, None]).all()
+        assert done == [f"transparency put on {kept}"]
+    assert ImageReading(background=background).describe()["background"] == kept
+
+
+@pytest.mark.parametrize("background", ["", "whitish", "#12", "#ff000080", "rgba(1, 2, 3, 0)", "255,255,255", "w" * 200])
+def test_what_is_no_opaque_colour_is_refused_as_a_background(background):
+    with pytest.raises(MaskproError, match=r"background is '.*'; allowed: white, black, another opaque colour by its name"):
+        ImageReading(background=background)
 
 
 def test_a_transparent_value_of_a_16_bit_png_is_put_on_white(tmp_path):

@@ -109,6 +109,7 @@ def test_a_chosen_seed_point_alone_is_run_to_its_full_budget(parse, given):
         ),
         ({"resize": "cubic"}, "resize is 'cubic'; allowed: bilinear, bicubic"),
         ({"crop": "face"}, "crop is 'face'; allowed: centre, none, celeba"),
+        ({"background": "nocolour"}, "background is 'nocolour'; allowed: white, black"),
         ({"crop": "celeba"}, "crop celeba, .* with scikit-learn digits, which is read as it is; allowed: with a folder"),
         (
             {"resume": "folder", "crop": "none"},
@@ -284,7 +285,9 @@ def test_how_images_are_read_is_recorded_and_kept_by_a_search_that_goes_on(parse
     assert again.describe()["workload"] == described["workload"]
     assert parse(resume=folder, timestep_spacing="quad").options.timestep_spacing == "quad"
     # Experiments that began before these options go on with what was done then.
-    for name in ("resize", "crop", "skip_unreadable", "timestep_spacing"):
+    for name in ("resize", "crop", "background", "skip_unreadable", "timestep_spacing"):
         del described["options"][name]
     write_json(folder / "experiment.json", described)
     assert parse(resume=folder).options.crop == "centre"
+    on_black = parse(**given, background="#000", experiment="black").describe()["workload"]["images"]["reading"]
+    assert on_black == {"resize": "box", "crop": "none", "background": "black"}

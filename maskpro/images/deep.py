@@ -1,0 +1,74 @@
+"""Colours of 16 bits a channel, of which Pillow gives the upper 8: all 16, where they can be had."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+LARGEST = 65535
+
+# Of TIFF.
+_BITS_TAG = 258
+_PLANES_TAG = 284
+# Pillow's raw modes of 16 bits that it knows in either order of bytes.
+_BOTH_ORDERS = [f"{mode};16{order}" for mode in ("RGB", "RGBA") for order in "BLN"]
+_OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+
+
+def tiff_bits(opened: Image.Image) -> int | None:
+    """Bits a channel of a TIFF, None for other formats."""
+    bits = opened.tag_v2.get(_BITS_TAG) if hasattr(opened, "tag_v2") and opened.format == "TIFF" else None
+    return None if bits is None else int(max(bits) if isinstance(bits, tuple) else bits)
+
+
+def deep_tiles(opened: Image.Image) -> list[Any]:
+    """Where Pillow will take the upper 8 bits of colours from; to be asked before it loads them. [] for other images."""
+    if opened.mode.startswith(("I", "F")):
+        return []
+    tiles = list(getattr(opened, "tile", ()))
+    is_deep = (tiff_bits(opened) or 8) > 8 or (opened.format == "PNG" and _all_of_16_bits(tiles))
+    return tiles if is_deep else []
+
+
+def deep_values(opened: Image.Image, path: Path, tiles: list[Any]) -> np.ndarray | None:
+    """All 16 bits of such colours in `tiles`, uint16 `[height, width, channels]`.
+
+    Pillow reads them in two passes: with the bytes of each value taken in the other order, the lower ones are the upper
+    ones. It can't for grey with transparency, and for planes under compression: None, and its upper 8 bits are less than
+    one level below the exact value.
+
+    Raises:
+        ValueError: the colours lie in planes of their own without compression, which Pillow reads as if they had 8 bits.
+    """
+    if not _all_of_16_bits(tiles):
+        raise ValueError("16-bit colours in separate planes, which Pillow reads wrongly; save it with interleaved channels")
+    if any(_raw_mode(tile) not in _BOTH_ORDERS for tile in tiles) or _has_planes(opened):
+        return None
+    with Image.open(path, formats=[str(opened.format)]) as lower:
+        lower.tile = [tile._replace(args=_swapped(tile.args)) for tile in tiles]
+        low = np.asarray(lower)
+    values: np.ndarray = np.asarray(opened).astype(np.uint16) << 8 | low
+    return values
+
+
+def _has_planes(opened: Image.Image) -> bool:
+    return bool(hasattr(opened, "tag_v2") and opened.tag_v2.get(_PLANES_TAG) == 2)
+
+
+def _all_of_16_bits(tiles: list[Any]) -> bool:
+    return bool(tiles) and all(_raw_mode(tile)[:-1].endswith(";16") for tile in tiles)
+
+
+def _raw_mode(tile: Any) -> str:
+    return tile.args if isinstance(tile.args, str) else str((tile.args or ("",))[0])
+
+
+def _swapped(args: Any) -> Any:
+    """A decoder's arguments with the other order of bytes."""
+    if isinstance(args, str):
+        return args[:-1] + _OTHER_ORDER[args[-1]]
+    return (_swapped(args[0]), *args[1:])
