@@ -15,7 +15,8 @@ from typing import Annotated, Any
 import typer
 
 from maskpro.cli import run_command
-from maskpro.installation import check_installation
+from maskpro.installation import check_installation, limit_threads
+from maskpro.limits import usable_cores
 from maskpro.tuning.driver_log import driver_log, kept_output
 
 _Option = typer.Option
@@ -132,6 +133,7 @@ def _run(
 
             wait_for_ray = stack.enter_context(ray_starting(address))
         check_installation()
+        limit_threads(usable_cores())
         from maskpro.tuning.command import parse_command
         from maskpro.tuning.main_job import run_main_job
 

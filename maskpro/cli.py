@@ -14,7 +14,8 @@ import typer
 
 from maskpro.errors import MaskproError
 from maskpro.files import NO_ROOM
-from maskpro.installation import check_installation
+from maskpro.installation import check_installation, limit_threads
+from maskpro.limits import usable_cores
 
 _SETTINGS: dict[str, Any] = {
     "add_completion": False,
@@ -30,6 +31,7 @@ _WITHOUT_TORCH = ("monitor", "stop")
 def _check(context: typer.Context) -> None:
     if context.invoked_subcommand not in _WITHOUT_TORCH:
         check_installation()
+        limit_threads(usable_cores())
 
 
 app = typer.Typer(
@@ -83,6 +85,7 @@ def run_command(command: Callable[..., Any], *, check: bool = True) -> None:
     def checked(**options: Any) -> Any:
         if check:
             check_installation()
+            limit_threads(usable_cores())
         return command(**options)
 
     single = typer.Typer(**_SETTINGS)

@@ -44,7 +44,7 @@ def understood(workload: Workload, found: Preflight, *, pattern: NMPattern, layo
         "sampler": _sampler(found.plan),
         "a full trial": (
             f"about {_minutes(minutes)} for {budgets.max_samples:,} samples, {_size(found.step_bytes)} of memory "
-            f"(measured here on {found.device})"
+            f"(measured here on {_measured_on(found)})"
         ),
     }
     return rows | {f"note {number}": note for number, note in enumerate(workload.notes, 1)}
@@ -84,6 +84,12 @@ def _sampler(plan: SamplingPlan) -> str:
     spacing = resolve_spacing(every, plan.steps, plan.spacing)
     ends = f"from {visited[0]} down to {visited[-1]}"
     return f"{plan.sampler}, {len(visited):,} of {every:,} timesteps, spacing {spacing}, {ends}"
+
+
+def _measured_on(found: Preflight) -> str:
+    if found.device != "cpu":
+        return found.device
+    return f"cpu, {found.threads} {'thread' if found.threads == 1 else 'threads'}"
 
 
 def _minutes(minutes: float) -> str:

@@ -22,6 +22,18 @@ def check_installation() -> None:
         ) from None
 
 
+def limit_threads(cores: int) -> None:
+    """Let torch compute with no more threads than this process has cores.
+
+    torch counts those that the process is bound to, but not the quota of its control group: on a large machine a container
+    with two cores would be throttled with dozens of threads.
+    """
+    import torch
+
+    if torch.get_num_threads() > cores:
+        torch.set_num_threads(cores)
+
+
 def _installed(name: str) -> str:
     try:
         return version(name)

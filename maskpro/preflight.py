@@ -33,6 +33,8 @@ _STEP_SAMPLES = 32
 # Copies of the maskable weights that a trial holds, in float32: base, masked weights and their gradient, logits and Adam's
 # two moments of them. The network itself comes twice, dense and masked.
 _MASKABLE_COPIES = 6
+# Of a trial's process before it has a network: torch, diffusers and Ray, resident 1.1 GB with what processes share.
+_PROCESS_BYTES = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ class Preflight:
         dense: layers that stay dense.
         forward_seconds, training_seconds: of a sample, for a forward pass alone, and with its backward pass.
         step_bytes: memory of a training step of 32 samples, weights, logits and optimizer included.
-        device: that it was measured on.
+        device, threads: that it was measured on.
         plan: how images will be sampled, of which the first step was tried.
     """
 
@@ -57,7 +59,13 @@ class Preflight:
     training_seconds: float
     step_bytes: int
     device: str
+    threads: int
     plan: SamplingPlan
+
+    @property
+    def host_bytes(self) -> int:
+        """Main memory of a trial: its process, and on a CPU the training step."""
+        return _PROCESS_BYTES + (self.step_bytes if self.device == "cpu" else 0)
 
     def trial_minutes(self, *, max_samples: int, report_samples: int, validation_samples: int) -> float:
         """Expected minutes of a trial that runs to the end: its steps, the teacher's outputs, and its validations."""
@@ -95,7 +103,8 @@ def run_preflight(
     masked.set_mask(magnitude_mask(masked))
     _check_mask(workload, masked)
     objective = workload.training_objective(seed=_SEED, device=device)
-    with _threads(1 if is_fast else torch.get_num_threads()):
+    threads = 1 if is_fast else torch.get_num_threads()
+    with _threads(threads):
         forward, training, activations = _timed_passes(workload, objective, masked, _STEP_SAMPLES if is_fast else 1)
     plan = SamplingPlan(
         scheduler=workload.scheduler,
@@ -119,6 +128,7 @@ def run_preflight(
         training_seconds=training,
         step_bytes=4 * (2 * parameters + _MASKABLE_COPIES * masked.base.numel()) + activations * _STEP_SAMPLES,
         device=device.type,
+        threads=threads,
         plan=plan,
     )
 

@@ -18,6 +18,7 @@ from maskpro.embedded import DIGITS_MODEL
 from maskpro.errors import MaskproError
 from maskpro.images import (
     CIFAR10_FOLDER,
+    IN_MEMORY_BYTES,
     ImageReading,
     ImageSplits,
     Split,
@@ -140,6 +141,7 @@ def open_workload(
     ema: bool = False,
     reading: ImageReading | None = None,
     image_cache: Path | None = None,
+    in_memory_bytes: int = IN_MEMORY_BYTES,
     say: Callable[[str], None] | None = None,
 ) -> Workload:
     """Load a workload's model and images, or those named by `model` (folder or hub name) and `data` (folder).
@@ -147,7 +149,7 @@ def open_workload(
     Args:
         ema: take the weights of the model's `unet_ema/`.
         reading: how the images of a folder are brought to the model's size.
-        image_cache: folder for those that don't fit into memory; see `folder_images`.
+        image_cache, in_memory_bytes: folder for those that are larger; see `folder_images`.
         say: hears how far the reading of a folder is, and what was read, passed over and converted.
 
     Raises:
@@ -156,7 +158,8 @@ def open_workload(
     if name not in WORKLOADS:
         raise MaskproError(f"workload is {name!r}; allowed: {', '.join(WORKLOADS)}")
     reading = reading or ImageReading()
-    workload = WORKLOADS[name](model, data, partial(folder_images, reading=reading, cache=image_cache, say=say), ema)
+    read = partial(folder_images, reading=reading, cache=image_cache, in_memory_bytes=in_memory_bytes, say=say)
+    workload = WORKLOADS[name](model, data, read, ema)
     if reading != ImageReading() and not workload.images.counts.reading:
         raise MaskproError(
             f"resize is {reading.resize}, crop {reading.crop}, background {reading.background}, skip_unreadable "

@@ -467,7 +467,7 @@ def test_doctor_shows_what_was_understood(made, images):
     assert lines["weights"] == "as stored in the checkpoint; not recorded"
     assert lines["images"] == "32 training, 4 validation, 4 test"
     assert lines["sampler"] == "ddim, 100 of 1,000 timesteps, spacing leading, from 990 down to 0"
-    assert "MiB of memory (measured here on cpu)" in lines["a full trial"]
+    assert "MiB of memory (measured here on cpu, 1 thread)" in lines["a full trial"]
     assert "--ema takes them" in lines["note 1"]
     assert "weights: EMA weights" in run("doctor", model, images, "--ema")
 
@@ -476,8 +476,9 @@ def test_the_spacing_of_timesteps_is_the_one_asked_for(opened, made, images):
     workload = opened()
     found = preflight(workload, sampling_steps=10, timestep_spacing="quad")
     assert found.plan.timesteps == [800, 632, 483, 355, 246, 158, 88, 39, 9, 0]
+    model = made("other")
     for spacing, visited in (("quad", "from 800 down to 0"), ("trailing", "from 999 down to 99"), ("linspace", "from 999")):
-        shown = run("doctor", made(), images, "--sampling-steps", 10, "--timestep-spacing", spacing)
+        shown = run("doctor", model, images, "--sampling-steps", 10, "--timestep-spacing", spacing)
         assert f"sampler: ddim, 10 of 1,000 timesteps, spacing {spacing}, {visited}" in shown
     with pytest.raises(MaskproError, match="sampling_steps is 600 with timestep_spacing leading"):
         preflight(workload, sampling_steps=600, timestep_spacing="leading")

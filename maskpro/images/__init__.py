@@ -1,7 +1,7 @@
 """The readers of images: scikit-learn's digits, CIFAR-10, a folder."""
 
 from maskpro.images.cifar10 import CIFAR10_FOLDER, cifar10_images
-from maskpro.images.folder import IMAGE_CACHE, folder_images
+from maskpro.images.folder import IMAGE_CACHE, IN_MEMORY_BYTES, folder_images
 from maskpro.images.reading import ImageReading
 from maskpro.images.splits import (
     DataNotFoundError,
@@ -16,6 +16,7 @@ from maskpro.images.splits import (
 __all__ = [
     "CIFAR10_FOLDER",
     "IMAGE_CACHE",
+    "IN_MEMORY_BYTES",
     "DataNotFoundError",
     "ImageCounts",
     "ImageReading",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ from maskpro.images.listing import beside, find_images, split_folders
 from maskpro.images.reading import ImageReading, UnreadableImageError, read_image
 from maskpro.images.splits import DataNotFoundError, ImageCounts, ImageSplits, Split, split_indices
 from maskpro.images.storage import StoredImages, as_tensor, store_images, stored_path, stored_record
+from maskpro.limits import usable_cores
 
 Say = Callable[[str], None]
 
@@ -34,7 +34,7 @@ IMAGE_CACHE = ".images"
 # Counted up where the same files are read as other pixels, so that stored images are made again.
 _PIXELS_VERSION = 2
 # A larger set is read into a file that is mapped into memory.
-_IN_MEMORY_BYTES = 2**30
+IN_MEMORY_BYTES = 2**30
 _LARGEST_THREADS = 16
 _FEWEST_IN_ONE_FOLDER = 10
 _FEWEST_IN_A_SPLIT = 2
@@ -50,7 +50,7 @@ def folder_images(
     channels: int,
     reading: ImageReading | None = None,
     cache: Path | None = None,
-    in_memory_bytes: int = _IN_MEMORY_BYTES,
+    in_memory_bytes: int = IN_MEMORY_BYTES,
     say: Say | None = None,
 ) -> ImageSplits:
     """Images below `root` at the model's size: all pictures that Pillow reads, but hidden and system files.
@@ -220,7 +220,7 @@ def _fill(
             return str(error)
         return done
 
-    pool = ThreadPoolExecutor(min(_LARGEST_THREADS, _cores()))
+    pool = ThreadPoolExecutor(min(_LARGEST_THREADS, usable_cores()))
     with warnings.catch_warnings(), _progress(len(paths), say) as advance:
         # Pillow's, of large images and of odd palettes and metadata, none of which keeps a file from being read.
         warnings.simplefilter("ignore")
@@ -236,10 +236,6 @@ def _fill(
     if reasons:
         raise _UnreadableFilesError(reasons)
     return dict(sorted(converted.items()))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from maskpro.errors import MaskproError
 from maskpro.files import NO_ROOM, atomic_path, remove_leftovers, write_json, write_text
 from maskpro.tuning.adapters import MAX_FAILURES, HistoryCallback, SourceScheduler, SourceSearcher, trial_folder
 from maskpro.tuning.checkpoints import open_checkpoint
+from maskpro.tuning.driver_log import say
 from maskpro.tuning.early_stopping import SuccessiveHalving, make_pruner
 from maskpro.tuning.faults import FaultWatch, needed_bytes, watched_ray
 from maskpro.tuning.history import EXPERIMENT_FILE, HISTORY_FILE, History, TrialRecord, drop_torn_line
@@ -26,7 +27,7 @@ from maskpro.tuning.interruption import Interruption, interruptible, parse_durat
 from maskpro.tuning.lock import hold_lock
 from maskpro.tuning.monitor import SearchMonitor
 from maskpro.tuning.remnants import SPACE_FILE, clear_remnant, refuse_begun
-from maskpro.tuning.resources import TrialResources, start_ray
+from maskpro.tuning.resources import TrialResources, live_nodes, start_ray, within_memory
 from maskpro.tuning.search import Search
 from maskpro.tuning.searcher import STUDY_FILE, SearchStudy
 from maskpro.tuning.shared import SharedValues, TrialContext, share_values
@@ -278,7 +279,14 @@ def running_session(experiment: Experiment, interruption: Interruption) -> Itera
     """
     options = experiment.search.options
     budget = None if options.time_budget is None else parse_duration(options.time_budget)
-    resources = trial_resources(experiment)
+    resources, note = within_memory(
+        trial_resources(experiment),
+        live_nodes(),
+        needed=experiment.search.preflight.host_bytes,
+        asked=options.max_concurrent,
+    )
+    if note:
+        say(note)
     # After Ray, which has a handler of SIGTERM of its own.
     with interruptible(interruption, budget):
         context = replace(experiment.search.context, gpu_share=resources.gpus or 1.0)

@@ -7,21 +7,24 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import joblib
 import ray
 
 from maskpro.errors import MaskproError
+from maskpro.limits import CGROUPS, MEMBERSHIP, cgroup_limits, usable_cores
 from maskpro.tuning.ray_folders import provide_token, ray_folder
 from maskpro.tuning.ray_leftovers import end_with_this_process
 
 # Trials share a GPU by default: networks of the size this is made for leave most of one idle.
 _DEFAULT_GPU_SHARE = 0.25
 
+# Of a limit of memory, what Ray counts as the trials'; the rest is its object store's, as is its own habit.
+_TRIALS_SHARE = 0.7
 # Ray waits half a minute for its own processes, which no setting changes; on a busy machine that is too short.
 _TRIES = 3
 _PAUSE_SECONDS = 5.0
@@ -124,7 +127,7 @@ class _Start:
 
 
 def _load() -> str:
-    return f"{os.getloadavg()[0]:.0f} on {joblib.cpu_count()} cores"
+    return f"{os.getloadavg()[0]:.0f} on {usable_cores()} cores"
 
 
 def start_ray(address: str | None, *, cpus: float, gpus: float | None) -> TrialResources:
@@ -137,7 +140,7 @@ def start_ray(address: str | None, *, cpus: float, gpus: float | None) -> TrialR
     """
     if not ray.is_initialized():
         _announce(_Start(address).connected.result())
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = live_nodes()
     if gpus is None:
         gpus = _DEFAULT_GPU_SHARE if any(node.get("GPU", 0) for node in nodes) else 0.0
     for field, resource, wanted in (("gpus_per_trial", "GPU", gpus), ("cpus_per_trial", "CPU", cpus)):
@@ -183,18 +186,55 @@ def _may_pass(error: Exception) -> bool:
     return isinstance(error, TimeoutError | ConnectionError) or not isinstance(error, OSError | ValueError)
 
 
-def _local_settings() -> dict[str, Any]:
-    """Of a Ray that is started here: the cores that this process may use, and a folder that can be written."""
+def _local_settings(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> dict[str, Any]:
+    """Of a Ray that is started here: the cores and memory that this process may use, and a folder that can be written.
+
+    Args:
+        cgroups, membership: as of `cgroup_limits`.
+    """
     provide_token(os.environ)
     folder, note = ray_folder(os.environ)
     if note:
         print(note, flush=True)
-    # Ray counts a container's cores, but not those of `taskset` or a batch system; a share of one core is one.
-    settings: dict[str, Any] = {"num_cpus": joblib.cpu_count()}
+    # Ray counts a container's cores and memory, but not those of `taskset`, a batch system, or a group within it.
+    settings: dict[str, Any] = {"num_cpus": usable_cores(cgroups, membership)}
+    memory = cgroup_limits(cgroups, membership).memory
+    if memory is not None and memory != cgroup_limits(cgroups, Path(os.devnull)).memory:
+        settings["_memory"] = int(_TRIALS_SHARE * memory)
     return settings if folder is None else settings | {"_temp_dir": str(folder)}
 
 
-def _slots(node: dict[str, float], cpus: float, gpus: float) -> int:
+def within_memory(
+    resources: TrialResources, nodes: Sequence[Mapping[str, float]], *, needed: int, asked: int | None
+) -> tuple[TrialResources, str]:
+    """The resources with no more trials at a time than the nodes have memory for, and what there is to say of it.
+
+    Args:
+        nodes: what each has, as Ray counts it.
+        needed: bytes of a trial.
+        asked: trials at a time that the user has named, who is told but not overruled.
+    """
+    fitting = sum(_slots_within_memory(node, resources, needed) for node in nodes)
+    wanted = asked or resources.slots
+    if fitting >= wanted:
+        return resources, ""
+    short = f"the machine's memory is for {fitting} trials at a time of about {needed / 2**30:.1f} GiB each"
+    if asked is not None:
+        return resources, f"max_concurrent is {asked}, but {short}"
+    return resources._replace(slots=max(1, fitting)), f"{short}, its cores for {wanted}; so many run: {max(1, fitting)}"
+
+
+def _slots_within_memory(node: Mapping[str, float], resources: TrialResources, needed: int) -> int:
+    slots = _slots(node, resources.cpus, resources.gpus)
+    return min(slots, int(node["memory"] // needed)) if "memory" in node else slots
+
+
+def live_nodes() -> list[dict[str, float]]:
+    """What each of Ray's nodes has in all."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _slots(node: Mapping[str, float], cpus: float, gpus: float) -> int:
     by_cpu = math.floor(node.get("CPU", 0) / cpus)
     # A trial's share lies on one GPU.
     by_gpu = math.inf if gpus == 0 else math.floor(node.get("GPU", 0)) * math.floor(1 / gpus)
