@@ -90,7 +90,14 @@ def run_seed(seed: int, max_samples: int | None) -> list[dict[str, Any]]:
     test = workload.held_out_samples("test", cpu)
 
     def start(kind: type[MaskTrainer]) -> MaskTrainer:
-        return kind(config, masked=initial(), objective=objective, validation=validation, teacher=teacher)
+        return kind(
+            config,
+            masked=initial(),
+            objective=objective,
+            validation=validation,
+            teacher=teacher,
+            dense=workload.model,
+        )
 
     before, dense_loss = test.judge(initial().model).means(), test.judge(workload.model).means().loss
     rows = []

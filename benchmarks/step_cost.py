@@ -184,6 +184,7 @@ def _trainer(
         teacher=teacher,
         baseline=baseline if config.estimator == "policy_gradient" else None,
         initial=HeldOutMeans(1.0, 1.0),
+        dense=dense,
     )
     (teacher if config.estimator == "straight_through" else baseline)(torch.arange(256))
     return trainer

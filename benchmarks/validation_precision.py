@@ -79,6 +79,7 @@ def masks_of_a_run(workload: Workload, device: torch.device, seed: int, max_samp
         objective=objective,
         validation=HeldOutSamples(objective, 1, dense),
         teacher=teacher_outputs(dense, objective, precision=config.precision),
+        dense=dense,
     )
     found = {0: copy.deepcopy(masked.model)}
     for place in _PLACES:
