@@ -140,12 +140,19 @@ def learning_curves(
 
 @_themed
 def best_so_far(trials: pd.DataFrame, *, theme: Theme) -> Figure:
-    """The best fidelity by samples spent, trial after trial in the order of their start; seed points are marked."""
+    """The best trial's fidelity by samples spent, trial after trial in the order of their start; seed points are marked.
+
+    Best is the lowest val_error, as promotion ranks. Where trials begin with different initial masks, another one may have
+    the higher fidelity, which is in units of its own initial mask's error.
+    """
     figure, axes = _new("Best so far")
     ax = axes[0, 0]
     judged = trials[(trials["status"] != "failed") & trials["fidelity"].notna()]
     spent = trials["num_samples_seen"].cumsum().loc[judged.index]
-    ax.step(spent, judged["fidelity"].cummax(), where="post", color=theme.best, label="best so far", linewidth=2)
+    is_best = judged[METRIC] == judged[METRIC].cummin()
+    ax.step(
+        spent, judged["fidelity"].where(is_best).ffill(), where="post", color=theme.best, label="best so far", linewidth=2
+    )
     for color, marker, name, chosen in (
         (theme.seed, "s", "seed point", judged["seed_point"].notna()),
         (theme.suggested, "o", "suggested by the searcher", judged["seed_point"].isna()),
@@ -185,7 +192,9 @@ def _positions(values: pd.Series, distribution: Mapping[str, Any]) -> tuple[pd.S
 
 
 def _judged(trials: pd.DataFrame) -> pd.DataFrame:
-    return trials[(trials["status"] != "failed") & trials["fidelity"].notna()].sort_values("fidelity")
+    """Trials with a fidelity, the best, by their val_error, last: it is drawn over the others."""
+    judged = trials[(trials["status"] != "failed") & trials["fidelity"].notna()]
+    return judged.sort_values(METRIC, ascending=False, kind="stable")
 
 
 @_themed
@@ -247,7 +256,9 @@ def slices(trials: pd.DataFrame, parameters: Mapping[str, Any], *, theme: Theme)
 
 
 def importances(trials: pd.DataFrame, parameters: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Evaluator to parameter to the share of the fidelity's variance that it explains, by two of Optuna's evaluators.
+    """Evaluator to parameter to the share of val_error's variance that it explains, by two of Optuna's evaluators.
+
+    val_error is what a search goes by; a fidelity's unit is the error of its trial's own initial mask.
 
     Raises:
         MaskproError: too few trials, or all alike.
@@ -257,14 +268,17 @@ def importances(trials: pd.DataFrame, parameters: Mapping[str, Any]) -> dict[str
     from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
 
     judged = _judged(trials)
-    if len(judged) < 4 or judged["fidelity"].nunique() < 2 or not parameters:
-        raise MaskproError(f"{len(judged)} trials have a fidelity; allowed: at least 4, for parameter importance")
+    if len(judged) < 4 or judged[METRIC].nunique() < 2 or not parameters:
+        raise MaskproError(
+            f"{len(judged)} trials have a val_error, {judged[METRIC].nunique()} different ones; allowed: at least 4 trials "
+            "and 2 different values, for parameter importance"
+        )
     distributions = {name: json_to_distribution(json.dumps(value)) for name, value in parameters.items()}
     optuna.logging.disable_default_handler()
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), direction="maximize")
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), direction="minimize")
     for _, trial in judged.iterrows():
         params = {name: _plain(trial[name]) for name in parameters}
-        study.add_trial(optuna.create_trial(params=params, distributions=distributions, value=float(trial["fidelity"])))
+        study.add_trial(optuna.create_trial(params=params, distributions=distributions, value=float(trial[METRIC])))
     found = {}
     for label, evaluator in (
         ("fANOVA", FanovaImportanceEvaluator(seed=0)),

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -131,6 +132,7 @@ def extract(
     original_model: str | None = None,
     nearest: bool = False,
     ema: bool = False,
+    say: Say = print,
 ) -> MaskFile:
     """Write `masks.safetensors` with the masks of a pruned diffusers folder's zeros.
 
@@ -143,8 +145,8 @@ def extract(
     """
     if nearest and original_model is None:
         raise MaskproError("nearest is True without original_model; allowed: with it (its weights decide between masks)")
-    pruned = load_pretrained(pruned_model).unet
-    original = None if original_model is None else load_pretrained(original_model, ema=ema).unet
+    pruned = _loaded(pruned_model, say)
+    original = None if original_model is None else _loaded(original_model, say, ema=ema)
     if original is not None:
         _check_same_architecture(pruned, original, f"model_path {pruned_model}", str(original_model))
     try:
@@ -205,7 +207,7 @@ def unmasked_layers(path: Path, workload: Workload | None = None) -> dict[str, s
 
 
 def load_masked_checkpoint(
-    workload: Workload, source: str, *, pattern: NMPattern, layout: Layout
+    workload: Workload, source: str, *, pattern: NMPattern, layout: Layout, say: Say = print
 ) -> tuple[nn.Module, list[str]]:
     """The network of a diffusers folder whose weights are already masked, and the names of its masked layers.
 
@@ -214,10 +216,18 @@ def load_masked_checkpoint(
     Raises:
         MaskproError: it is of another architecture than the workload's, holds no zeros, or its zeros are not n:m.
     """
-    model = load_pretrained(source).unet
+    model = _loaded(source, say)
     _check_same_architecture(model, workload.model, f"checkpoint_path {source}", workload.model_source)
     masks = extract_masks(model, pattern=pattern, layout=layout, dense=workload.model)
     return model, list(masks)
+
+
+def _loaded(source: str, say: Say, *, ema: bool = False) -> UNet2DModel:
+    """The network of a folder or the hub; what was converted or left out on the way is said."""
+    found = load_pretrained(source, ema=ema)
+    for note in found.notes:
+        say(f"model {source}: {note}")
+    return found.unet
 
 
 def _check_same_architecture(model: nn.Module, expected: nn.Module, what: str, source: str) -> None:

@@ -7,7 +7,7 @@ from matplotlib.text import Text
 
 from analysis.compare import compare, differences, samples_to_reach
 from analysis.compare import main as write_comparison
-from analysis.plots import LIGHT, parallel_coordinates, slices
+from analysis.plots import LIGHT, best_so_far, best_trial, importances, parallel_coordinates, slices
 from analysis.plots import main as write_figures
 from analysis.report import main as write_report
 from analysis.trials import load_curves, load_evaluation, load_trials
@@ -99,11 +99,52 @@ def test_the_cost_of_a_fidelity_is_what_all_trials_spent_until_one_reached_it():
 @pytest.mark.parametrize("draw", [slices, parallel_coordinates])
 def test_names_of_whole_layers_are_drawn_short(draw):
     layer = "up_blocks.1.resnets.0.conv_shortcut"
-    trials = pd.DataFrame({"targets": ["all", layer], "fidelity": [0.1, 0.5], "status": "completed"})
+    trials = pd.DataFrame(
+        {"targets": ["all", layer], "fidelity": [0.1, 0.5], "val_error": [0.9, 0.5], "status": "completed"}
+    )
     parameters = {"targets": {"attributes": {"choices": ["all", layer, "conv_shortcut"]}}}
     texts = {text.get_text() for text in draw(trials, parameters, theme=LIGHT).findobj(Text)}
     assert {"all", "conv_shortcut", "up_blo…hortcut"} <= texts
     assert layer not in texts
+
+
+@pytest.fixture
+def two_formats():
+    """Trials whose initial masks differ: the rougher one leaves a fidelity more room, and ends with the larger error."""
+    errors = [0.30, 0.28, 0.36, 0.34, 0.27, 0.38]
+    patterns = ["2:4", "2:4", "1:4", "1:4", "2:4", "1:4"]
+    initial = {"2:4": 0.4, "1:4": 1.2}
+    return pd.DataFrame(
+        {
+            "trial_id": [f"trial_{number}" for number in range(6)],
+            "pattern": patterns,
+            "lr": [1.0, 2.0, 1.0, 2.0, 3.0, 3.0],
+            "val_error": errors,
+            "fidelity": [1 - error / initial[pattern] for error, pattern in zip(errors, patterns, strict=True)],
+            "num_samples_seen": 100,
+            "status": "completed",
+            "seed_point": pd.NA,
+        }
+    )
+
+
+def test_the_best_so_far_is_the_best_by_validation_error(two_formats):
+    line = next(line for line in best_so_far(two_formats, theme=LIGHT).axes[0].lines if line.get_label() == "best so far")
+    assert best_trial(two_formats) == "trial_4"
+    expected = two_formats["fidelity"].to_numpy()[[0, 1, 1, 1, 4, 4]]
+    assert line.get_ydata().tolist() == expected.tolist()
+    assert two_formats["fidelity"].idxmax() != 4
+
+
+def test_importances_are_of_the_validation_error(two_formats):
+    lr = {"name": "FloatDistribution", "attributes": {"low": 0.5, "high": 4.0, "step": None, "log": False}}
+    pattern = {"name": "CategoricalDistribution", "attributes": {"choices": ["2:4", "1:4"]}}
+    parameters = {"lr": lr, "pattern": pattern}
+    found = importances(two_formats, parameters)["fANOVA"]
+    shifted = two_formats.assign(fidelity=[0.1, 0.5, 0.2, 0.9, 0.3, 0.7])
+    assert importances(shifted, parameters)["fANOVA"] == found
+    with pytest.raises(MaskproError, match="6 trials have a val_error, 1 different ones; allowed: at least 4 trials"):
+        importances(two_formats.assign(val_error=0.3), parameters)
 
 
 @pytest.mark.parametrize("state", ["no trial", "no report", "all failed", "all died", "nothing but a warm start"])

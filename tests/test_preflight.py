@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import seeded_unet
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from safetensors.torch import load_file, save_file
 from torchvision.transforms.v2.functional import to_pil_image
 from typer.testing import CliRunner
 
@@ -376,6 +377,32 @@ def test_a_checkpoint_of_a_dense_network_with_zeros_is_evaluated_and_extracted(m
     dense, pruned = (maskable_layers(load_pretrained(str(path)).unet) for path in (model, tmp_path / "pruned"))
     assert masks.keys() == dense.keys()
     assert all(torch.equal(dense[name] * mask, pruned[name]) for name, mask in masks.items())
+
+
+def test_what_was_put_right_of_a_checkpoint_is_said(made, images, tmp_path):
+    """As a network that was trained under DataParallel, with a key too many, has it."""
+    model = made()
+    run("prune", "--output-dir", tmp_path / "pruned", *cifar10(model, images))
+    file = tmp_path / "pruned" / "unet" / "diffusion_pytorch_model.safetensors"
+    found = {f"module.{name}": value for name, value in load_file(file).items()}
+    save_file(found | {"module.step": torch.zeros(1)}, file, metadata={"format": "pt"})
+    sizes = ("--num-samples", 2, "--sampling-steps", 2)
+    for command in (
+        (
+            "evaluate",
+            "--output-dir",
+            tmp_path / "out",
+            *cifar10(model, images),
+            "--checkpoint-path",
+            tmp_path / "pruned",
+            *sizes,
+        ),
+        ("extract", "--output-dir", tmp_path / "masks", "--model-path", tmp_path / "pruned", "--original-model", model),
+        ("extract", "--output-dir", tmp_path / "same", "--model-path", tmp_path / "pruned"),
+    ):
+        lines = [line for line in run(*command).splitlines() if line.startswith(f"model {tmp_path / 'pruned'}: ")]
+        assert any("module." in line and "removed" in line for line in lines), lines
+        assert any("step" in line and "left out" in line for line in lines), lines
 
 
 def test_more_than_n_kept_is_still_refused(made, images, tmp_path):

@@ -109,8 +109,7 @@ def _leave(experiment: Experiment, interruption: Interruption) -> int:
         write_trials(experiment)
         if completed:
             (best,) = best_trials(completed, 1)
-            write_best(experiment, best)
-            reached = format_share(best.last["fidelity"])
+            reached = format_share(write_best(experiment, best)["fidelity"])
             say(f"best so far: trial {best.number}, fidelity {reached}; its masks are in best/, not evaluated")
     except Exception as error:
         # What stopped the search stops this as well, and all of it is done again in the end.

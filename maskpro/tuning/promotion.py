@@ -239,8 +239,8 @@ def _prediction(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     }
 
 
-def write_best(experiment: Experiment, record: TrialRecord) -> None:
-    """Write `best/`: a trial's masks, config and checkpoint, whole or not at all."""
+def write_best(experiment: Experiment, record: TrialRecord) -> dict[str, Any]:
+    """Write `best/`: a trial's masks, config and checkpoint, whole or not at all; what is told of the kept mask."""
     search = experiment.search
     masked, initial = load_masks(experiment, record), _initial(experiment, record)
     facts = _facts(experiment, record, masked)
@@ -264,6 +264,7 @@ def write_best(experiment: Experiment, record: TrialRecord) -> None:
         learned = masked_copy(search.workload.model, content.masks, content.pattern, content.layout)
         (new / "checkpoint").mkdir()
         save_pipeline(new / "checkpoint", learned, search.workload.scheduler, ema=search.workload.ema)
+    return facts
 
 
 def _dense_layers(experiment: Experiment, masked: MaskedModel) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from conftest import CPU
 from maskpro.errors import MaskproError
 from maskpro.initial_masks import random_mask
 from maskpro.mask_file import load_mask_file
-from maskpro.tuning import promotion
+from maskpro.tuning import main_job, promotion
 from maskpro.tuning.experiment import open_experiment
 from maskpro.tuning.history import TrialRecord
+from maskpro.tuning.interruption import Interruption
 from maskpro.tuning.promotion import best_trials, confirmation_plans, promote, selected_trials, write_best
 from maskpro.tuning.search import SearchOptions, prepare_search
 from maskpro.tuning.shared import SharedValues
@@ -219,6 +220,18 @@ def test_a_record_of_a_mask_has_the_figures_of_that_mask_alone(experiment, monke
     expected = pytest.approx((initial - kept) / (initial - dense))
     assert config["val_loss"] == provenance["val_loss"] == rows[best.number]["val_loss"] == kept
     assert config["recovery"] == provenance["recovery"] == rows[best.number]["val_recovery"] == expected
+
+
+def test_a_search_that_ends_early_names_the_fidelity_of_the_masks_that_it_writes(experiment, monkeypatch, capsys):
+    (best,) = best_trials(experiment.history.searched, 1)
+    monkeypatch.setitem(best.reports, best.samples, best.last | {"fidelity": -0.321})
+    interruption = Interruption()
+    interruption.reason = "Ctrl-C"
+    assert main_job._leave(experiment, interruption) == 130
+    kept = json.loads((experiment.folder / "best" / "config.json").read_text())["fidelity"]
+    assert kept == 1 - best.last["best_val_error"] / best.last["initial_val_error"] > 0
+    said = capsys.readouterr().out
+    assert f"best so far: trial {best.number}, fidelity {kept:.3f}; its masks are in best/, not evaluated\n" in said
 
 
 def test_a_broken_checkpoint_leaves_the_earlier_best_folder(experiment):
