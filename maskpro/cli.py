@@ -99,6 +99,11 @@ def run_app(application: typer.Typer) -> None:
         application()
     except MaskproError as error:
         _fail(str(error))
+    except RuntimeError as error:
+        # torch's, which is imported only where it is needed.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        _fail(f"out of memory with one sample at a time ({' '.join(str(error).split())[:200]}); allowed: another --device")
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise

@@ -28,7 +28,7 @@ from maskpro.evaluation.comparison import (
     with_recovery,
 )
 from maskpro.evaluation.features import open_features
-from maskpro.evaluation.fidelity import fidelity, format_share
+from maskpro.evaluation.fidelity import advice, fidelity, format_share
 from maskpro.evaluation.references import real_features, write_reference
 from maskpro.evaluation.sampling import Sampler
 from maskpro.evaluation.timesteps import TimestepSpacing
@@ -400,6 +400,14 @@ def train(
         (folder / "checkpoint").mkdir()
         save_pipeline(folder / "checkpoint", masked.model, workload.scheduler, ema=workload.ema)
         write_json(folder / "training_summary.json", summary)
+    hint = advice(
+        fidelity(trainer.initial.error, trainer.best.error),
+        initial_error=trainer.initial.error,
+        last_error=curve[-1][1].error,
+        changed_share=trainer.changed_share(),
+    )
+    if hint:
+        say(hint)
     return summary
 
 

@@ -314,7 +314,9 @@ class MaskTrainer:
         for what, values in (("training loss", history), ("a logit", self.logits)):
             # The extremes are NaN where a value is, and take a thirtieth of the time of `isfinite` on all of them.
             if values.numel() and not torch.stack(torch.aminmax(values)).isfinite().all():
-                raise NonFiniteLossError(f"{what} is not finite after {self.num_samples_seen} samples")
+                lower = f"a lower lr than {self.config.lr:g}"
+                allowed = lower if self.config.precision == "float32" else f"{lower}, or precision float32"
+                raise NonFiniteLossError(f"{what} is not finite after {self.num_samples_seen} samples; allowed: {allowed}")
         return history
 
     def validate(self) -> HeldOutMeans:

@@ -4,6 +4,7 @@ import errno
 import os
 
 import pytest
+import torch
 import typer
 
 from maskpro.cli import run_app
@@ -37,3 +38,15 @@ def test_a_full_disk_ends_a_command_in_one_sentence(capsys, number, names, named
 def test_other_errors_of_the_system_are_not_hidden():
     with pytest.raises(IsADirectoryError):
         run_app(application(IsADirectoryError(errno.EISDIR, "is a directory")))
+
+
+def test_a_gpu_without_room_for_one_sample_ends_a_command_in_one_sentence(capsys):
+    with pytest.raises(SystemExit) as caught:
+        run_app(application(torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")))
+    assert caught.value.code == 2
+    expected = (
+        "error: out of memory with one sample at a time (CUDA out of memory. Tried to allocate 2 GiB); allowed: another "
+    )
+    assert capsys.readouterr().err == f"{expected}--device\n"
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        run_app(application(RuntimeError("a fault of ours")))

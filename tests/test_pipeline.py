@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -376,3 +377,16 @@ def test_existing_folders_are_never_overwritten(tmp_path):
     with pytest.raises(MaskproError, match=r"output folder .*out exists already and is not overwritten"):
         run("prune", "--output-dir", tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (("--lr", 0.001, "--logits", 10), "no position of the mask has changed, .*: raise lr, or lower logits"),
+        (("--lr", 1000, "--logits", 1), "learning made the mask worse, so that the initial mask is kept, .*: halve lr"),
+    ],
+)
+def test_a_run_that_came_to_nothing_says_why(tmp_path, settings, said):
+    short = ("--dataset-size", 32, "--batch-size", 8, "--epoch", 1, "--no-statistics")
+    output = run("train", "--output-dir", tmp_path / "run", *short, *settings)
+    assert re.search(said, output), output

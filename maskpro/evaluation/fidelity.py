@@ -38,6 +38,22 @@ def format_share(value: float | None) -> str:
     return "undefined" if value is None or math.isnan(value) else f"{round(value, 3) + 0.0:.3f}"  # no -0.000
 
 
+def advice(kept: float | None, *, initial_error: float, last_error: float, changed_share: float) -> str:
+    """What to change after a run that kept its initial mask; "" after any other.
+
+    Args:
+        kept: fidelity of the mask that the run has kept.
+        last_error, changed_share: of the mask where the run ended; share of the initially kept positions that it drops.
+    """
+    if kept is None or kept > 0:
+        return ""
+    if changed_share == 0:
+        return "no position of the mask has changed, as the step is too small for the logits: raise lr, or lower logits"
+    if last_error > initial_error:
+        return "learning made the mask worse, so that the initial mask is kept, as the step is too large: halve lr"
+    return ""
+
+
 def learned_against_dense(report: Mapping[str, Any]) -> str:
     """What a final evaluation says of the learned mask, in a sentence."""
     if report.get("fidelity") is None:

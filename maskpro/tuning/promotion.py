@@ -15,7 +15,7 @@ from torch import nn
 from maskpro.dense_layers import dense_rows
 from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import ChunkMaker, evaluate_models, make_chunks, masked_copy, with_recovery
-from maskpro.evaluation.fidelity import fidelity, format_share
+from maskpro.evaluation.fidelity import advice, fidelity, format_share
 from maskpro.evaluation.sampling import parse_sampler
 from maskpro.evaluation.timesteps import parse_spacing
 from maskpro.files import read_json, replaced_folder, write_json
@@ -224,7 +224,19 @@ def _final_report(experiment: Experiment, picked: TrialRecord, report: dict[str,
         "trial_seed": picked.seed,
         "search_seed": experiment.search.options.seed,
     }
-    return with_recovery(report | {"protocol": protocol}, "learned")
+    hint = _advice(experiment, picked)
+    warnings = [*report["warnings"], *([hint] if hint else [])]
+    return with_recovery(report | {"protocol": protocol, "warnings": warnings}, "learned")
+
+
+def _advice(experiment: Experiment, record: TrialRecord) -> str:
+    last = record.last
+    return advice(
+        _kept_figures(experiment, record)["fidelity"],
+        initial_error=last["initial_val_error"],
+        last_error=last["val_error_now"],
+        changed_share=last.get("changed_share", 1.0),  # of an older history
+    )
 
 
 def _prediction(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -141,10 +141,13 @@ class MaskTrainable(Trainable):
             now = trainer.validate()
         except (NonFiniteLossError, torch.OutOfMemoryError) as error:
             # The scheduler and the searcher need a number to pass judgement on; the failure itself stands beside it.
+            text = " ".join(str(error).split())[:200]
+            if isinstance(error, torch.OutOfMemoryError):
+                text = f"out of memory with one sample at a time; allowed: more of the GPU (--gpus-per-trial): {text}"
             return {
                 "num_samples_seen": trainer.num_samples_seen,
                 METRIC: FAILURE_PENALTY * abs(self._initial.error),
-                "failure": " ".join(str(error).split())[:200],
+                "failure": text,
                 "done": True,
             }
         self._seconds += time.monotonic() - started

@@ -5,6 +5,7 @@ import torch
 
 from maskpro.evaluation.fidelity import (
     Estimate,
+    advice,
     estimate_fidelity,
     estimate_gain,
     fidelity,
@@ -90,3 +91,11 @@ def test_a_report_says_fidelity_first_and_the_distance_beside_the_dense_network(
     assert learned_against_dense(undefined).startswith(
         "Fidelity is undefined: the initial mask's output is the dense network's; recovery undefined"
     )
+
+
+def test_a_run_that_came_to_nothing_says_what_to_change():
+    found = {"initial_error": 0.1, "last_error": 0.1, "changed_share": 0.0}
+    assert advice(0.0, **found).endswith("raise lr, or lower logits")
+    assert advice(0.0, **(found | {"last_error": 0.3, "changed_share": 0.2})).endswith("halve lr")
+    for kept in (None, 0.4):
+        assert advice(kept, **found) == ""
