@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from maskpro.errors import MaskproError
-from maskpro.files import NO_ROOM
+from maskpro.files import NO_ROOM, check_new
 from maskpro.installation import check_installation, limit_threads
 from maskpro.limits import usable_cores
 
@@ -601,6 +601,8 @@ def _opened(
     from maskpro.images import IMAGE_CACHE
     from maskpro.workloads import open_workload
 
+    if output is not None:
+        check_new(output, "output file" if output.suffix == ".npz" else "output folder")
     cache = None if output is None else output.absolute().parent / IMAGE_CACHE
     opened = open_workload(workload, model=model, data=data, ema=ema, reading=reading, image_cache=cache, say=_say)
     for note in () if quiet else opened.notes:

@@ -18,6 +18,8 @@ from typing import Any
 from maskpro.errors import MaskproError
 
 # What the system says where a disk or a quota is full.
+# What Git LFS leaves in a clone instead of a large file.
+_LFS_POINTER = b"version https://git-lfs.github.com/"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 # safetensors and torch have errors of their own, and Ray hands errors on as text.
 _NO_ROOM_TEXTS = (*(os.strerror(number) for number in NO_ROOM), "PytorchStreamWriter failed writing")
@@ -52,7 +54,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary sibling folder to fill; renamed to `path` on success, removed on error. `path` must not exist."""
-    refuse_existing(path, "output folder")
+    check_new(path, "output folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as name:
         filled = Path(name) / path.name
@@ -127,6 +129,16 @@ def refuse_existing(path: Path, what: str) -> None:
         raise MaskproError(f"{what} {path} exists already and is not overwritten; name another one or remove it")
 
 
+def check_new(path: Path, what: str) -> None:
+    """Raise where `path` exists, or can't be made; nothing is left behind."""
+    refuse_existing(path, what)
+    above = next(place for place in path.absolute().parents if place.exists())
+    try:
+        tempfile.TemporaryFile(dir=above).close()
+    except OSError as error:
+        raise MaskproError(f"{what} {path} can't be written ({error.strerror}); name another one") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_path(path) as temporary:
@@ -152,3 +164,9 @@ def file_hash(path: Path) -> str:
     """sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether Git LFS has yet to put the file itself in its place."""
+    with path.open("rb") as file:
+        return file.read(len(_LFS_POINTER)) == _LFS_POINTER

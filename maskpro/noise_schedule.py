@@ -21,6 +21,9 @@ from maskpro.errors import MaskproError
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid")
 
+# The longest in use have 4,000; of a billion, a typing error, the betas alone would fill the memory.
+_MOST_TIMESTEPS = 1_000_000
+
 _DDPM = ("DDPMScheduler", "DDPMParallelScheduler")
 # Samplers over the betas of a DDPM.
 _SAME_SCHEDULE = (
@@ -119,16 +122,37 @@ def _check_fields(config: Mapping[str, Any]) -> None:
             f"prediction_type of the scheduler is {prediction_type!r}; allowed: {', '.join(PREDICTION_TYPES)}"
         )
     steps = config.get("num_train_timesteps", 1000)
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+    if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= _MOST_TIMESTEPS:
         raise NoiseScheduleError(
-            f"num_train_timesteps of the scheduler is {steps!r}; allowed: a whole number of at least 1"
+            f"num_train_timesteps of the scheduler is {steps!r}; allowed: a whole number from 1 to {_MOST_TIMESTEPS:,}"
         )
+    for name in ("beta_start", "beta_end"):
+        if not _is_number(config.get(name, 0.0)):
+            raise NoiseScheduleError(f"{name} of the scheduler is {config[name]!r}; allowed: a number")
+    largest = config.get("clip_sample_range", 1.0)
+    if config.get("clip_sample", True) and not (_is_number(largest) and largest > 0):
+        raise NoiseScheduleError(f"clip_sample_range of the scheduler is {largest!r}; allowed: a number above 0")
+    _check_thresholding(config)
     betas = config.get("trained_betas")
     if betas is not None and (not isinstance(betas, list | tuple) or len(betas) != steps):
         shown = f"{len(betas)} values" if isinstance(betas, list | tuple) else repr(betas)
         raise NoiseScheduleError(
             f"trained_betas of the scheduler is {shown}; allowed with num_train_timesteps {steps}: {steps} values"
         )
+
+
+def _check_thresholding(config: Mapping[str, Any]) -> None:
+    if not config.get("thresholding", False):
+        return
+    ratio, most = config.get("dynamic_thresholding_ratio", 0.995), config.get("sample_max_value", 1.0)
+    if not (_is_number(ratio) and 0 <= ratio <= 1):
+        raise NoiseScheduleError(f"dynamic_thresholding_ratio of the scheduler is {ratio!r}; allowed: 0 to 1")
+    if not (_is_number(most) and most >= 1):
+        raise NoiseScheduleError(f"sample_max_value of the scheduler is {most!r}; allowed: a number of at least 1")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _made(scheduler_class: Any, fields: Mapping[str, Any]) -> Any:

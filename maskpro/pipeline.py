@@ -32,7 +32,7 @@ from maskpro.evaluation.fidelity import advice, fidelity, format_share
 from maskpro.evaluation.references import real_features, write_reference
 from maskpro.evaluation.sampling import Sampler
 from maskpro.evaluation.timesteps import TimestepSpacing
-from maskpro.files import atomic_folder, refuse_existing, write_json
+from maskpro.files import atomic_folder, check_new, write_json
 from maskpro.initial_masks import InitialMaskMethod, extract_masks, magnitude_masked_model, one_shot_mask
 from maskpro.layer_statistics import layer_statistics
 from maskpro.mask_file import MaskFile, inspect_mask_file, load_mask_file, save_mask_file
@@ -63,8 +63,12 @@ def parse_device(text: str) -> torch.device:
         device = torch.device(text)
     except RuntimeError as error:
         raise MaskproError(f"device is {text!r}; allowed: auto, cpu, cuda or cuda:0") from error
+    if device.type not in ("cpu", "cuda"):
+        raise MaskproError(f"device is {text!r}; allowed: auto, cpu, cuda or cuda:0")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise MaskproError(f"device is {text!r}, but torch finds no GPU here; allowed: cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise MaskproError(f"device is {text!r}; allowed: cuda:0 to cuda:{torch.cuda.device_count() - 1}")
     return device
 
 
@@ -114,7 +118,7 @@ def prune(
     Raises:
         MaskproError: `output` exists.
     """
-    refuse_existing(output, "output folder")
+    check_new(output, "output folder")
     masked = MaskedModel(copy.deepcopy(workload.model), pattern=pattern, layout=layout)
     objective = workload.training_objective(seed=seed, device=torch.device("cpu"))
     masked.set_mask(one_shot_mask(masked, method, objective=objective, generator=torch.Generator().manual_seed(seed)))
@@ -252,7 +256,7 @@ def baseline(
     Writes `baseline_losses.npy` (mean loss of each batch) and `baseline.json`; returns the latter.
     """
     TrainerConfig(dataset_size=dataset_size, batch_size=batch_size, seed=seed)
-    refuse_existing(output, "output folder")
+    check_new(output, "output folder")
     if max_batches is not None and max_batches < 1:
         raise MaskproError(f"max_batches is {max_batches}; allowed: a whole number of at least 1")
     model = masked_copy(workload.model, masks.masks, masks.pattern, masks.layout).to(device)
@@ -506,7 +510,7 @@ def reference_statistics(
     Raises:
         MaskproError: `output` exists or is no .npz name, or features that can't be had.
     """
-    refuse_existing(output, "output file")
+    check_new(output, "output file")
     if output.suffix != ".npz":
         raise MaskproError(f"output is {output}; allowed: a name that ends in .npz")
     shape = tuple(workload.images.train.shape[1:])

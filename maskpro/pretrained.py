@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from maskpro.errors import MaskproError
-from maskpro.files import read_json, write_json
+from maskpro.files import is_lfs_pointer, read_json, write_json
 from maskpro.noise_schedule import NoiseScheduleError, read_noise_schedule
 
 # Beside model_index.json: {"ema": true}, false, or in words, for records that FID depends on.
@@ -95,6 +95,8 @@ def load_pretrained(source: str, *, ema: bool = False) -> Pretrained:
     Raises:
         ModelNotFoundError: nothing there, not a diffusers DDPM, or weights that don't fit it exactly.
     """
+    if not source.strip():
+        raise ModelNotFoundError(f"model is {source!r}; allowed: a diffusers DDPM folder or hub name (--model)")
     folder = Path(source)
     is_on_hub = not folder.is_dir()
     if is_on_hub:
@@ -302,6 +304,8 @@ def _read_file(path: Path, source: str) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:200]
+        if path.is_file() and is_lfs_pointer(path):
+            reason = "a pointer of Git LFS, to be fetched with git lfs pull"
         raise ModelNotFoundError(
             f"model {source} can't be loaded ({path.name}: {reason}); name another with --model"
         ) from error

@@ -8,6 +8,9 @@ import torch
 import typer
 
 from maskpro.cli import run_app
+from maskpro.errors import MaskproError
+from maskpro.files import check_new
+from maskpro.pipeline import parse_device
 
 
 def application(error):
@@ -50,3 +53,18 @@ def test_a_gpu_without_room_for_one_sample_ends_a_command_in_one_sentence(capsys
     assert capsys.readouterr().err == f"{expected}--device\n"
     with pytest.raises(RuntimeError, match="a fault of ours"):
         run_app(application(RuntimeError("a fault of ours")))
+
+
+@pytest.mark.parametrize("below", ["file/out", "/proc/out"])
+def test_an_output_that_cant_be_written_is_told_of_at_once(tmp_path, below):
+    (tmp_path / "file").touch()
+    with pytest.raises(MaskproError, match=r"output folder .*out can't be written \(.*\); name another one"):
+        check_new(tmp_path / below, "output folder")
+    check_new(tmp_path / "a" / "b", "output folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["mps", "meta", "xpu", "vulkan", "gpu", ""])
+def test_devices_that_nothing_is_made_for_are_refused(name):
+    with pytest.raises(MaskproError, match=f"device is '{name}'; allowed: auto, cpu, cuda or cuda:0"):
+        parse_device(name)

@@ -457,7 +457,7 @@ def test_the_index_alone_may_name_the_class_of_the_scheduler(folder):
         ({"beta_schedule": "cosine"}, "beta_schedule of the scheduler is 'cosine'; allowed: linear, scaled_linear"),
         ({"prediction_type": "flow_prediction"}, "prediction_type of the scheduler is 'flow_prediction'; allowed: epsilon"),
         ({"num_train_timesteps": 0}, "num_train_timesteps of the scheduler is 0; allowed"),
-        ({"beta_start": "low"}, "can't be made of its scheduler_config.json"),
+        ({"beta_start": "low"}, "beta_start of the scheduler is 'low'; allowed: a number"),
         ({"rescale_betas_zero_snr": True}, "leave nothing of the image at the last timestep"),
     ],
 )
@@ -521,3 +521,47 @@ def test_a_saved_pipeline_hands_the_record_on(tmp_path):
     save_pipeline(tmp_path, small_unet(), DDPMScheduler(), ema="EMA weights")
     assert load_pretrained(str(tmp_path)).ema == "EMA weights"
     assert diffusers.DDPMPipeline.from_pretrained(tmp_path, low_cpu_mem_usage=False).unet.config["sample_size"] == 8
+
+
+def test_a_pointer_of_git_lfs_is_known(folder):
+    """As a clone without Git LFS has them."""
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 143\n"
+    (folder / "unet" / f"{WEIGHTS}.safetensors").write_text(pointer)
+    assert f"({WEIGHTS}.safetensors: a pointer of Git LFS, to be fetched with git lfs pull)" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_no_model(name):
+    """As of a variable that isn't set."""
+    assert refusal(name).startswith(f"model is {name!r}; allowed: ")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"clip_sample_range": 0}, "clip_sample_range of the scheduler is 0; allowed: a number above 0"),
+        ({"clip_sample_range": None}, "clip_sample_range of the scheduler is None; allowed: a number above 0"),
+        (
+            {"num_train_timesteps": 10**9},
+            "num_train_timesteps of the scheduler is 1000000000; allowed: a whole number from 1",
+        ),
+        ({"beta_start": "0.0001"}, "beta_start of the scheduler is '0.0001'; allowed: a number"),
+        (
+            {"thresholding": True, "dynamic_thresholding_ratio": 7.0},
+            "dynamic_thresholding_ratio of the scheduler is 7.0; allowed",
+        ),
+        (
+            {"thresholding": True, "sample_max_value": 0.5},
+            "sample_max_value of the scheduler is 0.5; allowed: a number of at",
+        ),
+    ],
+    ids=str,
+)
+def test_values_that_no_sampler_can_use_are_refused(folder, values, said):
+    set_config(folder, "scheduler", **values)
+    assert said in refusal(folder)
+
+
+def test_values_that_are_not_used_are_left_alone(folder):
+    set_config(folder, "scheduler", clip_sample=False, clip_sample_range=None, dynamic_thresholding_ratio=7.0)
+    assert load_pretrained(str(folder)).scheduler.config["clip_sample"] is False

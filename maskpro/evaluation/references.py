@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -80,6 +81,20 @@ def images_hash(images: Tensor) -> str:
     return hashlib.sha256(images.contiguous().numpy().data).hexdigest()
 
 
+# What numpy makes of a file that is no archive, or a broken one.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    AttributeError,
+    TypeError,
+    MemoryError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
 def read_reference(path: Path, extractor: FeatureExtractor) -> Reference:
     """The statistics in a .npz file: `mu` and `sigma`, as pytorch-fid, torch-fidelity and guided-diffusion (ADM) name them.
 
@@ -91,12 +106,12 @@ def read_reference(path: Path, extractor: FeatureExtractor) -> Reference:
     try:
         # Of the content: where a file is broken numpy leaves it open.
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
-            found = {name: archive[name].astype(np.float64) for name in ("mu", "sigma")}
+            found = {name: _real(archive[name]) for name in ("mu", "sigma")}
     except KeyError as error:
         raise MaskproError(
             f"reference_statistics {path} lacks {error.args[0].split()[0]}; allowed: mu and sigma"
         ) from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+    except _UNREADABLE as error:
         raise MaskproError(
             f"reference_statistics {path} can't be read as a .npz file of numbers ({type(error).__name__}); allowed: one "
             "with mu and sigma, as pytorch-fid, guided-diffusion or maskpro reference-statistics write it"
@@ -114,6 +129,13 @@ def read_reference(path: Path, extractor: FeatureExtractor) -> Reference:
     if (np.diag(covariance) < 0).any() or np.abs(covariance - covariance.T).max() > _SYMMETRY * largest:
         raise MaskproError(f"reference_statistics {path} holds a sigma that is no covariance; allowed: a symmetric one")
     return Reference(statistics=found, sample=None)
+
+
+def _real(array: np.ndarray) -> np.ndarray:
+    """An array of real numbers in float64; complex ones would lose a part, and texts are no numbers."""
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"values of {array.dtype}")
+    return array.astype(np.float64)
 
 
 def write_reference(path: Path, reference: Reference) -> None:

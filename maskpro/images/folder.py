@@ -107,12 +107,17 @@ class _UnreadableFilesError(Exception):
 
 
 def _refusal(root: Path, reasons: Mapping[Path, str], count: int) -> str:
-    shown = [f"{path.relative_to(root)} ({reason})" for path, reason in sorted(reasons.items())[:_NAMED]]
+    shown = [f"{_in_one_line(path.relative_to(root))} ({reason})" for path, reason in sorted(reasons.items())[:_NAMED]]
     more = f" and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else ""
     return (
         f"{len(reasons)} of {count} files in {root} can't be read as images: {', '.join(shown)}{more}; "
         "remove them, or go on without them with --skip-unreadable"
     )
+
+
+def _in_one_line(path: Path) -> str:
+    """A path for a message, whatever characters its name has."""
+    return str(path) if str(path).isprintable() else ascii(str(path))
 
 
 def _listed(root: Path, skipped: Counter[str]) -> dict[Split, list[Path]]:
@@ -190,10 +195,18 @@ def _key(root: Path, files: Mapping[Split, list[Path]], shape: tuple[int, ...], 
     listing = []
     for split in ("train", "validation", "test"):
         for path in files[split]:
-            status = path.stat()
-            listing.append([split, str(path.relative_to(root)), status.st_size, status.st_mtime_ns])
+            listing.append([split, str(path.relative_to(root)), *_size_and_time(path)])
     made_from = [str(root.resolve()), listing, shape, reading.describe(), PIL.__version__, _PIXELS_VERSION]
     return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    """Of a file; what can't be looked at is told of as unreadable when it is read."""
+    try:
+        status = path.stat()
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
 def _fill(

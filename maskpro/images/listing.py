@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,11 +54,21 @@ def find_images(root: Path, skipped: Counter[str]) -> list[Path]:
         for name in files:
             if is_system_name(name):
                 skipped["hidden or system files"] += 1
+            elif _is_no_file(here / name):
+                skipped["pipes, sockets or devices"] += 1
             elif Path(name).suffix.lower() in picture_formats():
                 paths.append(here / name)
             else:
                 skipped[f"other files ({Path(name).suffix.lower() or 'no ending'})"] += 1
     return sorted(paths)
+
+
+def _is_no_file(path: Path) -> bool:
+    """Whether there is something else than a file, which would never end to be read; a broken link isn't."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
 
 
 def is_system_name(name: str) -> bool:

@@ -14,6 +14,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import center_crop, resize
 
 from maskpro.errors import MaskproError
+from maskpro.files import is_lfs_pointer
 from maskpro.images.deep import LARGEST, deep_tiles, deep_values, tiff_bits
 
 FILTERS = ("bilinear", "bicubic", "lanczos", "box", "hamming", "nearest")
@@ -163,7 +164,8 @@ def read_image(path: Path, reading: ImageReading, *, resolution: int, channels: 
     except UnreadableImageError:
         raise
     except UnidentifiedImageError:
-        raise UnreadableImageError("not an image that Pillow reads") from None
+        what = "a pointer of Git LFS, to be fetched with git lfs pull" if is_lfs_pointer(path) else ""
+        raise UnreadableImageError(what or "not an image that Pillow reads") from None
     except Image.DecompressionBombError:
         raise UnreadableImageError(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels") from None
     except Exception as error:  # decoders of broken files raise whatever they come upon

@@ -218,6 +218,8 @@ BAD = {
     "negative": ({**GOOD, "sigma": -np.eye(3)}, "a sigma that is no covariance"),
     "pickle": ({**GOOD, "mu": np.array([Payload()] * 3, dtype=object)}, "can't be read as a .npz file of numbers"),
     "text": ({**GOOD, "mu": np.array(["a", "b", "c"])}, "can't be read as a .npz file of numbers"),
+    "numbers as text": ({**GOOD, "mu": np.array(["1", "2", "3"])}, "can't be read as a .npz file of numbers"),
+    "complex": ({**GOOD, "mu": np.ones(3) * 1j}, "can't be read as a .npz file of numbers"),
 }
 
 
@@ -239,6 +241,11 @@ def test_files_that_are_no_reference_statistics_give_one_sentence(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(MaskproError, match=f"reference_statistics .*{name} can't be read as a .npz file"):
             read_reference(tmp_path / name, WIDE)
-    for path in (tmp_path / "none.npz", tmp_path):
+    np.savez_compressed(tmp_path / "packed.npz", **GOOD)
+    packed = bytearray((tmp_path / "packed.npz").read_bytes())
+    for place in range(60, 140):  # bytes of the compressed mu
+        packed[place] ^= 255
+    (tmp_path / "packed.npz").write_bytes(packed)
+    for path in (tmp_path / "none.npz", tmp_path, tmp_path / "packed.npz"):
         with pytest.raises(MaskproError, match=r"can't be read as a \.npz file"):
             read_reference(path, WIDE)

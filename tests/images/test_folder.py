@@ -1,6 +1,7 @@
 import os
 import pickle
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -341,3 +342,38 @@ def test_a_large_set_without_a_cache_leaves_nothing_behind(tmp_path, monkeypatch
     assert torch.equal(large.train, read(root).train)
     assert list((tmp_path / "temporary").iterdir()) == []
     assert torch.equal(pickle.loads(pickle.dumps(large)).test, large.test)
+
+
+@pytest.mark.parametrize("settings", [{}, {"in_memory_bytes": 0}], ids=["in memory", "stored"])
+def test_a_link_to_nowhere_is_named_or_passed_over(tmp_path, settings):
+    root = fill(tmp_path / "a", 20)
+    (root / "x.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataNotFoundError, match=r"1 of 21 files in .* can't be read as images: x.png \(.*No such file"):
+        read(root, cache=tmp_path / "cache", **settings)
+    splits = read(root, cache=tmp_path / "cache", reading=ImageReading(skip_unreadable=True), **settings)
+    assert sum(splits.counts.read.values()) == 20
+
+
+def test_a_pipe_with_the_name_of_an_image_is_passed_over(tmp_path):
+    """To read it would never end."""
+    root = fill(tmp_path / "a", 20)
+    os.mkfifo(root / "x.png")
+    assert read(root).counts.skipped == {"pipes, sockets or devices": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [(b"a\nb.png", r"'a\nb.png'"), (b"\xff.png", r"'\udcff.png'"), ("ä ☃.png".encode(), "ä ☃.png")]
+)
+def test_a_message_stays_one_line_whatever_a_file_is_called(tmp_path, name, shown):
+    root = fill(tmp_path / "a", 20)
+    Path(os.fsdecode(os.fsencode(root) + b"/" + name)).write_bytes(b"broken")
+    with pytest.raises(DataNotFoundError) as caught:
+        read(root)
+    assert f"can't be read as images: {shown} (not an image that Pillow reads); remove" in str(caught.value)
+
+
+def test_pointers_of_git_lfs_are_known(tmp_path):
+    root = fill(tmp_path / "a", 20)
+    (root / "x.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n")
+    with pytest.raises(DataNotFoundError, match=r"x.png \(a pointer of Git LFS, to be fetched with git lfs pull\)"):
+        read(root)
