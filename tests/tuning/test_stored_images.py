@@ -1,5 +1,6 @@
 """Trials of a search on images that are mapped from a file."""
 
+import gc
 import os
 import threading
 from dataclasses import replace
@@ -86,9 +87,10 @@ def run_session(search, *, resume):
 
 @pytest.fixture
 def ray_until_the_end():
-    """What the first session starts, also for the second."""
+    """What the first session starts, for the second as well."""
     yield
     ray.shutdown()
+    gc.collect()
 
 
 @pytest.mark.usefixtures("ray_until_the_end")
