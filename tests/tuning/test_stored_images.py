@@ -1,6 +1,5 @@
 """Trials of a search on images that are mapped from a file."""
 
-import gc
 import os
 import threading
 from dataclasses import replace
@@ -80,20 +79,14 @@ def run_session(search, *, resume):
     """The numbers of the processes that map the images, and what the search's trials came to."""
     stored = search.workload.images.stored.path
     with open_experiment(search, resume=resume, extend=2 if resume else 0) as experiment:
-        with Mapping(stored) as mapping, running_session(experiment, Interruption()) as session:
-            assert session.run_search()
+        try:
+            with Mapping(stored) as mapping, running_session(experiment, Interruption()) as session:
+                assert session.run_search()
+        finally:
+            ray.shutdown()
         return mapping.seen - {os.getpid()}, experiment.trials()
 
 
-@pytest.fixture
-def ray_until_the_end():
-    """What the first session starts, for the second as well."""
-    yield
-    ray.shutdown()
-    gc.collect()
-
-
-@pytest.mark.usefixtures("ray_until_the_end")
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="Linux alone tells what a process maps")
 def test_trials_side_by_side_and_later_sessions_share_one_file_of_images(tmp_path, model_folder, image_folder):
     (tmp_path / "space.py").write_text(SPACE)
