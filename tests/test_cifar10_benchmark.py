@@ -92,7 +92,9 @@ def test_zip_files_are_unpacked_once_into_one_folder(tmp_path):
             for path in sorted((whole / split).rglob("*.png")):
                 archive.write(path, path.relative_to(whole))
     work = tmp_path / "work"
+    (work / ".images.x8k_2cdw" / "train").mkdir(parents=True)  # of a stage that was killed
     folder = image_folder(archives, work, tiny=False)
+    assert [path.name for path in work.iterdir()] == ["images"]
     assert len(list(folder.rglob("*.png"))) == 48
     assert image_folder(archives, work, tiny=False) == folder
     with pytest.raises(MaskproError, match="unpacked from other files"):
