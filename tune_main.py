@@ -52,6 +52,12 @@ def main(
     searcher: Annotated[str | None, _Option(help="optuna (TPE) or random; default: the space's.")] = None,
     scheduler: Annotated[str | None, _Option(help="Early stopping: asha, median or none; default: the space's.")] = None,
     warm_start: Annotated[Path | None, _Option(help="Experiment whose trials the searcher starts from.")] = None,
+    selection_samples: Annotated[
+        int | None, _Option(help="Held-out samples that choose among the best trials; default: the workload's.")
+    ] = None,
+    test_samples: Annotated[
+        int | None, _Option(help="Of the final evaluation's losses and fidelity; default: the workload's.")
+    ] = None,
     num_generated: Annotated[int | None, _Option(help="Images per model in the final evaluation.")] = None,
     sampler: Annotated[str | None, _Option(help="Of these images: ddim or ddpm; default: ddim.")] = None,
     sampling_steps: Annotated[int | None, _Option(help="Default: the workload's for ddim, all for ddpm.")] = None,

@@ -424,6 +424,7 @@ def evaluate(
     pattern: NMPattern,
     layout: Layout,
     initial: MaskFile | None = None,
+    test_samples: int | None = None,
     num_samples: int = 1000,
     sampler: Sampler = "ddim",
     sampling_steps: int | None = None,
@@ -447,6 +448,7 @@ def evaluate(
 
     Args:
         covered: the layers that the learned mask is of, to which the initial mask is held; None: all that can have one.
+        test_samples: of the losses and of fidelity; None: the workload's.
 
     Raises:
         MaskproError: `initial` lacks one of these layers, or `output` exists.
@@ -457,7 +459,11 @@ def evaluate(
             raise MaskproError(f"{name} is {value} without compute_fid; allowed: together with --compute-fid")
     workload = replace(
         workload,
-        budgets=replace(workload.budgets, num_generated=num_samples),
+        budgets=replace(
+            workload.budgets,
+            num_generated=num_samples,
+            test_samples=workload.budgets.test_samples if test_samples is None else test_samples,
+        ),
         features=workload.features if features is None else features,
     )
     first = initial or magnitude_mask_file(workload, pattern=pattern, layout=layout, covered=covered)

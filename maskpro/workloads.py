@@ -71,8 +71,9 @@ class Budgets:
         for name, value in vars(self).items():
             if value < 1:
                 raise MaskproError(f"{name} is {value}; allowed: a whole number of at least 1")
-        if self.num_generated < 2:
-            raise MaskproError(f"num_generated is {self.num_generated}; allowed: at least 2 (a covariance needs them)")
+        for name, needs in (("test_samples", "a standard error"), ("num_generated", "a covariance")):
+            if getattr(self, name) < 2:
+                raise MaskproError(f"{name} is {getattr(self, name)}; allowed: at least 2 ({needs} needs them)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,6 +68,21 @@ def test_labels_are_the_folders(tmp_path, splits):
         assert (images[:, 0, 0, 0] > 100).long().tolist() == found.labels[split].tolist()
 
 
+def test_all_labelled_files_that_cannot_be_read_are_named_and_hidden_ones_passed_over(tmp_path):
+    folder = write_images(tmp_path / "images", ("train", "test"), count=3)
+    (folder / "train" / ".cache").mkdir()
+    (folder / "train" / ".cache" / "0.png").write_bytes(b"")
+    (folder / "train" / "class0" / "._0.png").write_bytes(b"")
+    assert len(labelled_images(folder, tmp_path / "work").images["train"]) == 6
+    broken = [folder / "train" / "class0" / "1.png", folder / "train" / "class1" / "2.png"]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(MaskproError) as caught:
+        labelled_images(folder, tmp_path / "other")
+    assert all(f"{path.parent.name}/{path.name} (" in str(caught.value) for path in broken)
+    assert "\n" not in str(caught.value)
+
+
 def test_zip_files_are_unpacked_once_into_one_folder(tmp_path):
     whole = write_images(tmp_path / "source", ("train", "test"))
     archives = []
@@ -77,7 +92,9 @@ def test_zip_files_are_unpacked_once_into_one_folder(tmp_path):
             for path in sorted((whole / split).rglob("*.png")):
                 archive.write(path, path.relative_to(whole))
     work = tmp_path / "work"
+    (work / ".images.x8k_2cdw" / "train").mkdir(parents=True)  # of a stage that was killed
     folder = image_folder(archives, work, tiny=False)
+    assert [path.name for path in work.iterdir()] == ["images"]
     assert len(list(folder.rglob("*.png"))) == 48
     assert image_folder(archives, work, tiny=False) == folder
     with pytest.raises(MaskproError, match="unpacked from other files"):

@@ -166,10 +166,11 @@ def test_train_then_evaluate_leaves_what_the_original_left(tmp_path, digits):
         assert is_strictly_two_of_four(weight, "channel")
         assert torch.equal(weight, maskable_layers(digits.model)[name] * content.masks[name])
 
-    sizes = ("--num-samples", 16, "--save-images")
+    sizes = ("--test-samples", 640, "--num-samples", 16, "--sampling-steps", 5, "--save-images")
     run("evaluate", "--output-dir", tmp_path / "a", "--masks", folder / "masks.safetensors", "--compute-fid", *sizes)
     run("evaluate", "--output-dir", tmp_path / "b", "--checkpoint-path", folder / "checkpoint", *sizes)
     report, again = (json.loads((tmp_path / name / "report.json").read_text()) for name in "ab")
+    assert report["protocol"]["num_loss_samples"] == {"validation": 1200, "test": 640}
     assert report["models"].keys() == {"dense", "initial", "learned"}
     assert report["models"]["learned"]["sparsity"] == 0.5
     same = pytest.approx(again["models"]["learned"]["test_loss"], rel=1e-6)  # another memory layout, other rounding
@@ -184,14 +185,18 @@ def test_train_then_evaluate_leaves_what_the_original_left(tmp_path, digits):
 def test_evaluate_takes_a_sampler_and_its_steps_and_goes_on_from_its_cache(tmp_path):
     run("prune", "--output-dir", tmp_path / "pruned")
     learned = ("--checkpoint-path", tmp_path / "pruned", "--cache", tmp_path / "cache", "--num-samples", 4)
+    learned = (*learned, "--test-samples", 64)
     for name in "ab":
         output = run("evaluate", "--output-dir", tmp_path / name, *learned, "--sampler", "ddpm", "--sampling-steps", 4)
+        assert output.splitlines()[-1] == f"results: {tmp_path / name}"
         assert output.count("(from the cache)") == (1 if name == "a" else 3), "the learned mask is the initial one"
     first, again = (json.loads((tmp_path / name / "report.json").read_text()) for name in "ab")
     assert again == first
     assert (first["protocol"]["sampler"], first["protocol"]["sampling_steps"]) == ("ddpm", 4)
     with pytest.raises(MaskproError, match="sampling_steps is 0; allowed: 1 to 1000"):
         run("evaluate", "--output-dir", tmp_path / "c", *learned, "--sampling-steps", 0)
+    with pytest.raises(MaskproError, match="test_samples is 1; allowed: at least 2"):
+        run("evaluate", "--output-dir", tmp_path / "c", *learned, "--test-samples", 1)
     assert not (tmp_path / "c").exists()
 
 
@@ -205,6 +210,7 @@ def test_evaluate_takes_features_and_reference_statistics_of_files(tmp_path, dig
     with pytest.raises(MaskproError, match=r"output is .*digits.txt; allowed: a name that ends in .npz"):
         run("reference-statistics", tmp_path / "digits.txt")
     learned = ("--checkpoint-path", tmp_path / "pruned", "--compute-fid", "--num-samples", 8, "--sampling-steps", 2)
+    learned = (*learned, "--test-samples", 64)
     given = ("--features", "digits-classifier", "--reference-statistics", tmp_path / "digits.npz")
     output = run("evaluate", "--output-dir", tmp_path / "a", *learned, *given)
     report = json.loads((tmp_path / "a" / "report.json").read_text())
@@ -309,6 +315,7 @@ def test_the_cifar10_workload_trains_and_evaluates_on_a_folder_of_images(tmp_pat
     assert summary["sparsity"] == 0.5
     masks = tmp_path / "run" / "masks.safetensors"
     run("evaluate", "--output-dir", tmp_path / "report", *workload, "--masks", masks, "--num-samples", 2)
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["protocol"]["num_loss_samples"]["test"] == 10_000
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["models"]["learned"]["sparsity"] == 0.5
 

@@ -31,6 +31,53 @@ def test_only_tuning_knows_ray_and_optuna_and_nothing_above_imports_it(path):
         assert {name for name in names if name.startswith("maskpro.tuning")} <= allowed
 
 
+def listed_rooms():
+    """Modules of maskpro by the place of their row in CONTRIBUTING.md: (row, row of tuning's own list)."""
+    places, tuning = {}, None
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.MULTILINE)
+    for number, names in enumerate(re.findall(r"`([^`]+)`", row) for row in rows):
+        if names == ["maskpro/tuning/"]:
+            tuning = number
+        elif names[0].startswith("maskpro/"):
+            paths = [ROOT / "maskpro" / name.removeprefix("maskpro/") for name in names]
+            places |= {path: (number, 0) for path in MODULES if any(path.is_relative_to(room) for room in paths)}
+        elif "/" not in names[0]:
+            places |= {ROOT / "maskpro" / "tuning" / name: (tuning, number) for name in names}
+    return places
+
+
+def runtime_nodes(tree):
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield node
+            yield from runtime_nodes(node)
+
+
+def modules_imported(path):
+    for node in runtime_nodes(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("maskpro"):
+            for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
+                place = ROOT / name.replace(".", "/")
+                yield from (found for found in (place.with_suffix(".py"), place / "__init__.py") if found.is_file())
+
+
+def test_every_module_stands_in_the_list_of_rooms_and_imports_go_up_it():
+    places = listed_rooms()
+    modules = [
+        path
+        for path in MODULES
+        if path.relative_to(ROOT / "maskpro").as_posix() not in ("__init__.py", "tuning/__init__.py")
+    ]
+    assert set(places) == set(modules)
+    down = [
+        f"{path.relative_to(ROOT)} imports {other.relative_to(ROOT)}"
+        for path in modules
+        for other in modules_imported(path)
+        if other in places and other.parent.name != "embedded" and places[other] > places[path]
+    ]
+    assert down == []
+
+
 def run_with_a_torchvision_that_does_not_fit(tmp_path, *arguments):
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")

@@ -32,7 +32,9 @@ num_trials = 3
 num_reports = 3
 """
 NOTHING_ELSE = {"space": None, "results_dir": None, "experiment": None}
-OPTIONS = ("--max-samples", "288", "--num-generated", "32")
+# Held-out samples in whole tenths of the schedule, into which test samples are told apart.
+HELD_OUT = ("--selection-samples", "240", "--test-samples", "480")
+OPTIONS = ("--max-samples", "288", *HELD_OUT, "--num-generated", "32", "--sampling-steps", "10")
 
 
 # Where nothing listens, as on a machine whose way out is closed.
@@ -148,6 +150,7 @@ def test_the_final_evaluation_compares_the_three_models_on_test_images(finished)
     assert report["loss_improvement"] == pytest.approx((losses["initial"] - losses["learned"]) / losses["initial"])
     assert [report["models"][name]["sparsity"] for name in losses] == [0.0, 0.5, 0.5]
     assert report["protocol"]["num_images"]["test"] == 300
+    assert report["protocol"]["num_loss_samples"] == {"validation": 1200, "test": 480}
     assert "32 generated images are too few for 64 features" in report["warnings"][0]
     for text in ((finished[0] / "report.md").read_text(), " ".join(finished[1].split())):
         assert report["warnings"][0] in text

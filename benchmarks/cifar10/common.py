@@ -25,7 +25,7 @@ from torch import Tensor
 
 from benchmarks.report import hardware_line
 from maskpro.errors import MaskproError
-from maskpro.files import atomic_folder, atomic_path, write_text
+from maskpro.files import atomic_folder, atomic_path, remove_leftovers, write_text
 from maskpro.precision import Precision
 from maskpro.workloads import open_workload
 
@@ -101,9 +101,13 @@ def today() -> str:
 def image_folder(images: Sequence[Path] | None, work: Path, *, tiny: bool) -> Path:
     """The folder that `--data` of the main job takes: that of `images`, or zip files unpacked in the work folder.
 
+    What a stage that was killed has left half-written in the work folder, such as images, is removed first.
+
     Raises:
         MaskproError: there is no such file or folder, or a zip file is broken.
     """
+    if work.is_dir():
+        remove_leftovers(work)
     if not images:
         if not tiny:
             raise MaskproError("images is missing; allowed: zip files or a folder of CIFAR-10 (--images), or --tiny")

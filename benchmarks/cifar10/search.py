@@ -77,9 +77,17 @@ class Plan:
     max_samples: int
     num_generated: int
     sampling_steps: int
+    selection_samples: int | None = None  # the workload's
+    test_samples: int | None = None
     sampling_precision: Precision
     samples_per_second: float
     passes_per_second: float
+
+    @property
+    def held_out(self) -> dict[str, int]:
+        """Sizes of held-out sets that are not the workload's."""
+        sizes = {"selection_samples": self.selection_samples, "test_samples": self.test_samples}
+        return {name: size for name, size in sizes.items() if size is not None}
 
 
 def make_plan(seconds: float, rates: tuple[float, float], precision: Precision) -> Plan:
@@ -209,6 +217,7 @@ class Job:
             "num-trials": str(plan.num_trials),
             "max-samples": str(plan.max_samples),
             "num-generated": str(plan.num_generated),
+            **{name.replace("_", "-"): str(size) for name, size in plan.held_out.items()},
             "sampling-steps": str(plan.sampling_steps),
             "sampling-precision": plan.sampling_precision,
         }
@@ -297,6 +306,8 @@ def _plan(path: Path, seconds: float, model: str, precision: Precision, *, tiny:
             max_samples=540,
             num_generated=32,
             sampling_steps=4,
+            selection_samples=128,
+            test_samples=128,
             sampling_precision="float32",
             samples_per_second=0.0,
             passes_per_second=0.0,

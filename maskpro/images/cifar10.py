@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from maskpro.images.splits import DataNotFoundError, ImageCounts, ImageSplits, split_images
 
@@ -17,6 +18,18 @@ def cifar10_images(root: Path, *, download: bool, validation: int = 5000) -> Ima
     Raises:
         DataNotFoundError: the data set is not in `root`, not whole, or can't be downloaded.
     """
+    (train, _), (test, _) = labelled_cifar10(root, download=download)
+    train, held_out = split_images(train, validation=validation, seed=0)
+    counts = ImageCounts(splits="validation taken off the training images")
+    return ImageSplits(train=train, validation=held_out, test=test, counts=counts)
+
+
+def labelled_cifar10(root: Path, *, download: bool) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Images uint8 `[count, 3, 32, 32]` and classes `[count]` of training and test, through torchvision.
+
+    Raises:
+        DataNotFoundError: as for `cifar10_images`.
+    """
     from torchvision.datasets import CIFAR10
 
     problems = _problems(root)
@@ -26,16 +39,16 @@ def cifar10_images(root: Path, *, download: bool, validation: int = 5000) -> Ima
             "(cifar-10-python.tar.gz, unpacked), or a folder of images (--data)"
         )
     try:
-        parts = [CIFAR10(str(root), train=train, download=download).data for train in (True, False)]
+        parts = [CIFAR10(str(root), train=train, download=download) for train in (True, False)]
     except (RuntimeError, OSError) as error:
         raise DataNotFoundError(
             f"CIFAR-10 was not found in {root} and could not be downloaded ({type(error).__name__}); "
             "name a folder of images, or a folder that holds cifar-10-batches-py, with --data"
         ) from error
-    train, test = (torch.from_numpy(part).permute(0, 3, 1, 2).contiguous() for part in parts)
-    train, held_out = split_images(train, validation=validation, seed=0)
-    counts = ImageCounts(splits="validation taken off the training images")
-    return ImageSplits(train=train, validation=held_out, test=test, counts=counts)
+    train, test = (
+        (torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets)) for part in parts
+    )
+    return train, test
 
 
 def _problems(root: Path) -> list[str]:

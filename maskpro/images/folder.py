@@ -9,7 +9,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -36,6 +36,7 @@ _PIXELS_VERSION = 2
 # A larger set is read into a file that is mapped into memory.
 IN_MEMORY_BYTES = 2**30
 _LARGEST_THREADS = 16
+_SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _FEWEST_IN_ONE_FOLDER = 10
 _FEWEST_IN_A_SPLIT = 2
 # Of unreadable files, how many a message names.
@@ -77,7 +78,8 @@ def folder_images(
     unreadable: dict[Path, str] = {}
     while True:
         files, notes = _split_files(root, listed, skipped)
-        read = partial(_fill, files, reading, resolution, channels, say)
+        paths = [path for split in _SPLITS for path in files[split]]
+        read = partial(_fill, paths, reading, resolution, channels, say)
         shape = (sum(map(len, files.values())), channels, resolution, resolution)
         try:
             array, converted, stored = _images(
@@ -91,13 +93,29 @@ def folder_images(
             # The split is of the images that there are: the readable ones are read again in their places.
             listed = {split: [path for path in paths if path not in unreadable] for split, paths in listed.items()}
             skipped["unreadable files"] = len(unreadable)
-    ends = np.cumsum([0, *(len(files[split]) for split in ("train", "validation", "test"))])
+    ends = np.cumsum([0, *(len(files[split]) for split in _SPLITS)])
     train, validation, test = (array[first:end] for first, end in pairwise(ends))
     counts = ImageCounts(skipped=dict(skipped), converted=converted, splits=notes, reading=reading.describe())
     splits = ImageSplits(train=train, validation=validation, test=test, counts=counts, stored=stored)
     if say:
         say(f"{root}: {splits.counts.line()}")
     return splits
+
+
+def read_files(
+    root: Path, paths: Sequence[Path], *, resolution: int, channels: int, reading: ImageReading, say: Say | None = None
+) -> np.ndarray:
+    """Files below `root` at the model's size, uint8 `[len(paths), channels, resolution, resolution]`, in their order.
+
+    Raises:
+        DataNotFoundError: some can't be read; all of them are named.
+    """
+    images = np.empty((len(paths), channels, resolution, resolution), dtype=np.uint8)
+    try:
+        _fill(paths, reading, resolution, channels, say, images)
+    except _UnreadableFilesError as error:
+        raise DataNotFoundError(_refusal(root, error.reasons, len(paths))) from error
+    return images
 
 
 class _UnreadableFilesError(Exception):
@@ -193,7 +211,7 @@ def _stored_again(cache: Path, **settings: Any) -> StoredImages | None:
 def _key(root: Path, files: Mapping[Split, list[Path]], shape: tuple[int, ...], reading: ImageReading) -> str:
     """Hash of all that a file of images is made from; files are told apart by their place, size and time."""
     listing = []
-    for split in ("train", "validation", "test"):
+    for split in _SPLITS:
         for path in files[split]:
             listing.append([split, str(path.relative_to(root)), *_size_and_time(path)])
     made_from = [str(root.resolve()), listing, shape, reading.describe(), PIL.__version__, _PIXELS_VERSION]
@@ -210,19 +228,18 @@ def _size_and_time(path: Path) -> tuple[int, int]:
 
 
 def _fill(
-    files: Mapping[Split, list[Path]],
+    paths: Sequence[Path],
     reading: ImageReading,
     resolution: int,
     channels: int,
     say: Say | None,
     images: np.ndarray,
 ) -> dict[str, int]:
-    """Read the files of all splits into `images`, on several threads; how many were converted, by kind.
+    """Read the files into `images`, on several threads; how many were converted, by kind.
 
     Raises:
         _UnreadableFilesError: with all files that can't be read.
     """
-    paths = [path for split in ("train", "validation", "test") for path in files[split]]
     converted: Counter[str] = Counter()
     reasons: dict[Path, str] = {}
 

@@ -86,17 +86,19 @@ def selected_trials(experiment: Experiment) -> list[TrialRecord]:
 def _selection_errors(experiment: Experiment, records: Sequence[TrialRecord]) -> dict[str, float]:
     """Error of each trial's mask on the selection samples, by its name; kept in the experiment's folder."""
     search, path = experiment.search, experiment.folder / EVALUATION_FOLDER / SELECTION_FILE
-    errors: dict[str, float] = read_json(path) if path.is_file() else {}
+    size = search.workload.budgets.selection_samples
+    kept = read_json(path) if path.is_file() else {}
+    # Errors on another number of samples are of another set.
+    errors: dict[str, float] = kept["errors"] if kept.get("num_samples") == size else {}
     missing = [record for record in records if record.name not in errors]
     if missing:
-        size = search.workload.budgets.selection_samples
         say(f"judging the best {len(records)} trials on {size:,} held-out samples that took no part in the search")
         device = search.options.evaluation_device
         held_out = search.workload.held_out_samples("selection", device)
         for record in missing:
             errors[record.name] = held_out.judge(load_masks(experiment, record).model.to(device)).means().error
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, errors)
+            write_json(path, {"num_samples": size, "errors": errors})
     return errors
 
 

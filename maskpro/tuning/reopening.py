@@ -26,6 +26,8 @@ SESSION_OPTIONS = (
     "gpus_per_trial",
     "promote_top_k",
     "confirm_seeds",
+    "selection_samples",
+    "test_samples",
     "num_generated",
     "sampler",
     "sampling_steps",

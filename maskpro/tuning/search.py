@@ -67,6 +67,8 @@ class SearchOptions:
     searcher: str | None = None
     scheduler: str | None = None
     warm_start: Path | None = None
+    selection_samples: int | None = None
+    test_samples: int | None = None
     num_generated: int | None = None
     sampler: str = "ddim"
     sampling_steps: int | None = None
@@ -101,6 +103,8 @@ class SearchOptions:
             ("num_trials", 1),
             ("max_samples", 1),
             ("max_concurrent", 1),
+            ("selection_samples", 1),
+            ("test_samples", 2),  # a standard error needs them
             ("num_generated", 2),
             ("sampling_steps", 1),
             ("promote_top_k", 1),
@@ -280,8 +284,9 @@ def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Pl
         image_cache=options.results_dir.absolute() / IMAGE_CACHE,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
-    if options.num_generated is not None:
-        workload = replace(workload, budgets=replace(workload.budgets, num_generated=options.num_generated))
+    judging = {name: getattr(options, name) for name in ("selection_samples", "test_samples", "num_generated")}
+    given_sizes = {name: size for name, size in judging.items() if size is not None}
+    workload = replace(workload, budgets=replace(workload.budgets, **given_sizes))
     if options.features is not None:
         workload = replace(workload, features=options.features)
     given = (options.features, options.inception_weights, options.reference_statistics)

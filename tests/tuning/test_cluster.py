@@ -113,8 +113,8 @@ def run(source, folder, *callbacks, trainable=SlowTrial):
     )
 
 
-@pytest.fixture
-def cluster():
+@pytest.fixture(scope="module")
+def started():
     node = {"object_store_memory": 80_000_000, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **node})
     nodes = [cluster.add_node(num_cpus=1, object_store_memory=80_000_000) for _ in range(2)]
@@ -123,6 +123,17 @@ def cluster():
     ray.shutdown()
     cluster.shutdown()
     gc.collect()
+
+
+@pytest.fixture
+def cluster(started):
+    """A head and two nodes of a core each, whatever a test before has taken away."""
+    cluster, nodes = started
+    nodes[:] = [node for node in nodes if node in cluster.worker_nodes]
+    while len(nodes) < 2:
+        nodes.append(cluster.add_node(num_cpus=1, object_store_memory=80_000_000))
+    cluster.wait_for_nodes()
+    return cluster, nodes
 
 
 def test_a_lost_node_costs_its_trial_one_interval_and_a_second_session_goes_on(cluster, tmp_path):

@@ -84,6 +84,8 @@ def test_a_chosen_seed_point_alone_is_run_to_its_full_budget(parse, given):
         ({"num_trials": 0}, "num_trials is 0; allowed: a whole number of at least 1"),
         ({"max_samples": 0}, "max_samples is 0; allowed: a whole number of at least 1"),
         ({"max_concurrent": 0}, "max_concurrent is 0; allowed: a whole number of at least 1"),
+        ({"selection_samples": 0}, "selection_samples is 0; allowed: a whole number of at least 1"),
+        ({"test_samples": 1}, "test_samples is 1; allowed: a whole number of at least 2"),
         ({"num_generated": 1}, "num_generated is 1; allowed: a whole number of at least 2"),
         ({"sampling_steps": 0}, "sampling_steps is 0; allowed: a whole number of at least 1"),
         ({"promote_top_k": 0}, "promote_top_k is 0; allowed: a whole number of at least 1"),

@@ -10,7 +10,7 @@ from maskpro.tuning.parallel_sampling import ray_chunks
 from maskpro.tuning.resources import start_ray
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def resources():
     yield start_ray(None, cpus=1.0, gpus=0.0)
     ray.shutdown()

@@ -56,6 +56,8 @@ def trained(tmp_path_factory):
         experiment="x",
         results_dir=tmp_path,
         max_samples=256,
+        selection_samples=64,
+        test_samples=64,
         num_generated=16,
         sampling_steps=2,
         scheduler="none",
@@ -63,8 +65,6 @@ def trained(tmp_path_factory):
         confirm_seeds=1,
     )
     search = prepare_search(options)
-    budgets = replace(search.workload.budgets, selection_samples=64, test_samples=64)
-    search = replace(search, workload=replace(search.workload, budgets=budgets))
     validation = search.workload.held_out_samples("validation", CPU)
     form = search.context.formats[0]
     initial = promotion.initial_masked(search.context, search.workload.model, form)
@@ -122,11 +122,30 @@ def test_the_luckiest_of_the_best_trials_is_told_from_the_best(experiment, monke
     expected = sorted(contenders, key=lambda record: errors[record.name])[:2]
     assert selected_trials(experiment) == expected
     path = experiment.folder / "evaluation" / "selection.json"
-    assert json.loads(path.read_text()) == errors
+    assert json.loads(path.read_text()) == {"num_samples": 64, "errors": errors}
     worst = max(errors, key=errors.get)
-    path.write_text(json.dumps(errors | {worst: 0.0}))
+    path.write_text(json.dumps({"num_samples": 64, "errors": errors | {worst: 0.0}}))
     assert selected_trials(experiment)[0].name == worst, "nothing is judged twice"
     assert promote(experiment)["candidates"][0]["trial"] == selected_trials(experiment)[0].number
+
+
+def test_another_number_of_selection_samples_judges_anew(experiment):
+    """Errors on other samples can't be compared with these: a session that names another number starts again."""
+    selected_trials(experiment)
+    path = experiment.folder / "evaluation" / "selection.json"
+    before = json.loads(path.read_text())
+    budgets = replace(experiment.search.workload.budgets, selection_samples=32)
+    workload = replace(experiment.search.workload, budgets=budgets)
+    expected = {
+        trial.name: workload.held_out_samples("selection", CPU).judge(promotion.load_masks(experiment, trial).model).means()
+        for trial in best_trials(experiment.history.searched, 3)
+    }
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(experiment, "search", replace(experiment.search, workload=workload))
+        selected_trials(experiment)
+    after = json.loads(path.read_text())
+    assert after == {"num_samples": 32, "errors": {name: means.error for name, means in expected.items()}}
+    assert set(after["errors"].values()).isdisjoint(before["errors"].values())
 
 
 def test_the_best_are_confirmed_with_fresh_seeds_and_the_lowest_distance_is_picked(experiment):
@@ -160,6 +179,7 @@ def test_the_best_are_confirmed_with_fresh_seeds_and_the_lowest_distance_is_pick
     for name in ("dense", "initial", "learned"):
         assert (experiment.folder / "best" / f"samples_{name}.png").is_file()
     protocol = report["protocol"]
+    assert protocol["num_loss_samples"]["test"] == 64
     assert (protocol["sampler"], protocol["sampling_steps"], protocol["num_generated"]) == ("ddim", 2, 16)
     assert protocol["trial_seed"] == rows[picked]["seed"]
 
@@ -254,7 +274,7 @@ def test_without_distances_the_selection_samples_decide(experiment):
         report = promote(experiment)
     finally:
         object.__setattr__(options, "frechet", True)
-    errors = json.loads((experiment.folder / "evaluation" / "selection.json").read_text())
+    errors = json.loads((experiment.folder / "evaluation" / "selection.json").read_text())["errors"]
     names = {row["trial"]: f"trial_{row['trial']:05d}" for row in report["candidates"]}
     assert set(names.values()) <= set(errors)
     picked = json.loads((experiment.folder / "best" / "config.json").read_text())["trial_id"]
