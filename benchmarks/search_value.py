@@ -132,7 +132,7 @@ def run_seed(options: SearchOptions, searches: tuple[str, ...], beside: dict[str
                 "found by": source,
             }
         )
-        print(rows[-1], flush=True)
+        print(rows[-1] | {"parameters": dict(params)}, flush=True)
         return errors
 
     planned = search.planned
