@@ -95,6 +95,19 @@ def cifar10_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(path.parent for path in folder.rglob("train"))
 
 
+# For tests in whose process Ray runs: it leaves sockets and processes of its own to the garbage collector.
+RAY_IN_PROCESS = [
+    pytest.mark.filterwarnings(f"ignore::{warning}")
+    for warning in (
+        "ResourceWarning",
+        "pytest.PytestUnraisableExceptionWarning",
+        "DeprecationWarning",
+        "FutureWarning",
+        "UserWarning",
+    )
+]
+
+
 def make_trainer(
     workload: Workload,
     *,

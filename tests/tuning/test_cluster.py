@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from conftest import RAY_IN_PROCESS
 from optuna.distributions import FloatDistribution
 from optuna.pruners import NopPruner
 from ray.cluster_utils import Cluster
@@ -21,17 +22,7 @@ from maskpro.tuning.resources import TrialResources
 from maskpro.tuning.searcher import SearchStudy
 from maskpro.tuning.state import Plan, SearchState
 
-# Ray leaves sockets and processes of its own to the garbage collector.
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore::{warning}")
-    for warning in (
-        "ResourceWarning",
-        "pytest.PytestUnraisableExceptionWarning",
-        "DeprecationWarning",
-        "FutureWarning",
-        "UserWarning",
-    )
-]
+pytestmark = RAY_IN_PROCESS
 
 # The workers do not have the tests on their path.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

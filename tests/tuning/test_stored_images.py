@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from conftest import RAY_IN_PROCESS
 
 from maskpro.images import IMAGE_CACHE
 from maskpro.tuning.experiment import open_experiment, running_session
@@ -15,17 +16,7 @@ from maskpro.tuning.reopening import reopen_search
 from maskpro.tuning.search import SearchOptions, prepare_search
 from maskpro.workloads import open_workload
 
-# Ray leaves sockets and processes of its own to the garbage collector.
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore::{warning}")
-    for warning in (
-        "ResourceWarning",
-        "pytest.PytestUnraisableExceptionWarning",
-        "DeprecationWarning",
-        "FutureWarning",
-        "UserWarning",
-    )
-]
+pytestmark = RAY_IN_PROCESS
 
 SPACE = """
 from ray import tune
