@@ -18,8 +18,8 @@ images=() tiny=() order=()
 while [ $# -gt 0 ]; do
     case $1 in
         --) shift; for path in "$@"; do images+=(--images "$path"); done; break ;;
-        --tiny) tiny=(--tiny); minutes=([dense]=2 [features]=0.15 [search]=20 [methods]=10); order=(dense features search methods)
-            DENSE_OPTIONS=${DENSE_OPTIONS:---max-steps 60} ;;
+        --tiny) tiny=(--tiny); minutes=([dense]=2 [features]=0.03 [search]=20 [methods]=10); order=(dense features search methods)
+            DENSE_OPTIONS=${DENSE_OPTIONS:---max-steps 20} ;;
         dense=* | features=* | search=* | methods=* | check=*) minutes[${1%%=*}]=${1#*=}; order+=("${1%%=*}") ;;
         *) echo "error: $1 is no stage; allowed: dense=6, features=1, search=4, methods=3, check=2, --tiny" >&2; exit 2 ;;
     esac
