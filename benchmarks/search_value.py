@@ -33,7 +33,8 @@ from maskpro.evaluation.fidelity import Estimate, estimate_fidelity, estimate_ga
 from maskpro.objectives import baseline_losses, teacher_outputs
 from maskpro.trainer import MaskTrainer, TrainerConfig
 from maskpro.tuning.history import METRIC
-from maskpro.tuning.search import SearchOptions, prepare_search
+from maskpro.tuning.options import SearchOptions
+from maskpro.tuning.search import prepare_search
 from maskpro.tuning.shared import initial_masked
 from maskpro.tuning.state import MIN_COMPLETED, Plan
 from maskpro.tuning.trainable import split_targets

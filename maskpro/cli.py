@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -16,6 +16,8 @@ from maskpro.errors import MaskproError
 from maskpro.files import NO_ROOM, check_new
 from maskpro.installation import check_installation, limit_threads
 from maskpro.limits import usable_cores
+from maskpro.option_groups import FeatureOptions, JudgingOptions, SamplingOptions, SourceOptions
+from maskpro.options import check_options, expanded, option
 
 _SETTINGS: dict[str, Any] = {
     "add_completion": False,
@@ -41,37 +43,30 @@ app = typer.Typer(
     callback=_check,
 )
 
-Workload = Annotated[str, typer.Option("--workload", "--dataset", help="digits (embedded) or cifar10.")]
-Model = Annotated[
-    str | None,
-    typer.Option("--model", "--original-model", help="Dense diffusers DDPM folder or hub name; default: the workload's."),
-]
-Data = Annotated[Path | None, typer.Option(help="Folder of images (cifar10 workload); default: CIFAR-10.")]
-Resize = Annotated[str, typer.Option(help="Filter: bilinear, bicubic, lanczos, box, hamming or nearest.")]
-Crop = Annotated[str, typer.Option(help="centre, none, celeba, a number of pixels, or left,top,right,bottom in pixels.")]
-Background = Annotated[str, typer.Option(help="Under transparent pixels: white, black, another colour's name or #rrggbb.")]
-SkipUnreadable = Annotated[bool, typer.Option("--skip-unreadable", help="Go on without images that can't be read.")]
-Ema = Annotated[bool, typer.Option("--ema", help="Take the weights in unet_ema/ beside the model's unet/.")]
 Output = Annotated[Path, typer.Option("--output-dir", help="New folder for the results.")]
 Pattern = Annotated[str, typer.Option(help="n:m, n weights kept of every m.")]
 LayoutName = Annotated[str, typer.Option("--layout", help="channel or flattened.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Masks = Annotated[Path | None, typer.Option(help="Mask file; default: the magnitude mask.")]
-Features = Annotated[
-    str | None,
-    typer.Option(
-        help="What judges images: inception-v3 (FID), another name, or a program's file; default: the workload's."
-    ),
-]
-InceptionWeights = Annotated[Path | None, typer.Option(help="torch-fidelity's Inception weights (FID).")]
-Spacing = Annotated[
-    str | None,
-    typer.Option(
-        "--timestep-spacing",
-        help="leading, trailing, linspace or quad; default: leading where the steps fit, else trailing.",
-    ),
-]
 Seed = Annotated[int, typer.Option(help="Of calibration samples and sampled masks.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FittingSource(SourceOptions):
+    """A workload whose model a mask must fit, or none."""
+
+    workload: str | None = option(None, "Whose model it must fit: digits or cifar10.", "--workload", "--dataset")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PositionalSource(SourceOptions):
+    """A workload by its model and its images."""
+
+    model: str | None = option(None, "Diffusers DDPM folder or hub name.", positional=True, otherwise="digits")
+    data: Path | None = option(None, "Folder of images.", positional=True, otherwise="CIFAR-10")
+    workload: str | None = option(
+        None, "digits (embedded) or cifar10.", "--workload", "--dataset", otherwise="cifar10 with a model, else digits"
+    )
 
 
 def run_command(command: Callable[..., Any], *, check: bool = True) -> None:
@@ -122,16 +117,10 @@ def main() -> None:
 
 
 @app.command()
+@expanded
 def prune(
     output_dir: Output,
-    workload: Workload = "digits",
-    model: Model = None,
-    data: Data = None,
-    resize: Resize = "bilinear",
-    crop: Crop = "centre",
-    background: Background = "white",
-    skip_unreadable: SkipUnreadable = False,
-    ema: Ema = False,
+    source: SourceOptions,
     pattern: Pattern = "2:4",
     layout: LayoutName = "channel",
     method: Annotated[str, typer.Option(help="magnitude, wanda, sparsegpt (its mask alone) or random.")] = "magnitude",
@@ -147,7 +136,7 @@ def prune(
     if ratio is not None and ratio != parsed.sparsity:
         raise MaskproError(f"ratio is {ratio}; allowed with pattern {pattern}: {parsed.sparsity}")
     opened, parsed_layout = (
-        _opened(workload, model, data, ema, _reading(resize, crop, background, skip_unreadable), output_dir),
+        _opened(source, output_dir),
         parse_layout(layout),
     )
     _preflight(opened, pattern=parsed, layout=parsed_layout)
@@ -156,13 +145,14 @@ def prune(
 
 
 @app.command()
+@expanded
 def extract(
     model_path: Annotated[str, typer.Option(help="Pruned diffusers folder.")],
     output_dir: Output,
     original_model: Annotated[
         str | None, typer.Option(help="Dense model to bind the masks to: folder, hub name, or digits (embedded).")
     ] = None,
-    ema: Ema = False,
+    ema: Annotated[bool, typer.Option("--ema", help="Take the weights in unet_ema/ beside the model's unet/.")] = False,
     pattern: Pattern = "2:4",
     layout: LayoutName = "channel",
     nearest: Annotated[
@@ -191,30 +181,19 @@ def extract(
 
 
 @app.command()
+@expanded
 def verify(
     masks: Annotated[Path, typer.Argument(help="Mask file.")],
-    workload: Annotated[
-        str | None, typer.Option("--workload", "--dataset", help="Whose model it must fit: digits or cifar10.")
-    ] = None,
-    model: Model = None,
-    data: Data = None,
-    resize: Resize = "bilinear",
-    crop: Crop = "centre",
-    background: Background = "white",
-    skip_unreadable: SkipUnreadable = False,
-    ema: Ema = False,
+    source: _FittingSource,
 ) -> None:
     """Check a mask file: whole, every group n:m, and (with --workload) made for that model; exit status 2 if not."""
     from maskpro import pipeline
 
-    reading = _reading(resize, crop, background, skip_unreadable)
-    if workload is None and (
-        model is not None or data is not None or ema or reading != _reading("bilinear", "centre", "white", False)
-    ):
+    if source.workload is None and source != _FittingSource():
         raise MaskproError(
             "workload is missing with model, data or an option of theirs; allowed: --workload digits or cifar10"
         )
-    opened = None if workload is None else _opened(workload, model, data, ema, reading)
+    opened = None if source.workload is None else _opened(source)
     found = pipeline.verify(masks, opened)
     for name, problem in found.items():
         print(f"{name}: {problem or 'ok'}")
@@ -231,16 +210,10 @@ def verify(
 
 
 @app.command()
+@expanded
 def baseline(
     output_dir: Output,
-    workload: Workload = "digits",
-    model: Model = None,
-    data: Data = None,
-    resize: Resize = "bilinear",
-    crop: Crop = "centre",
-    background: Background = "white",
-    skip_unreadable: SkipUnreadable = False,
-    ema: Ema = False,
+    source: SourceOptions,
     masks: Masks = None,
     pattern: Pattern = "2:4",
     layout: LayoutName = "channel",
@@ -253,7 +226,7 @@ def baseline(
     """Losses of the original weights under the initial mask."""
     from maskpro import pipeline
 
-    opened = _opened(workload, model, data, ema, _reading(resize, crop, background, skip_unreadable), output_dir)
+    opened = _opened(source, output_dir)
     chosen = _masks_or_magnitude(opened, masks, pattern, layout)
     _preflight(opened, pattern=chosen.pattern, layout=chosen.layout, covered=list(chosen.masks), device=device)
     report = pipeline.baseline(
@@ -270,16 +243,10 @@ def baseline(
 
 
 @app.command()
+@expanded
 def train(
     output_dir: Output,
-    workload: Workload = "digits",
-    model: Model = None,
-    data: Data = None,
-    resize: Resize = "bilinear",
-    crop: Crop = "centre",
-    background: Background = "white",
-    skip_unreadable: SkipUnreadable = False,
-    ema: Ema = False,
+    source: SourceOptions,
     masks: Masks = None,
     pattern: Pattern = "2:4",
     layout: LayoutName = "channel",
@@ -368,7 +335,7 @@ def train(
         seed=seed,
         **settings,
     )
-    opened = _opened(workload, model, data, ema, _reading(resize, crop, background, skip_unreadable), output_dir)
+    opened = _opened(source, output_dir)
     initial = None if masks is None else pipeline.load_masks_for(opened, masks)
     form: dict[str, Any] = {
         "pattern": NMPattern.parse(pattern) if initial is None else initial.pattern,
@@ -394,47 +361,24 @@ def train(
 
 
 @app.command()
+@expanded
 def evaluate(
     output_dir: Output,
+    source: SourceOptions,
+    sampling: SamplingOptions,
+    judging: JudgingOptions,
     masks: Annotated[Path | None, typer.Option(help="Learned mask file.")] = None,
     checkpoint_path: Annotated[
         str | None, typer.Option(help="Or a diffusers folder with the learned mask baked in.")
     ] = None,
     initial_masks: Annotated[Path | None, typer.Option(help="Initial mask file; default: the magnitude mask.")] = None,
-    workload: Workload = "digits",
-    model: Model = None,
-    data: Data = None,
-    resize: Resize = "bilinear",
-    crop: Crop = "centre",
-    background: Background = "white",
-    skip_unreadable: SkipUnreadable = False,
-    ema: Ema = False,
     pattern: Pattern = "2:4",
     layout: LayoutName = "channel",
-    test_samples: Annotated[
-        int | None, typer.Option(help="Held-out samples of the losses and of fidelity; default: the workload's.")
-    ] = None,
     num_samples: Annotated[int, typer.Option(help="Images generated by each model.")] = 1000,
-    sampler: Annotated[str, typer.Option(help="ddim (deterministic) or ddpm (ancestral).")] = "ddim",
-    sampling_steps: Annotated[
-        int | None, typer.Option(help="Per image; default: the workload's (ddim), all of the noise schedule (ddpm).")
-    ] = None,
-    timestep_spacing: Spacing = None,
-    sampling_precision: Annotated[
-        str, typer.Option(help="Of the networks: float32 or bfloat16; auto: bfloat16 on a GPU that computes in it.")
-    ] = "auto",
-    compile_sampling: Annotated[
-        bool | None, typer.Option(help="Whether torch compiles the networks; default: for many images on such a GPU.")
-    ] = None,
     compute_fid: Annotated[
         bool, typer.Option(help="Also judge the images: Frechet distance (FID with Inception features) and others.")
     ] = False,
     save_images: Annotated[bool, typer.Option(help="Also write every generated image.")] = False,
-    features: Features = None,
-    inception_weights: InceptionWeights = None,
-    reference_statistics: Annotated[
-        Path | None, typer.Option(help="File (.npz, mu and sigma) of real images; default: the workload's images.")
-    ] = None,
     cache: Annotated[
         Path | None,
         typer.Option(file_okay=False, help="Folder for finished parts, from which an interrupted evaluation goes on."),
@@ -452,8 +396,9 @@ def evaluate(
 
     if (masks is None) == (checkpoint_path is None):
         raise MaskproError("masks and checkpoint_path are both given or both missing; allowed: exactly one of them")
-    parsed_sampler, spacing = parse_sampler(sampler), parse_spacing(timestep_spacing)
-    opened = _opened(workload, model, data, ema, _reading(resize, crop, background, skip_unreadable), output_dir)
+    check_options(sampling)
+    parsed_sampler, spacing = parse_sampler(sampling.sampler), parse_spacing(sampling.timestep_spacing)
+    opened = _opened(source, output_dir)
     parsed, parsed_layout = NMPattern.parse(pattern), parse_layout(layout)
     if masks is not None:
         content = pipeline.load_masks_for(opened, masks)
@@ -461,28 +406,29 @@ def evaluate(
         learned = masked_copy(opened.model, content.masks, parsed, parsed_layout)
         covered = list(content.masks)
     else:
-        source = str(checkpoint_path)
-        learned, covered = pipeline.load_masked_checkpoint(opened, source, pattern=parsed, layout=parsed_layout)
+        learned, covered = pipeline.load_masked_checkpoint(
+            opened, str(checkpoint_path), pattern=parsed, layout=parsed_layout
+        )
     form: dict[str, Any] = {"pattern": parsed, "layout": parsed_layout, "covered": covered}
-    _preflight(opened, **form, sampler=parsed_sampler, sampling_steps=sampling_steps, spacing=spacing, device=device)
+    _preflight(opened, **form, sampling=sampling, device=device)
     report = pipeline.evaluate(
         opened,
         output_dir,
         learned=learned,
         **form,
         initial=None if initial_masks is None else pipeline.load_masks_for(opened, initial_masks),
-        test_samples=test_samples,
+        test_samples=judging.test_samples,
         num_samples=num_samples,
         sampler=parsed_sampler,
-        sampling_steps=sampling_steps,
+        sampling_steps=sampling.sampling_steps,
         timestep_spacing=spacing,
-        sampling_precision=parse_sampling_precision(sampling_precision),
-        compile_sampling=compile_sampling,
+        sampling_precision=parse_sampling_precision(sampling.sampling_precision),
+        compile_sampling=sampling.compile_sampling,
         compute_fid=compute_fid,
         save_images=save_images,
-        features=features,
-        inception_weights=inception_weights,
-        reference_statistics=reference_statistics,
+        features=judging.features,
+        inception_weights=judging.inception_weights,
+        reference_statistics=judging.reference_statistics,
         cache=cache,
         device=pipeline.parse_device(device),
     )
@@ -491,47 +437,34 @@ def evaluate(
 
 
 @app.command()
+@expanded
 def reference_statistics(
     output: Annotated[Path, typer.Argument(help="New .npz file.")],
-    workload: Workload = "digits",
-    model: Model = None,
-    data: Data = None,
-    resize: Resize = "bilinear",
-    crop: Crop = "centre",
-    background: Background = "white",
-    skip_unreadable: SkipUnreadable = False,
-    ema: Ema = False,
-    features: Features = None,
-    inception_weights: InceptionWeights = None,
+    source: SourceOptions,
+    judging: FeatureOptions,
     device: Device = "auto",
 ) -> None:
     """Write mean and covariance of the real images' features into a .npz file (mu, sigma)."""
     from maskpro import pipeline
 
-    opened = _opened(workload, model, data, ema, _reading(resize, crop, background, skip_unreadable), output)
+    opened = _opened(source, output)
     found = pipeline.reference_statistics(
-        opened, output, features=features, inception_weights=inception_weights, device=pipeline.parse_device(device)
+        opened,
+        output,
+        features=judging.features,
+        inception_weights=judging.inception_weights,
+        device=pipeline.parse_device(device),
     )
     print(f"mean and covariance of {found['num_features']} features, {found['features']}: {output}")
 
 
 @app.command()
+@expanded
 def doctor(
-    model: Annotated[str | None, typer.Argument(help="Diffusers DDPM folder or hub name; default: digits.")] = None,
-    data: Annotated[Path | None, typer.Argument(help="Folder of images; default: CIFAR-10.")] = None,
-    workload: Annotated[
-        str | None, typer.Option("--workload", "--dataset", help="Default: cifar10 with a model, else digits.")
-    ] = None,
-    resize: Resize = "bilinear",
-    crop: Crop = "centre",
-    background: Background = "white",
-    skip_unreadable: SkipUnreadable = False,
-    ema: Ema = False,
+    source: _PositionalSource,
+    sampling: SamplingOptions,
     pattern: Pattern = "2:4",
     layout: LayoutName = "channel",
-    sampler: Annotated[str, typer.Option(help="ddim or ddpm.")] = "ddim",
-    sampling_steps: Annotated[int | None, typer.Option(help="Per image; default: the workload's.")] = None,
-    timestep_spacing: Spacing = None,
     device: Device = "auto",
 ) -> None:
     """Show what is understood of a model and its data, and what a trial will take; nothing is written."""
@@ -539,19 +472,13 @@ def doctor(
     from rich.table import Table
 
     from maskpro.doctor import understood
-    from maskpro.evaluation.sampling import parse_sampler
-    from maskpro.evaluation.timesteps import parse_spacing
     from maskpro.pattern import NMPattern, parse_layout
 
     form: dict[str, Any] = {"pattern": NMPattern.parse(pattern), "layout": parse_layout(layout)}
-    parsed_sampler, spacing = parse_sampler(sampler), parse_spacing(timestep_spacing)
-    reading = _reading(resize, crop, background, skip_unreadable)
-    opened = _opened(
-        workload or ("digits" if model is None and data is None else "cifar10"), model, data, ema, reading, quiet=True
-    )
-    found = _preflight(
-        opened, **form, sampler=parsed_sampler, sampling_steps=sampling_steps, spacing=spacing, device=device
-    )
+    check_options(sampling)
+    is_embedded = source.model is None and source.data is None
+    opened = _opened(replace(source, workload=source.workload or ("digits" if is_embedded else "cifar10")), quiet=True)
+    found = _preflight(opened, **form, sampling=sampling, device=device)
     rows = understood(opened, found, **form)
     if not sys.stdout.isatty():  # whole lines, to be searched
         for name, text in rows.items():
@@ -565,6 +492,7 @@ def doctor(
 
 
 @app.command()
+@expanded
 def monitor(
     experiment: Annotated[Path | None, typer.Argument(help="Its folder; default: the newest one in ./results.")] = None,
     once: Annotated[bool, typer.Option("--once", help="Show it as it stands, and end.")] = False,
@@ -579,6 +507,7 @@ def monitor(
 
 
 @app.command()
+@expanded
 def stop(
     experiment: Annotated[Path, typer.Argument(help="Its folder.")],
     timeout: Annotated[float, typer.Option(help="Seconds to wait for its end.")] = 120.0,
@@ -589,16 +518,7 @@ def stop(
     print(stop_search(experiment, timeout=timeout))
 
 
-def _opened(
-    workload: str,
-    model: str | None,
-    data: Path | None,
-    ema: bool,
-    reading: Any = None,
-    output: Path | None = None,
-    *,
-    quiet: bool = False,
-) -> Any:
+def _opened(source: SourceOptions, output: Path | None = None, *, quiet: bool = False) -> Any:
     """A workload; images that don't fit into memory are kept beside the results.
 
     Unless `quiet`, what was converted or left out of its model is printed.
@@ -609,30 +529,35 @@ def _opened(
     if output is not None:
         check_new(output, "output file" if output.suffix == ".npz" else "output folder")
     cache = None if output is None else output.absolute().parent / IMAGE_CACHE
-    opened = open_workload(workload, model=model, data=data, ema=ema, reading=reading, image_cache=cache, say=_say)
+    assert source.workload is not None
+    opened = open_workload(
+        source.workload,
+        model=source.model,
+        data=source.data,
+        ema=source.ema,
+        reading=source.reading,
+        image_cache=cache,
+        say=_say,
+    )
     for note in () if quiet else opened.notes:
         print(f"model {opened.model_source}: {note}")
     return opened
 
 
-def _preflight(
-    workload: Any,
-    *,
-    sampler: Any = "ddim",
-    sampling_steps: int | None = None,
-    spacing: Any = None,
-    device: str = "cpu",
-    **form: Any,
-) -> Any:
+def _preflight(workload: Any, *, sampling: SamplingOptions | None = None, device: str = "cpu", **form: Any) -> Any:
     """What the preflight of a job finds; what can't work is an error before anything is written."""
     from maskpro import pipeline
     from maskpro.evaluation.comparison import resolve_sampling
+    from maskpro.evaluation.sampling import parse_sampler
+    from maskpro.evaluation.timesteps import parse_spacing
     from maskpro.preflight import run_preflight
 
+    sampling = sampling or SamplingOptions()
+    sampler, spacing = parse_sampler(sampling.sampler), parse_spacing(sampling.timestep_spacing)
     return run_preflight(
         workload,
         sampler=sampler,
-        sampling_steps=resolve_sampling(workload, sampler, sampling_steps, spacing),
+        sampling_steps=resolve_sampling(workload, sampler, sampling.sampling_steps, spacing),
         timestep_spacing=spacing,
         device=pipeline.parse_device(device),
         **form,
@@ -646,12 +571,6 @@ def _masks_or_magnitude(workload: Any, masks: Path | None, pattern: str, layout:
     if masks is not None:
         return pipeline.load_masks_for(workload, masks)
     return pipeline.magnitude_mask_file(workload, pattern=NMPattern.parse(pattern), layout=parse_layout(layout))
-
-
-def _reading(resize: str, crop: str, background: str, skip_unreadable: bool) -> Any:
-    from maskpro.images import ImageReading
-
-    return ImageReading(resize=resize, crop=crop, background=background, skip_unreadable=skip_unreadable)
 
 
 def _say(text: str) -> None:

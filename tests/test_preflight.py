@@ -29,7 +29,8 @@ from maskpro.objectives.diffusion import DiffusionObjective
 from maskpro.pattern import NMPattern
 from maskpro.preflight import run_preflight
 from maskpro.pretrained import load_pretrained, save_pipeline
-from maskpro.tuning.search import SearchOptions, prepare_search
+from maskpro.tuning.options import SearchOptions
+from maskpro.tuning.search import prepare_search
 from maskpro.workloads import open_workload
 
 CPU = torch.device("cpu")

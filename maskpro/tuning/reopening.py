@@ -12,37 +12,11 @@ from maskpro.errors import MaskproError
 from maskpro.files import read_json
 from maskpro.masked_model import model_hash
 from maskpro.tuning.history import EXPERIMENT_FILE, HISTORY_FILE, METRIC, History
+from maskpro.tuning.options import PLACE_OPTIONS, SESSION_OPTIONS, SearchOptions
 from maskpro.tuning.remnants import SPACE_FILE, is_remnant, refuse_begun
-from maskpro.tuning.search import EXPERIMENT_FORMAT, Search, SearchOptions, load_search
+from maskpro.tuning.search import EXPERIMENT_FORMAT, Search, load_search
 from maskpro.tuning.space import FORMAT, contains, load_space
 from maskpro.tuning.state import Plan
-
-# What a session may have of its own: it changes when and where trials run and how the best are judged, not what they are.
-SESSION_OPTIONS = (
-    "address",
-    "time_budget",
-    "max_concurrent",
-    "cpus_per_trial",
-    "gpus_per_trial",
-    "promote_top_k",
-    "confirm_seeds",
-    "selection_samples",
-    "test_samples",
-    "num_generated",
-    "sampler",
-    "sampling_steps",
-    "timestep_spacing",
-    "sampling_precision",
-    "compile_sampling",
-    "frechet",
-    "features",
-    "inception_weights",
-    "reference_statistics",
-)
-# Of these a session has none unless it is given.
-_OF_ONE_SESSION = ("address", "time_budget", "max_concurrent")
-# Options that name files; a model may also be a name on the hub.
-_PATHS = ("data", "inception_weights", "reference_statistics", "warm_start")
 
 
 def reopen_search(folder: Path, *, refused: Mapping[str, Any], session: Mapping[str, Any]) -> Search:
@@ -56,12 +30,11 @@ def reopen_search(folder: Path, *, refused: Mapping[str, Any], session: Mapping[
         MaskproError: `folder` is not an experiment, of another format, or its model has changed.
     """
     for name, value in refused.items():
-        allowed = ", ".join((*SESSION_OPTIONS, "extend", "dry_run"))
+        allowed = ", ".join(sorted((*SESSION_OPTIONS, "extend", "dry_run")))
         raise MaskproError(f"{name} is {value} together with resume; allowed with resume: {allowed}")
     described = read_experiment(folder, "resume")
-    stored = described["options"] | dict.fromkeys(_OF_ONE_SESSION)
-    options = _options(
-        stored,
+    options = SearchOptions.of_record(
+        described["options"],
         space=folder / "space.py",
         results_dir=folder.absolute().parent,
         experiment=folder.absolute().name,
@@ -84,16 +57,15 @@ def replay_search(
         MaskproError: `source` is not an experiment.
     """
     for name, value in refused.items():
-        allowed = ", ".join((*SESSION_OPTIONS, "experiment", "results_dir", "dry_run"))
+        allowed = ", ".join(sorted((*SESSION_OPTIONS, *PLACE_OPTIONS, "dry_run")))
         raise MaskproError(f"{name} is {value} together with replay; allowed with replay: {allowed}")
     folder = source.parent if source.name == EXPERIMENT_FILE else source
     described = read_experiment(folder, "replay")
-    stored = described["options"] | dict.fromkeys(_OF_ONE_SESSION)
     place = {"experiment": f"{folder.absolute().name}-replay", **place}
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary) / "space.py"
         copy.write_text(described["space"]["source"])
-        options = _options(stored, space=copy, **place, **session)
+        options = SearchOptions.of_record(described["options"], space=copy, **place, **session)
         refuse_begun(options.folder)
         space = load_space(copy)
     planned = tuple(Plan(**plan) for plan in described["planned"])
@@ -143,14 +115,6 @@ def read_experiment(folder: Path, field: str) -> dict[str, Any]:
             f"version that began it, or do it again with --space {folder / SPACE_FILE})"
         )
     return described
-
-
-def _options(stored: Mapping[str, Any], **given: Any) -> SearchOptions:
-    values = dict(stored)
-    values |= {name: Path(values[name]) if values.get(name) else None for name in _PATHS}
-    values["results_dir"] = Path(values["results_dir"])
-    values["seed_points"] = tuple(values["seed_points"]) if values["seed_points"] else None
-    return SearchOptions(**values | given)
 
 
 def warm_started(search: Search, folder: Path) -> Search:

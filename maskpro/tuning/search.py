@@ -1,4 +1,4 @@
-"""A search before it runs: its options, and everything loaded and checked that needs no Ray."""
+"""A search before it runs: everything loaded and checked that needs no Ray."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
@@ -18,23 +17,20 @@ from maskpro.dense_layers import DenseLayers
 from maskpro.doctor import understood
 from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import resolve_sampling
-from maskpro.evaluation.features import feature_names, open_features
+from maskpro.evaluation.features import open_features
 from maskpro.evaluation.references import read_reference
 from maskpro.evaluation.sampling import parse_sampler
 from maskpro.evaluation.timesteps import parse_spacing
 from maskpro.hardware import hardware
-from maskpro.images import IMAGE_CACHE, ImageReading
+from maskpro.images import IMAGE_CACHE
 from maskpro.initial_masks import parse_initial_mask
 from maskpro.masked_model import MaskedModel, model_hash
 from maskpro.pattern import NMPattern, parse_layout
-from maskpro.precision import check_precision, parse_sampling_precision
+from maskpro.precision import check_precision
 from maskpro.preflight import Preflight, check_record, run_preflight
-from maskpro.trackers import Tracker, check_tracker
 from maskpro.trainer import TrainerConfig
-from maskpro.tuning.early_stopping import SCHEDULERS
-from maskpro.tuning.interruption import parse_duration
+from maskpro.tuning.options import SearchOptions
 from maskpro.tuning.remnants import refuse_begun
-from maskpro.tuning.searcher import SEARCHERS
 from maskpro.tuning.shared import MaskFormat, TrialContext
 from maskpro.tuning.space import SearchSpace, load_space
 from maskpro.tuning.state import Plan
@@ -43,123 +39,6 @@ from maskpro.workloads import Workload, open_workload
 
 EXPERIMENT_FORMAT = 5
 _PACKAGES = ("maskpro", "torch", "torchvision", "diffusers", "ray", "optuna", "torch-fidelity", "pandas")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchOptions:
-    """What the command line says of a search; None: as the space file or the workload has it."""
-
-    space: Path | None
-    experiment: str
-    results_dir: Path = Path("results")
-    workload: str | None = None
-    model: str | None = None
-    data: Path | None = None
-    resize: str = "bilinear"
-    crop: str = "centre"
-    background: str = "white"
-    skip_unreadable: bool = False
-    ema: bool = False
-    num_trials: int | None = None
-    max_samples: int | None = None
-    seed_points: tuple[int, ...] | None = None
-    only_seed_points: bool = False
-    searcher: str | None = None
-    scheduler: str | None = None
-    warm_start: Path | None = None
-    selection_samples: int | None = None
-    test_samples: int | None = None
-    num_generated: int | None = None
-    sampler: str = "ddim"
-    sampling_steps: int | None = None
-    timestep_spacing: str | None = None
-    sampling_precision: str = "auto"
-    compile_sampling: bool | None = None
-    features: str | None = None
-    inception_weights: Path | None = None
-    reference_statistics: Path | None = None
-    frechet: bool = True
-    promote_top_k: int = 1
-    confirm_seeds: int = 0
-    swanlab: str | None = None
-    wandb: str | None = None
-    mlflow: str | None = None
-    seed: int = 0
-    gpus_per_trial: float | None = None
-    cpus_per_trial: float = 1.0
-    max_concurrent: int | None = None
-    time_budget: str | None = None
-    address: str | None = None
-    storage_path: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.space is None:
-            raise MaskproError(
-                "space is missing; allowed: a search-space file (--space), or an experiment (--resume or --replay)"
-            )
-        if Path(self.experiment).name != self.experiment or self.experiment in ("", ".", ".."):
-            raise MaskproError(f"experiment is {self.experiment!r}; allowed: a plain folder name")
-        for name, least in (
-            ("num_trials", 1),
-            ("max_samples", 1),
-            ("max_concurrent", 1),
-            ("selection_samples", 1),
-            ("test_samples", 2),  # a standard error needs them
-            ("num_generated", 2),
-            ("sampling_steps", 1),
-            ("promote_top_k", 1),
-            ("confirm_seeds", 0),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise MaskproError(f"{name} is {value}; allowed: a whole number of at least {least}")
-        for name, known in (("searcher", SEARCHERS), ("scheduler", SCHEDULERS), ("sampler", ("ddim", "ddpm"))):
-            value = getattr(self, name)
-            if value is not None and value not in known:
-                raise MaskproError(f"{name} is {value!r}; allowed: {', '.join(known)}")
-        _ = self.reading  # refuses what isn't allowed
-        parse_spacing(self.timestep_spacing)
-        parse_sampling_precision(self.sampling_precision)
-        for tracker in get_args(Tracker):
-            check_tracker(tracker, getattr(self, tracker))
-        if not 0 <= self.seed < 2**32:
-            raise MaskproError(f"seed is {self.seed}; allowed: 0 to {2**32 - 1}")
-        if self.gpus_per_trial is not None and not (0 <= self.gpus_per_trial <= 1):
-            raise MaskproError(
-                f"gpus_per_trial is {self.gpus_per_trial}; allowed: 0, a fraction such as 0.25, or 1 (a trial uses one GPU)"
-            )
-        if not (math.isfinite(self.cpus_per_trial) and self.cpus_per_trial > 0):
-            raise MaskproError(f"cpus_per_trial is {self.cpus_per_trial}; allowed: a number above 0")
-        if self.time_budget is not None:
-            parse_duration(self.time_budget)
-        if (self.address or "").startswith("ray://"):
-            raise MaskproError(
-                f"address is {self.address!r}; allowed: none (a local Ray), auto or host:port on a node of the cluster (a "
-                "Ray client can't hold a search's history: run it there, or with ray job submit)"
-            )
-
-    @property
-    def space_file(self) -> Path:
-        """The search-space file, which a checked instance has."""
-        assert self.space is not None
-        return self.space
-
-    @property
-    def reading(self) -> ImageReading:
-        """How the images of a folder are read."""
-        return ImageReading(
-            resize=self.resize, crop=self.crop, background=self.background, skip_unreadable=self.skip_unreadable
-        )
-
-    @property
-    def folder(self) -> Path:
-        """The experiment's folder."""
-        return (self.results_dir / self.experiment).absolute()
-
-    @property
-    def evaluation_device(self) -> torch.device:
-        """Where the driver judges the best trials."""
-        return torch.device("cuda" if torch.cuda.is_available() and self.gpus_per_trial != 0 else "cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,10 +93,9 @@ class Search:
         context = {
             name: getattr(self.context, name) for name in ("max_samples", "report_samples", "seed", "validation_precision")
         }
-        options = {name: _stored_option(name, value) for name, value in asdict(self.options).items()}
         return {
             "format": EXPERIMENT_FORMAT,
-            "options": options,
+            "options": self.options.describe(),
             "space": self.space.describe(),
             "workload": {
                 "name": self.workload.name,
@@ -241,13 +119,6 @@ class Search:
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
             "hardware": hardware(),
         }
-
-
-def _stored_option(name: str, value: Any) -> Any:
-    """An option as JSON; paths are made absolute, so that a search can be resumed from anywhere."""
-    is_path = isinstance(value, Path) or (name == "model" and value is not None and Path(value).is_dir())
-    is_path = is_path or (name == "features" and value is not None and value not in feature_names())
-    return str(Path(value).absolute()) if is_path else value
 
 
 def prepare_search(options: SearchOptions) -> Search:

@@ -12,7 +12,8 @@ from maskpro.errors import MaskproError
 from maskpro.files import write_json
 from maskpro.tuning.command import parse_command
 from maskpro.tuning.interruption import parse_duration
-from maskpro.tuning.search import SearchOptions, _stored_option, prepare_search
+from maskpro.tuning.options import JobOptions, SearchOptions
+from maskpro.tuning.search import prepare_search
 
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5)
 SPACE = """
@@ -28,10 +29,11 @@ def parse(tmp_path):
     """Parse options given beside a good space; with `resume` and `replay` the folder there is no experiment."""
     (tmp_path / "small.py").write_text(SPACE)
 
-    def parse(*, resume=None, extend=None, replay=None, **given):
+    def parse(*, resume=None, extend=None, replay=None, config=None, **given):
         if resume is None and replay is None:
             given = {"space": tmp_path / "small.py", "results_dir": tmp_path, "frechet": False, **given}
-        return parse_command(given, resume=resume, extend=extend, replay=replay, now=NOW)
+        job = JobOptions(resume=resume, extend=extend, replay=replay, config=config)
+        return parse_command(given, job, now=NOW)
 
     return parse
 
@@ -66,7 +68,7 @@ def test_a_chosen_seed_point_alone_is_run_to_its_full_budget(parse, given):
         ({"resume": "folder", "replay": "folder"}, "replay is folder together with resume; allowed: one of them"),
         (
             {"resume": "folder", "seed": 3},
-            "seed is 3 together with resume; allowed with resume: address, time_budget, .*extend",
+            "seed is 3 together with resume; allowed with resume: address, .*extend, .*time_budget",
         ),
         ({"resume": "folder", "space": "a.py"}, "space is a.py together with resume; allowed with resume: address"),
         ({"resume": "folder", "seed": 3}, "seed is 3 together with resume; allowed with resume: address"),
@@ -226,7 +228,8 @@ def test_what_judges_images_is_opened_before_the_search_and_kept_to_resume_it(pa
     stored = described["options"]
     assert (stored["features"], stored["compile_sampling"]) == ("digits-classifier", False)
     assert stored["reference_statistics"] == str(tmp_path / "digits.npz")
-    assert _stored_option("features", "mine.pt") == str(tmp_path / "mine.pt"), "a file's path holds anywhere"
+    named = SearchOptions(space=Path("space.py"), experiment="x", features="mine.pt")
+    assert named.describe()["features"] == str(tmp_path / "mine.pt"), "a file's path holds anywhere"
 
     folder = tmp_path / "begun"
     folder.mkdir()

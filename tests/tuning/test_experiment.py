@@ -20,9 +20,10 @@ from maskpro.tuning.checkpoints import open_checkpoint
 from maskpro.tuning.experiment import _trackers, check_writable, open_experiment, tabulate_trials
 from maskpro.tuning.history import History
 from maskpro.tuning.lock import hold_lock
+from maskpro.tuning.options import SearchOptions
 from maskpro.tuning.remnants import refuse_begun
 from maskpro.tuning.reopening import read_experiment
-from maskpro.tuning.search import SearchOptions, prepare_search
+from maskpro.tuning.search import prepare_search
 
 SPACE = """
 from ray import tune

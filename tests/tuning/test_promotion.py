@@ -15,8 +15,9 @@ from maskpro.tuning import main_job, promotion
 from maskpro.tuning.experiment import open_experiment
 from maskpro.tuning.history import TrialRecord
 from maskpro.tuning.interruption import Interruption
+from maskpro.tuning.options import SearchOptions
 from maskpro.tuning.promotion import best_trials, confirmation_plans, promote, selected_trials, write_best
-from maskpro.tuning.search import SearchOptions, prepare_search
+from maskpro.tuning.search import prepare_search
 from maskpro.tuning.shared import SharedValues
 from maskpro.tuning.state import PlannedTrials
 from maskpro.tuning.trainable import MaskTrainable

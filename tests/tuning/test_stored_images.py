@@ -12,8 +12,9 @@ from conftest import RAY_IN_PROCESS
 from maskpro.images import IMAGE_CACHE
 from maskpro.tuning.experiment import open_experiment, running_session
 from maskpro.tuning.interruption import Interruption
+from maskpro.tuning.options import SearchOptions
 from maskpro.tuning.reopening import reopen_search
-from maskpro.tuning.search import SearchOptions, prepare_search
+from maskpro.tuning.search import prepare_search
 from maskpro.workloads import open_workload
 
 pytestmark = RAY_IN_PROCESS

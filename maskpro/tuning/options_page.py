@@ -1,0 +1,37 @@
+"""The page of all options, made of their descriptions: python -m maskpro.tuning.options_page > docs/options.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from maskpro.option_groups import SESSION
+from maskpro.options import default_text, options_of, spelling
+from maskpro.tuning.options import MOMENTARY, PLACE, JobOptions, SearchOptions
+
+_HEAD = """# Options of the search
+
+    python tune_main.py --space search_spaces/default.py [options]
+
+This page is made of the code: `python -m maskpro.tuning.options_page > docs/options.md`. With `--resume FOLDER` and
+`--replay FOLDER` only the options that the last column marks may be given. Without them a *kept* option is as when the
+search began, and a *momentary* one is as if it had never been given.
+"""
+_MARKS = {SESSION: "kept", MOMENTARY: "momentary", PLACE: "with `--replay` alone"}
+
+
+def page() -> str:
+    """The page, in markdown."""
+    return "\n".join([_HEAD, *_table(JobOptions), "", *_table(SearchOptions)]) + "\n"
+
+
+def _table(kind: type) -> Iterator[str]:
+    yield "| option | meaning | default | resume, replay |"
+    yield "|---|---|---|---|"
+    for item, known in options_of(kind):
+        names = " ".join(f"`{flag}`" for flag in known.flags or (spelling(item.name),))
+        group = next((text for name, text in reversed(_MARKS.items()) if name in known.groups), "")
+        yield f"| {names} | {known.help} | {default_text(item, known)} | {group} |"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
