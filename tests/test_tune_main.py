@@ -254,7 +254,7 @@ def refused(tmp_path, **options):
         ({"seed": -1}, "seed is -1; allowed"),
         ({"gpus_per_trial": -0.5}, "gpus_per_trial is -0.5; allowed"),
         ({"gpus_per_trial": 1.5}, "gpus_per_trial is 1.5; allowed: 0, a fraction such as 0.25, or 1"),
-        ({"searcher": "grid"}, "searcher is 'grid'; allowed: optuna, random"),
+        ({"searcher": "grid"}, "searcher is 'grid'; allowed: optuna, tpe, gp, qmc, random"),
         ({"scheduler": "pbt"}, "scheduler is 'pbt'; allowed: asha, median, none"),
         ({"sampler": "euler"}, "sampler is 'euler'; allowed: ddim, ddpm"),
         ({"time_budget": "soon"}, "time_budget is 'soon'; allowed: a duration"),

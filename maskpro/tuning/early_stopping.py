@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable, Iterable
+from typing import TypeAlias
 
-from optuna.pruners import BasePruner, MedianPruner, NopPruner
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 
 from maskpro.errors import MaskproError
 from maskpro.tuning.history import METRIC, TrialRecord
@@ -82,14 +83,36 @@ SCHEDULERS: dict[str, Callable[[int, int], BasePruner]] = {
     ),
     "none": lambda report_samples, reduction_factor: NopPruner(),
 }
+# A name, or in a space file an Optuna pruner.
+Scheduler: TypeAlias = str | BasePruner
+# Pruners that keep in a trial which of its rungs are done; a study made anew from the history has not got that.
+_WITH_A_STATE = (SuccessiveHalvingPruner, HyperbandPruner)
 
 
-def make_pruner(scheduler: str, report_samples: int, reduction_factor: int) -> BasePruner:
+def check_scheduler(scheduler: object) -> None:
+    """Raise MaskproError unless it is a known name, or an Optuna pruner that judges by the reports alone."""
+    allowed = f"{', '.join(SCHEDULERS)}, or in a space file an Optuna pruner without a state of its own"
+    if isinstance(scheduler, _WITH_A_STATE):
+        raise MaskproError(
+            f"scheduler is a {type(scheduler).__name__}, whose rungs the history can't tell; allowed: {allowed} (asha is "
+            "successive halving)"
+        )
+    is_known = isinstance(scheduler, str) and scheduler in SCHEDULERS
+    if not is_known and not isinstance(scheduler, BasePruner):
+        shown = repr(scheduler) if isinstance(scheduler, str | int | float | None) else f"a {type(scheduler).__name__}"
+        raise MaskproError(f"scheduler is {shown}; allowed: {allowed}")
+
+
+def scheduler_name(scheduler: Scheduler) -> str:
+    """A scheduler as records name it."""
+    return scheduler if isinstance(scheduler, str) else type(scheduler).__name__
+
+
+def make_pruner(scheduler: Scheduler, report_samples: int, reduction_factor: int) -> BasePruner:
     """What a scheduler has Optuna stop for good.
 
     Raises:
         MaskproError: no such scheduler.
     """
-    if scheduler not in SCHEDULERS:
-        raise MaskproError(f"scheduler is {scheduler!r}; allowed: {', '.join(SCHEDULERS)}")
-    return SCHEDULERS[scheduler](report_samples, reduction_factor)
+    check_scheduler(scheduler)
+    return SCHEDULERS[scheduler](report_samples, reduction_factor) if isinstance(scheduler, str) else scheduler

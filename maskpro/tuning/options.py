@@ -57,7 +57,7 @@ class SearchOptions(JudgingOptions, SamplingOptions, SourceOptions):
         None, "Numbers of the seed points to run, such as 1,3.", parse=_seed_point_numbers, otherwise="all"
     )
     only_seed_points: bool = option(False, "Run the seed points alone, each to its full budget.")
-    searcher: str | None = option(None, "optuna (TPE) or random.", otherwise="the space's")
+    searcher: str | None = option(None, "optuna (TPE), tpe, gp, qmc or random.", otherwise="the space's")
     scheduler: str | None = option(None, "Early stopping: asha, median or none.", otherwise="the space's")
     warm_start: Path | None = option(None, "Experiment whose trials the searcher starts from.")
     selection_samples: int | None = option(
@@ -91,8 +91,8 @@ class SearchOptions(JudgingOptions, SamplingOptions, SourceOptions):
     def __post_init__(self) -> None:
         from maskpro.evaluation.timesteps import parse_spacing
         from maskpro.precision import parse_sampling_precision
-        from maskpro.tuning.early_stopping import SCHEDULERS
-        from maskpro.tuning.searcher import SEARCHERS
+        from maskpro.tuning.early_stopping import check_scheduler
+        from maskpro.tuning.searcher import check_searcher
 
         if self.space is None:
             raise MaskproError(
@@ -101,12 +101,10 @@ class SearchOptions(JudgingOptions, SamplingOptions, SourceOptions):
         if Path(self.experiment).name != self.experiment or self.experiment in ("", ".", ".."):
             raise MaskproError(f"experiment is {self.experiment!r}; allowed: a plain folder name")
         check_options(self)
-        for name, value, known in (
-            ("searcher", self.searcher, SEARCHERS),
-            ("scheduler", self.scheduler, SCHEDULERS),
-        ):
-            if value is not None and value not in known:
-                raise MaskproError(f"{name} is {value!r}; allowed: {', '.join(known)}")
+        if self.searcher is not None:
+            check_searcher(self.searcher)
+        if self.scheduler is not None:
+            check_scheduler(self.scheduler)
         _ = self.reading  # refuses what isn't allowed
         parse_spacing(self.timestep_spacing)
         parse_sampling_precision(self.sampling_precision)

@@ -29,8 +29,10 @@ from maskpro.pattern import NMPattern, parse_layout
 from maskpro.precision import check_precision
 from maskpro.preflight import Preflight, check_record, run_preflight
 from maskpro.trainer import TrainerConfig
+from maskpro.tuning.early_stopping import Scheduler, scheduler_name
 from maskpro.tuning.options import SearchOptions
 from maskpro.tuning.remnants import refuse_begun
+from maskpro.tuning.searcher import Searcher, searcher_name
 from maskpro.tuning.shared import MaskFormat, TrialContext
 from maskpro.tuning.space import SearchSpace, load_space
 from maskpro.tuning.state import Plan
@@ -78,13 +80,13 @@ class Search:
         )
 
     @property
-    def scheduler(self) -> str:
+    def scheduler(self) -> Scheduler:
         """What stops trials early; seed points alone, or a replay, are run as they stand."""
         named = self.options.scheduler or (None if self.options.only_seed_points else self.space.scheduler)
         return "none" if self.is_replay else named or "none"
 
     @property
-    def searcher(self) -> str:
+    def searcher(self) -> Searcher:
         """What suggests trials."""
         return self.options.searcher or self.space.searcher
 
@@ -110,8 +112,8 @@ class Search:
                 "budgets": asdict(self.workload.budgets),
             },
             "judged_by": dict(self.judged_by),
-            "searcher": self.searcher,
-            "scheduler": self.scheduler,
+            "searcher": searcher_name(self.searcher),
+            "scheduler": scheduler_name(self.scheduler),
             "num_trials": self.num_trials,
             "planned": [asdict(plan) for plan in self.planned],
             "is_replay": self.is_replay,

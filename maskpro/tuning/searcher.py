@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
@@ -27,15 +30,91 @@ _LOCK_SUFFIX = ".lock"
 _STARTUP_TRIALS = 5
 
 
-def _tpe(seed: int, startup_trials: int) -> BaseSampler:
-    return TPESampler(seed=seed, n_startup_trials=startup_trials, multivariate=True, constant_liar=True)
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a suggestion stands.
+
+    Attributes:
+        search_seed: of the whole search.
+        number: of the trial among those of the search, from 1.
+        num_seed_points: of these that were not suggested.
+        startup_trials: random trials before a model of the reports is fitted.
+        distributions: of the searched parameters.
+    """
+
+    search_seed: int
+    number: int
+    num_seed_points: int
+    startup_trials: int
+    distributions: Mapping[str, BaseDistribution]
+
+    @property
+    def seed(self) -> int:
+        """Of this suggestion alone."""
+        return int(np.random.SeedSequence([self.search_seed, self.number]).generate_state(1)[0])
 
 
-def _random(seed: int, startup_trials: int) -> BaseSampler:
-    return RandomSampler(seed=seed)
+class _Sobol(QMCSampler):
+    """Optuna's quasi-random sequence, each suggestion at its own place of it.
+
+    Optuna counts the places in the study, which is made anew in every session.
+    """
+
+    def __init__(self, place: Place):
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):  # that Optuna may change its interface
+            super().__init__(qmc_type="sobol", scramble=True, seed=place.search_seed)
+        self._place = place
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """All parameters of the search, also before a trial has ended."""
+        return dict(self._place.distributions)
+
+    def _find_sample_id(self, study: optuna.Study, search_space: dict[str, BaseDistribution]) -> int:
+        return self._place.number - 1 - self._place.num_seed_points
 
 
-SEARCHERS: dict[str, Callable[[int, int], BaseSampler]] = {"optuna": _tpe, "random": _random}
+def _tpe(place: Place) -> BaseSampler:
+    return TPESampler(seed=place.seed, n_startup_trials=place.startup_trials, multivariate=True, constant_liar=True)
+
+
+def _gp(place: Place) -> BaseSampler:
+    return GPSampler(seed=place.seed, n_startup_trials=place.startup_trials)
+
+
+# Samplers that are a function of the trials alone: Optuna's CMA-ES keeps a state of its own, which no history can tell.
+SEARCHERS: dict[str, Callable[[Place], BaseSampler]] = {
+    "optuna": _tpe,  # whose default it is
+    "tpe": _tpe,
+    "gp": _gp,
+    "qmc": _Sobol,
+    "random": lambda place: RandomSampler(seed=place.seed),
+}
+# Of a space file: makes an Optuna sampler of a seed.
+SamplerFactory = Callable[[int], BaseSampler]
+Searcher = str | SamplerFactory
+
+
+def check_searcher(searcher: object) -> None:
+    """Raise MaskproError unless it is a known name, or a function of a seed that returns an Optuna sampler."""
+    if isinstance(searcher, str) and searcher in SEARCHERS:
+        return
+    allowed = f"{', '.join(SEARCHERS)}, or in a space file a function of a seed that returns an Optuna sampler"
+    if isinstance(searcher, BaseSampler):
+        raise MaskproError(
+            f"searcher is a {type(searcher).__name__}, whose random numbers no resumed search could repeat; allowed: "
+            f"{allowed}"
+        )
+    if not callable(searcher):
+        raise MaskproError(f"searcher is {searcher!r}; allowed: {allowed}")
+    made = searcher(0)
+    if not isinstance(made, BaseSampler) or isinstance(made, CmaEsSampler):
+        why = ", which keeps a state that the history can't tell" if isinstance(made, CmaEsSampler) else ""
+        raise MaskproError(f"searcher returns a {type(made).__name__}{why}; allowed: {allowed}")
+
+
+def searcher_name(searcher: Searcher) -> str:
+    """A searcher as records name it."""
+    return searcher if isinstance(searcher, str) else type(searcher(0)).__name__
 
 
 class SearchStudy:
@@ -46,7 +125,7 @@ class SearchStudy:
     alone, so a search that goes on suggests what it would have suggested without the interruption.
 
     Args:
-        searcher: a name in SEARCHERS.
+        searcher: as `check_searcher` allows it.
         distributions: of the searched parameters.
         num_seed_points: they stand in for random start-up trials.
 
@@ -56,19 +135,20 @@ class SearchStudy:
 
     def __init__(
         self,
-        searcher: str,
+        searcher: Searcher,
         *,
         distributions: Mapping[str, BaseDistribution],
         pruner: BasePruner,
         seed: int,
         num_seed_points: int = 0,
     ):
-        if searcher not in SEARCHERS:
-            raise MaskproError(f"searcher is {searcher!r}; allowed: {', '.join(SEARCHERS)}")
+        check_searcher(searcher)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.searcher = searcher
+        self.searcher = searcher_name(searcher)
+        self._make_sampler = searcher
         self._distributions = dict(distributions)
         self._seed = seed
+        self._num_seed_points = num_seed_points
         self._startup_trials = num_seed_points or _STARTUP_TRIALS
         self._study = optuna.create_study(direction="minimize", pruner=pruner)
         self._running: dict[int, Trial] = {}
@@ -91,8 +171,15 @@ class SearchStudy:
 
     def suggest(self, number: int, *, place: int) -> dict[str, Any]:
         """Parameters for trial `number`, the `place`-th of the search, which is then running."""
-        seed = int(np.random.SeedSequence([self._seed, place]).generate_state(1)[0])
-        self._study.sampler = SEARCHERS[self.searcher](seed, self._startup_trials)
+        at = Place(
+            search_seed=self._seed,
+            number=place,
+            num_seed_points=self._num_seed_points,
+            startup_trials=self._startup_trials,
+            distributions=self._distributions,
+        )
+        make = self._make_sampler
+        self._study.sampler = SEARCHERS[make](at) if isinstance(make, str) else make(at.seed)
         trial = self._study.ask(self._distributions)
         self._running[number] = trial
         return dict(trial.params)

@@ -20,8 +20,8 @@ from maskpro.estimators import PARAMETRISATIONS
 from maskpro.initial_masks import parse_initial_mask
 from maskpro.pattern import NMPattern, parse_layout
 from maskpro.trainer import TrainerConfig
-from maskpro.tuning.early_stopping import SCHEDULERS
-from maskpro.tuning.searcher import SEARCHERS
+from maskpro.tuning.early_stopping import Scheduler, check_scheduler, scheduler_name
+from maskpro.tuning.searcher import Searcher, check_searcher, searcher_name
 from maskpro.workloads import WORKLOADS
 
 # What a space may search or fix: the trainer's settings, less those that the search itself sets, and the mask's format.
@@ -43,7 +43,7 @@ class SearchSpace:
         max_samples: budget of a trial in calibration samples; None: the workload's.
         num_reports: of a trial that runs to the end; early stopping judges first at the first.
         reduction_factor: of early stopping: one in so many goes on, and the next rung lies so many times higher.
-        searcher, scheduler: what suggests trials, and what stops them early.
+        searcher, scheduler: what suggests trials, and what stops them early: names, or the user's own Optuna objects.
     """
 
     source: str
@@ -59,8 +59,8 @@ class SearchSpace:
     max_samples: int | None
     num_reports: int
     reduction_factor: int
-    searcher: str
-    scheduler: str
+    searcher: Searcher
+    scheduler: Scheduler
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -83,7 +83,12 @@ class SearchSpace:
 
     def describe(self) -> dict[str, Any]:
         """The space as JSON-able values."""
-        described = asdict(self) | {"targets": list(self.targets)}
+        described = {item.name: getattr(self, item.name) for item in fields(self)}
+        described |= {
+            "targets": list(self.targets),
+            "searcher": searcher_name(self.searcher),
+            "scheduler": scheduler_name(self.scheduler),
+        }
         described["param_space"] = {
             name: json.loads(distribution_to_json(_distribution(name, value))) if isinstance(value, Domain) else value
             for name, value in self.param_space.items()
@@ -124,7 +129,7 @@ def load_space(path: Path) -> SearchSpace:
         if not name.startswith("_")
         and not isinstance(value, ModuleType)
         and name != "annotations"
-        and (name in _REQUIRED or not callable(value))
+        and (name in (*_REQUIRED, "searcher") or not callable(value))
     }
     for name in _REQUIRED:
         if name not in values:
@@ -152,9 +157,10 @@ def _checked_space(source: str, values: dict[str, Any]) -> SearchSpace:
     NMPattern.parse(str(values["pattern"]))
     parse_layout(values["layout"])
     parse_initial_mask(values["initial_mask"])
-    for name, allowed in (("workload", WORKLOADS), ("searcher", SEARCHERS), ("scheduler", SCHEDULERS)):
-        if not isinstance(values[name], str) or values[name] not in allowed:
-            raise MaskproError(f"{name} is {values[name]!r}; allowed: {', '.join(allowed)}")
+    if not isinstance(values["workload"], str) or values["workload"] not in WORKLOADS:
+        raise MaskproError(f"workload is {values['workload']!r}; allowed: {', '.join(WORKLOADS)}")
+    check_searcher(values["searcher"])
+    check_scheduler(values["scheduler"])
     for name, least in (("num_trials", 1), ("max_samples", 1), ("num_reports", 1), ("reduction_factor", 2)):
         value = values[name]
         is_whole = isinstance(value, int) and not isinstance(value, bool)

@@ -99,7 +99,7 @@ def test_a_chosen_seed_point_alone_is_run_to_its_full_budget(parse, given):
         ({"gpus_per_trial": float("nan")}, "gpus_per_trial is nan; allowed: 0, a fraction"),
         ({"cpus_per_trial": 0.0}, "cpus_per_trial is 0.0; allowed: a number above 0"),
         ({"cpus_per_trial": float("inf")}, "cpus_per_trial is inf; allowed: a number above 0"),
-        ({"searcher": "hyperopt"}, "searcher is 'hyperopt'; allowed: optuna, random"),
+        ({"searcher": "hyperopt"}, "searcher is 'hyperopt'; allowed: optuna, tpe, gp, qmc, random"),
         ({"scheduler": "hyperband"}, "scheduler is 'hyperband'; allowed: asha, median, none"),
         ({"sampling_precision": "half"}, "sampling_precision is 'half'; allowed: auto, float32, bfloat16"),
         ({"features": "none.pt", "frechet": True}, r"features is 'none.pt' \(no such file\); allowed: digits-classifier, "),

@@ -6,6 +6,8 @@ import random
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution
+from optuna.pruners import HyperbandPruner, SuccessiveHalvingPruner
+from ray.tune.schedulers import FIFOScheduler
 
 from maskpro.errors import MaskproError
 from maskpro.tuning.early_stopping import SCHEDULERS, SuccessiveHalving, make_pruner
@@ -218,3 +220,8 @@ def test_an_unknown_scheduler_is_named():
     with pytest.raises(MaskproError, match="scheduler is 'hyperband'; allowed: asha, median, none"):
         make_pruner("hyperband", 100, 3)
     assert list(SCHEDULERS) == ["asha", "median", "none"]
+    for pruner in (SuccessiveHalvingPruner(), HyperbandPruner()):
+        with pytest.raises(MaskproError, match=f"a {type(pruner).__name__}, whose rungs the history can't tell; allowed"):
+            make_pruner(pruner, 100, 3)
+    with pytest.raises(MaskproError, match="scheduler is a FIFOScheduler; allowed: asha, median, none, or in a"):
+        make_pruner(FIFOScheduler(), 100, 3)

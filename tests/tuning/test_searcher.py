@@ -9,6 +9,8 @@ from wsgiref.util import setup_testing_defaults
 import optuna
 import optuna_dashboard
 import pytest
+from optuna.pruners import PercentilePruner
+from optuna.samplers import CmaEsSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -16,7 +18,7 @@ from optuna.trial import TrialState
 from benchmarks.simulated_search import DISTRIBUTIONS, KilledError, SimulatedSearch, learning_curve
 from maskpro.errors import MaskproError
 from maskpro.tuning.history import HISTORY_FILE, History
-from maskpro.tuning.searcher import SEARCHERS, STUDY_FILE, SearchStudy
+from maskpro.tuning.searcher import SEARCHERS, STUDY_FILE, SearchStudy, check_searcher
 from maskpro.tuning.state import Plan, SearchState
 
 # Good, failing at 200 samples, dying after 200 samples, bad.
@@ -215,7 +217,16 @@ def suggestions(folder, **settings):
     return [record.params for record in state.history.trials.values()]
 
 
-@pytest.mark.parametrize("searcher", SEARCHERS)
+def _my_searcher(seed):
+    """As a space file may have it."""
+    return TPESampler(seed=seed, n_startup_trials=3, n_ei_candidates=5)
+
+
+ALL_SEARCHERS = (*SEARCHERS, _my_searcher)
+ALL_SCHEDULERS = ("asha", "median", PercentilePruner(50.0, n_startup_trials=2))
+
+
+@pytest.mark.parametrize("searcher", ALL_SEARCHERS)
 def test_the_same_seed_suggests_the_same_and_another_seed_something_else(tmp_path, searcher):
     first, second = (suggestions(tmp_path / name, searcher=searcher) for name in ("first", "second"))
     other = suggestions(tmp_path / "other", searcher=searcher, seed=1)
@@ -223,6 +234,34 @@ def test_the_same_seed_suggests_the_same_and_another_seed_something_else(tmp_pat
     assert first[:4] == other[:4] == list(SEED_POINTS)
     assert not any(ours == theirs for ours, theirs in zip(first[4:], other[4:], strict=True))
     assert len({json.dumps(params) for params in first}) == len(first), "nothing is suggested twice"
+
+
+@pytest.mark.parametrize(
+    ("searcher", "scheduler"),
+    [*((searcher, "asha") for searcher in ALL_SEARCHERS), *(("random", scheduler) for scheduler in ALL_SCHEDULERS[1:])],
+)
+def test_a_search_that_is_killed_suggests_and_stops_what_it_would_have_anyway(tmp_path, searcher, scheduler):
+    search = replace(SEARCH, journal=False, searcher=searcher, scheduler=scheduler)
+    (tmp_path / "whole").mkdir()
+    whole = search.open(tmp_path / "whole")
+    search.run(whole)
+    (tmp_path / "killed").mkdir()
+    for lines in (30, 20, 15):
+        with pytest.raises(KilledError):
+            search.run(search.open(tmp_path / "killed", lines=lines, torn=True))
+    killed = search.open(tmp_path / "killed")
+    search.run(killed)
+    for name in ("params", "reports", "stopped", "source"):
+        expected = [getattr(record, name) for record in whole.history.trials.values()]
+        assert [getattr(record, name) for record in killed.history.trials.values()] == expected, name
+
+
+def test_quasi_random_suggestions_fill_the_space_more_evenly_than_random_ones(tmp_path):
+    """Of 16 numbers of a scrambled Sobol sequence one lies in each sixteenth of the range."""
+    settings = {"planned": (), "scheduler": "none", "num_trials": 16}
+    logits = [params["logits"] for params in suggestions(tmp_path / "qmc", searcher="qmc", **settings)]
+    low, high = DISTRIBUTIONS["logits"].low, DISTRIBUTIONS["logits"].high
+    assert sorted(int(16 * (value - low) / (high - low)) for value in logits) == list(range(16))
 
 
 def test_random_suggestions_do_not_depend_on_what_was_found_and_those_of_tpe_do(tmp_path):
@@ -316,5 +355,22 @@ def test_a_trial_that_goes_on_counts_as_running_with_its_own_parameters(tmp_path
 
 
 def test_an_unknown_searcher_is_named():
-    with pytest.raises(MaskproError, match="searcher is 'hyperopt'; allowed: optuna, random"):
+    with pytest.raises(MaskproError, match="searcher is 'hyperopt'; allowed: optuna, tpe, gp, qmc, random"):
         SearchStudy("hyperopt", distributions=DISTRIBUTIONS, pruner=optuna.pruners.NopPruner(), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("searcher", "message"),
+    [
+        (
+            TPESampler(seed=1),
+            "searcher is a TPESampler, whose random numbers no resumed search could repeat; allowed",
+        ),
+        (lambda seed: CmaEsSampler(seed=seed), "returns a CmaEsSampler, which keeps a state that the history can't tell"),
+        (lambda seed: "tpe", "searcher returns a str; allowed"),
+        (3, "searcher is 3; allowed"),
+    ],
+)
+def test_a_searcher_that_a_resumed_search_could_not_make_again_is_refused(searcher, message):
+    with pytest.raises(MaskproError, match=message):
+        check_searcher(searcher)

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,24 @@ def test_a_space_names_its_searcher_and_its_early_stopping(tmp_path):
     assert (space.searcher, space.scheduler, space.num_reports, space.reduction_factor) == ("random", "median", 4, 2)
     described = space.describe()
     assert (described["searcher"], described["scheduler"], described["num_reports"]) == ("random", "median", 4)
+
+
+def test_a_space_brings_a_sampler_and_a_pruner_of_its_own(tmp_path):
+    text = (
+        GOOD
+        + """
+from optuna.pruners import PercentilePruner
+from optuna.samplers import TPESampler
+def searcher(seed):
+    return TPESampler(seed=seed, n_ei_candidates=5)
+scheduler = PercentilePruner(25.0, n_warmup_steps=2_000)
+"""
+    )
+    space = load_space(write(tmp_path, text))
+    assert (space.searcher(3)._n_ei_candidates, space.scheduler._n_warmup_steps) == (5, 2_000)
+    described = space.describe()
+    assert (described["searcher"], described["scheduler"]) == ("TPESampler", "PercentilePruner")
+    json.dumps(described)
 
 
 FORMATS = """
@@ -187,7 +206,7 @@ def test_every_seed_point_that_is_let_through_can_be_told_to_optuna(tmp_path):
         (GOOD + "num_reports = 0", "num_reports is 0; allowed: a whole number of at least 1"),
         (GOOD + "num_reports = '9'", "num_reports is '9'; allowed: a whole number of at least 1"),
         (GOOD + "reduction_factor = 1", "reduction_factor is 1; allowed: a whole number of at least 2"),
-        (GOOD + "searcher = 'hyperopt'", "searcher is 'hyperopt'; allowed: optuna, random"),
+        (GOOD + "searcher = 'hyperopt'", "searcher is 'hyperopt'; allowed: optuna, tpe, gp, qmc, random"),
         (GOOD + "scheduler = 'hyperband'", "scheduler is 'hyperband'; allowed: asha, median, none"),
         (GOOD + "scheduler = None", "scheduler is None; allowed: asha, median, none"),
         (GOOD + "def param_space(trial): return {}", "param_space is a function; allowed: a dictionary"),
