@@ -265,7 +265,7 @@ def train(
         str, typer.Option(help="Where learning starts, without --masks: magnitude, wanda, sparsegpt or random.")
     ] = "magnitude",
     estimator: Annotated[
-        str, typer.Option(help="straight_through, gumbel_softmax or policy_gradient (forward passes only).")
+        str, typer.Option(help="straight_through, relaxed_subset, gumbel_softmax or policy_gradient (forward passes only).")
     ] = "straight_through",
     target: Annotated[str, typer.Option(help="teacher (the dense network's output) or noise.")] = "teacher",
     hidden_targets: Annotated[
@@ -278,7 +278,9 @@ def train(
     optimizer: Annotated[
         str, typer.Option(help="adam or sgd; auto: sgd for policy_gradient, adam for the others.")
     ] = "auto",
-    annealing: Annotated[str, typer.Option(help="Of gumbel_softmax's temperature: geometric or linear.")] = "geometric",
+    annealing: Annotated[
+        str, typer.Option(help="Of the temperature of relaxed_subset and gumbel_softmax: geometric or linear.")
+    ] = "geometric",
     masks_per_step: Annotated[int, typer.Option(help="Masks compared on each batch (policy_gradient).")] = 1,
     refresh_reference: Annotated[
         bool, typer.Option("--refresh-reference", help="Replace the initial mask once the loss is half of its own.")

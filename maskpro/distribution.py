@@ -142,6 +142,8 @@ def inclusion_probabilities(logits: Tensor, n: int) -> Tensor:
     """
     logits = _wide(logits)
     if n == 2:
+        if kernels := _kernels_for(logits):
+            return kernels.inclusion_of_pairs(logits)  # type: ignore[no-any-return]
         return _in_blocks(lambda block: _inclusion_of_pairs(_columns(block)), logits)
     candidates = NMPattern(n, logits.shape[1]).candidates().to(logits)
     return candidate_log_probs(logits, n).exp() @ candidates

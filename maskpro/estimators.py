@@ -5,6 +5,8 @@
   the inclusion probabilities.
 - `gumbel_softmax` (MaskLLM, Fang et al., arXiv 2409.17481): one backward pass through a relaxed mask, a mixture of all
   C(M, N) masks of a group that is sharpened until the end of the run; it has a logit for each mask, not for each weight.
+- `relaxed_subset` (the name: Xie and Ermon, arXiv 1901.10517): one backward pass through a relaxed mask in MaskPro's linear
+  space, the inclusion probabilities of perturbed logits, which are sharpened until the end of the run.
 
 A parametrisation says what the logits of an estimator are, how a mask comes of them, and how a gradient goes back.
 """
@@ -23,6 +25,7 @@ from maskpro.distribution import (
     entropy,
     estimate_inclusion_gradient,
     inclusion_gradient,
+    inclusion_probabilities,
     mode,
     perturb,
     sample,
@@ -30,7 +33,7 @@ from maskpro.distribution import (
 )
 from maskpro.pattern import NMPattern
 
-EstimatorName = Literal["straight_through", "gumbel_softmax", "policy_gradient"]
+EstimatorName = Literal["straight_through", "relaxed_subset", "gumbel_softmax", "policy_gradient"]
 ESTIMATORS: tuple[EstimatorName, ...] = get_args(EstimatorName)
 Annealing = Literal["geometric", "linear"]
 
@@ -39,6 +42,9 @@ _TRACKER_DECAY = 0.99
 # Masks of a group up to which straight-through sums over all of them. With the 70 of 4:8 a step takes ten times as long
 # as with the estimate.
 _EXACT_CANDIDATES = 16
+
+# Estimators whose masks are relaxed, and sharpened by an annealing.
+RELAXED: tuple[EstimatorName, ...] = ("relaxed_subset", "gumbel_softmax")
 
 # MaskLLM's temperature over a run; its scale of the logits (100 to 500, at logits near 0.01) is 1 to 5 at ours.
 _TEMPERATURES = (4.0, 0.05)
@@ -188,6 +194,36 @@ class LinearSpace:
         return self.pattern.n == 2 or self.pattern.num_candidates <= _EXACT_CANDIDATES
 
 
+@dataclass(frozen=True)
+class RelaxedLinearSpace(LinearSpace):
+    """A logit a weight; masks are relaxed to inclusion probabilities, annealed over the run's budget.
+
+    Raises:
+        MaskproError: a group has more than 70 masks.
+    """
+
+    annealing: Annealing = "geometric"
+
+    def __post_init__(self) -> None:
+        check_enumerable(self.pattern)
+
+    def entropy(self, logits: Tensor, generator: torch.Generator) -> Tensor:
+        """That of the masks at the end of the annealing."""
+        return entropy(_annealed(1.0, self.annealing)[1] * logits, self.pattern.n, generator)
+
+    def draw(self, logits: Tensor, progress: float, generator: torch.Generator) -> Draw:
+        """pi((scale * logits + Gumbel noise) / temperature): each row sums to n, and is a drawn mask once that is cold."""
+        temperature, scale = _annealed(progress, self.annealing)
+        sharpened = perturb(scale * logits, generator).div_(temperature)
+        return Draw(inclusion_probabilities(sharpened, self.pattern.n), sharpened)
+
+    def gradient(self, logits: Tensor, progress: float, draw: Draw, values: Tensor) -> Tensor:
+        """Through the inclusion probabilities of the draw."""
+        temperature, scale = _annealed(progress, self.annealing)
+        assert draw.context is not None
+        return inclusion_gradient(draw.context, self.pattern.n, values).mul_(scale / temperature)
+
+
 class CandidateSpace:
     """A logit for each mask of a group (MaskLLM); masks are relaxed to mixtures, annealed over the run's budget.
 
@@ -246,8 +282,9 @@ def _annealed(progress: float, annealing: Annealing) -> tuple[float, float]:
     return temperature, first + (last - first) * progress
 
 
-PARAMETRISATIONS: dict[EstimatorName, Callable[[NMPattern], Parametrisation]] = {
+PARAMETRISATIONS: dict[EstimatorName, Callable[..., Parametrisation]] = {
     "straight_through": LinearSpace,
+    "relaxed_subset": RelaxedLinearSpace,
     "gumbel_softmax": CandidateSpace,
     "policy_gradient": LinearSpace,
 }

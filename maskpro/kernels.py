@@ -36,6 +36,13 @@ def score_of_pairs(logits: Tensor, mask: Tensor, factor: Tensor | None = None) -
     return result
 
 
+def inclusion_of_pairs(logits: Tensor) -> Tensor:
+    """Chance that each position is kept for n = 2, `[G, 4]`."""
+    result = torch.empty_like(logits)
+    _launch(_inclusion_of_pairs, len(logits), logits, result)
+    return result
+
+
 def inclusion_gradient_of_pairs(logits: Tensor, values: Tensor) -> Tensor:
     """d/d logits of sum_i values_i * inclusion_probabilities_i for n = 2, `[G, 4]`."""
     result = torch.empty_like(logits)
@@ -158,6 +165,24 @@ def _score_of_pairs(logits, mask, factor, result, groups, BLOCK: tl.constexpr):
         (kept_b - p_b - weight_b * p_b) * factor,
         (kept_c - p_c - weight_c * p_c) * factor,
         (kept_d - p_d - weight_d * p_d) * factor,
+        BLOCK,
+    )
+
+
+@triton.jit
+def _inclusion_of_pairs(logits, result, groups, BLOCK: tl.constexpr):
+    group, inside = _groups(groups, BLOCK)
+    a, b, c, d = _load(logits, group, inside, BLOCK)
+    p_a, p_b, p_c, p_d, rest_a, rest_b, rest_c, rest_d = _softmax_and_rest(a, b, c, d)
+    odds_a, odds_b, odds_c, odds_d = _others(p_a / rest_a, p_b / rest_b, p_c / rest_c, p_d / rest_d)
+    _store(
+        result,
+        group,
+        inside,
+        p_a * (1 + odds_a),
+        p_b * (1 + odds_b),
+        p_c * (1 + odds_c),
+        p_d * (1 + odds_d),
         BLOCK,
     )
 

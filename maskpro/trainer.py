@@ -16,8 +16,8 @@ from maskpro.errors import MaskproError
 from maskpro.estimators import (
     ESTIMATORS,
     PARAMETRISATIONS,
+    RELAXED,
     Annealing,
-    CandidateSpace,
     EstimatorName,
     Tracker,
     leave_one_out,
@@ -117,7 +117,7 @@ class TrainerConfig:
         dataset_size: number of calibration samples; the run goes through them again and again.
         budget_samples: calibration samples until the end of the run (repeats counted, and once for each mask).
         gradient_accumulation_steps: forward passes averaged into one update.
-        estimator: straight_through, gumbel_softmax or policy_gradient.
+        estimator: straight_through, relaxed_subset, gumbel_softmax or policy_gradient.
         target: what the network is compared with in training: the dense network's output (teacher), or the data, which for
             diffusion is the noise (noise).
         hidden_targets: weight of the targets within the network (`HiddenTargets`) in the training loss: loss + weight *
@@ -126,7 +126,8 @@ class TrainerConfig:
             more often where the initial mask adds more to the loss, each sample weighted (importance; `timestep_shares`).
         lr_decay: linear or by half a cosine to zero over the budget, or constant.
         optimizer: adam or sgd; auto is sgd for policy_gradient and adam for the others.
-        annealing: of gumbel_softmax's temperature, 4 to 0.05 over the budget: geometric, or linear as MaskLLM's own.
+        annealing: of the temperature of relaxed_subset and gumbel_softmax over the budget: geometric, or linear as
+            MaskLLM's own.
         masks_per_step: of policy_gradient; from 2 on, each mask's loss is compared with the mean of the others on the same
             batch (leave-one-out) instead of with the initial mask's.
         refresh_reference: of policy_gradient with one mask a step: once the loss is half of the initial mask's, the mode of
@@ -199,9 +200,9 @@ class TrainerConfig:
             if getattr(self, name) not in allowed:
                 raise MaskproError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
         parse_precision(self.precision)
-        if self.annealing != "geometric" and self.estimator != "gumbel_softmax":
+        if self.annealing != "geometric" and self.estimator not in RELAXED:
             raise MaskproError(
-                f"annealing is {self.annealing} with estimator {self.estimator}; allowed: with gumbel_softmax only"
+                f"annealing is {self.annealing} with estimator {self.estimator}; allowed: with {' or '.join(RELAXED)} only"
             )
         for name, plain in (("raw_step", False), ("refresh_reference", False), ("masks_per_step", 1)):
             if getattr(self, name) != plain and self.estimator != "policy_gradient":
@@ -267,8 +268,8 @@ class MaskTrainer:
         self._validation = validation
         self._teacher = teacher
         parametrisation = PARAMETRISATIONS[config.estimator]
-        if config.estimator == "gumbel_softmax":
-            parametrisation = partial(CandidateSpace, annealing=config.annealing)
+        if config.estimator in RELAXED:
+            parametrisation = partial(parametrisation, annealing=config.annealing)
         self._parametrisation = parametrisation(masked.pattern)
         initial_mask = masked.mask[: len(masked.learned_base)].clone()
         prior = None

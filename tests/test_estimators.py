@@ -8,6 +8,7 @@ from maskpro.errors import MaskproError
 from maskpro.estimators import (
     CandidateSpace,
     LinearSpace,
+    RelaxedLinearSpace,
     Tracker,
     leave_one_out,
     magnitude_prior,
@@ -80,7 +81,37 @@ def test_gumbel_softmax_differentiates_its_own_mixture(pattern, progress, genera
     assert torch.allclose(draw.mask.sum(dim=1), torch.full((5,), float(pattern.n), dtype=torch.float64))
 
 
-@pytest.mark.parametrize("space", [LinearSpace, CandidateSpace])
+@pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("pattern", [NMPattern(1, 4), TWO_OF_FOUR, NMPattern(3, 4), NMPattern(4, 8)], ids=str)
+def test_relaxed_subset_differentiates_its_own_mask(pattern, progress, generator):
+    """The gradient equals autograd through the relaxed mask, whose probabilities come of the list of all masks."""
+    space = RelaxedLinearSpace(pattern)
+    logits = torch.randn(5, pattern.m, generator=generator, dtype=torch.float64).requires_grad_(True)
+    values = torch.randn(5, pattern.m, generator=generator, dtype=torch.float64)
+    draw = space.draw(logits.detach(), progress, torch.Generator().manual_seed(1))
+    temperature, scale = 4.0 * (0.05 / 4.0) ** progress, 1.0 + 4.0 * progress
+    noise = perturb(torch.zeros_like(logits), torch.Generator().manual_seed(1))
+    chances = candidate_log_probs((scale * logits + noise) / temperature, pattern.n).exp()
+    relaxed = chances @ pattern.candidates().double()
+    (expected,) = torch.autograd.grad((relaxed * values).sum(), logits)
+    assert torch.allclose(draw.mask, relaxed, rtol=1e-9)
+    assert torch.allclose(space.gradient(logits.detach(), progress, draw, values), expected, atol=1e-8)
+    assert torch.allclose(draw.mask.sum(dim=1), torch.full((5,), float(pattern.n), dtype=torch.float64))
+
+
+def test_relaxed_subset_ends_at_masks_drawn_from_the_logits(generator):
+    """Cold, the relaxed mask is the mask that the same noise draws from the scaled logits, but for near ties."""
+    space = RelaxedLinearSpace(TWO_OF_FOUR)
+    logits = torch.randn(5_000, 4, generator=generator)
+    relaxed = space.draw(logits, 1.0, torch.Generator().manual_seed(1)).mask
+    drawn = mode(perturb(5.0 * logits, torch.Generator().manual_seed(1)), 2)
+    assert ((relaxed > 0.5) == drawn).float().mean() > 0.999
+    assert ((relaxed - drawn.float()).abs() < 0.01).float().mean() > 0.9
+    hot = space.draw(torch.zeros(5_000, 4), 0.0, generator).mask
+    assert hot.std() < 0.2 < relaxed.std()
+
+
+@pytest.mark.parametrize("space", [LinearSpace, RelaxedLinearSpace, CandidateSpace])
 @pytest.mark.parametrize("pattern", [NMPattern(1, 4), NMPattern(1, 2), TWO_OF_FOUR, NMPattern(4, 8)], ids=str)
 def test_a_parametrisation_starts_at_the_initial_mask(space, pattern, generator):
     """Whatever the mask, and with a prior that would have chosen another one."""
@@ -101,6 +132,18 @@ def test_the_magnitude_prior_is_the_log_of_the_share_of_the_groups_mean():
     assert magnitude_prior(base, 2.0, 10.0)[0, 2].item() == pytest.approx(2 * math.log(2))
 
 
+@pytest.mark.parametrize("annealing", ["geometric", "linear"])
+def test_the_relaxations_share_their_annealing(annealing):
+    """Read off the perturbed logits, which are linear in the logits."""
+    space = RelaxedLinearSpace(TWO_OF_FOUR, annealing)
+    logits = torch.tensor([[0.3, 0.0, 0.1, -0.2]], dtype=torch.float64)
+    middle = math.sqrt(4.0 * 0.05) if annealing == "geometric" else (4.0 + 0.05) / 2
+    for progress, temperature in ((0.0, 4.0), (0.5, middle), (1.0, 0.05)):
+        noise = perturb(torch.zeros_like(logits), torch.Generator().manual_seed(1))
+        sharpened = space.draw(logits, progress, torch.Generator().manual_seed(1)).context
+        assert torch.allclose(sharpened, ((1 + 4 * progress) * logits + noise) / temperature, rtol=1e-9)
+
+
 @pytest.mark.parametrize(("annealing", "halfway"), [("geometric", math.sqrt(4.0 * 0.05)), ("linear", (4.0 + 0.05) / 2)])
 def test_the_temperature_falls_from_4_to_a_twentieth(annealing, halfway):
     """Read off a mixture: at the same noise its shares are exp((scale * logits + noise) / temperature), normalised."""
@@ -113,9 +156,10 @@ def test_the_temperature_falls_from_4_to_a_twentieth(annealing, halfway):
         assert torch.allclose(shares, expected, rtol=1e-9)
 
 
-def test_gumbel_softmax_refuses_more_than_70_masks_a_group():
+@pytest.mark.parametrize("space", [CandidateSpace, RelaxedLinearSpace])
+def test_the_relaxations_refuse_more_than_70_masks_a_group(space):
     with pytest.raises(MaskproError, match="pattern is 8:16, which has 12,870 masks a group; allowed here: at most 70"):
-        CandidateSpace(NMPattern(8, 16))
+        space(NMPattern(8, 16))
 
 
 def test_leave_one_out_compares_each_loss_with_the_mean_of_the_others():

@@ -24,6 +24,8 @@ def trainer_on(digits):
 ESTIMATORS = [
     {"estimator": "straight_through"},
     {"estimator": "straight_through", "hidden_targets": 1.0},
+    {"estimator": "relaxed_subset"},
+    {"estimator": "relaxed_subset", "hidden_targets": 1.0},
     {"estimator": "gumbel_softmax"},
     {"estimator": "gumbel_softmax", "hidden_targets": 1.0},
     {"estimator": "policy_gradient"},

@@ -62,8 +62,10 @@ def test_score(kernels, by_torch, logits, exponential):
     torch.testing.assert_close(kernels.score_of_pairs(logits, mask, factor), -0.5 * expected, rtol=1e-5, atol=1e-6)
 
 
-def test_inclusion_gradient(kernels, by_torch, logits, generator):
+def test_inclusion_probabilities_and_their_gradient(kernels, by_torch, logits, generator):
     values = torch.randn(GROUPS, 4, generator=generator).to(DEVICE)
+    probabilities = by_torch.inclusion_probabilities(logits, 2)
+    torch.testing.assert_close(kernels.inclusion_of_pairs(logits), probabilities, rtol=1e-5, atol=1e-6)
     found = kernels.inclusion_gradient_of_pairs(logits, values)
     torch.testing.assert_close(found, by_torch.inclusion_gradient(logits, 2, values), rtol=1e-5, atol=2e-6)
 
@@ -77,7 +79,9 @@ def led(generator):
 
 def test_leads_of_any_size_against_enumeration_in_float64(kernels, led):
     logits, values = led
-    _, gradient = enumerated(logits, 2, values)
+    probabilities, gradient = enumerated(logits, 2, values)
+    found = kernels.inclusion_of_pairs(logits.to(DEVICE))
+    torch.testing.assert_close(found.cpu().double(), probabilities, rtol=5e-6, atol=2e-6)
     found = kernels.inclusion_gradient_of_pairs(logits.to(DEVICE), values.to(DEVICE))
     torch.testing.assert_close(found.cpu().double(), gradient, rtol=5e-6, atol=2e-6)
     candidates = NMPattern(2, 4).candidates()
