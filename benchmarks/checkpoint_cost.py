@@ -24,7 +24,8 @@ from maskpro.cli import run_command
 from maskpro.initial_masks import magnitude_masked_model
 from maskpro.objectives import HeldOutMeans, HeldOutSamples
 from maskpro.pattern import NMPattern
-from maskpro.trainer import MaskTrainer, TrainerConfig
+from maskpro.trainer import MaskTrainer
+from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.checkpoints import part_file, write_checkpoint
 from maskpro.tuning.history import PARTS
 

@@ -35,7 +35,8 @@ from maskpro.evaluation.fidelity import fidelity
 from maskpro.initial_masks import magnitude_masked_model
 from maskpro.objectives import teacher_outputs
 from maskpro.pattern import NMPattern
-from maskpro.trainer import MaskTrainer, StoredLogits, TrainerConfig
+from maskpro.trainer import MaskTrainer, StoredLogits
+from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.space import load_space
 from maskpro.workloads import open_workload
 

@@ -19,11 +19,12 @@ from maskpro.evaluation.fidelity import estimate_fidelity
 from maskpro.hidden_targets import MEASURED_EVALUATIONS
 from maskpro.initial_masks import ONE_SHOT_SAMPLES, magnitude_mask, one_shot_mask
 from maskpro.masked_model import MaskedModel, maskable_layers
+from maskpro.names import Precision
 from maskpro.objectives import baseline_losses, teacher_outputs
 from maskpro.objectives.diffusion import PILOT_EVALUATIONS
 from maskpro.pattern import NMPattern
-from maskpro.precision import Precision
-from maskpro.trainer import MaskTrainer, TrainerConfig
+from maskpro.trainer import MaskTrainer
+from maskpro.trainer_config import TrainerConfig
 from maskpro.workloads import Workload, open_workload
 
 # Sample evaluations of a learned mask, and of the early look at it, which is all that patterns after the first get.

@@ -30,7 +30,8 @@ from maskpro.initial_masks import magnitude_mask
 from maskpro.masked_model import MaskedModel
 from maskpro.objectives import baseline_losses, predict_in, teacher_outputs
 from maskpro.pattern import NMPattern
-from maskpro.trainer import MaskTrainer, TrainerConfig
+from maskpro.trainer import MaskTrainer
+from maskpro.trainer_config import TrainerConfig
 from maskpro.workloads import open_workload
 
 _METHOD = "MaskPro (tuned)"

@@ -31,7 +31,8 @@ from maskpro.cli import run_command
 from maskpro.errors import MaskproError
 from maskpro.evaluation.fidelity import Estimate, estimate_fidelity, estimate_gain
 from maskpro.objectives import baseline_losses, teacher_outputs
-from maskpro.trainer import MaskTrainer, TrainerConfig
+from maskpro.trainer import MaskTrainer
+from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.history import METRIC
 from maskpro.tuning.options import SearchOptions
 from maskpro.tuning.search import prepare_search

@@ -34,11 +34,13 @@ from maskpro.errors import MaskproError
 from maskpro.graphs import GraphedPass
 from maskpro.initial_masks import magnitude_mask
 from maskpro.masked_model import MaskedModel, maskable_layers
+from maskpro.names import Precision
 from maskpro.objectives import HeldOutMeans, HeldOutSamples, SampleValues, baseline_losses, teacher_outputs
 from maskpro.objectives.diffusion import DiffusionObjective, NoisyBatch
 from maskpro.pattern import NMPattern
-from maskpro.precision import Precision, autocast, parse_precision
-from maskpro.trainer import MaskTrainer, TrainerConfig
+from maskpro.precision import autocast, parse_precision
+from maskpro.trainer import MaskTrainer
+from maskpro.trainer_config import TrainerConfig
 from maskpro.workloads import open_workload
 
 PATTERN = NMPattern(2, 4)

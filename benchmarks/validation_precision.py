@@ -30,10 +30,12 @@ from benchmarks.report import hardware_line, print_table
 from maskpro.cli import run_command
 from maskpro.evaluation.fidelity import estimate_fidelity, estimate_gain
 from maskpro.initial_masks import magnitude_masked_model
+from maskpro.names import Precision
 from maskpro.objectives import HeldOutSamples, teacher_outputs
 from maskpro.pattern import NMPattern
-from maskpro.precision import Precision, autocast
-from maskpro.trainer import MaskTrainer, TrainerConfig
+from maskpro.precision import autocast
+from maskpro.trainer import MaskTrainer
+from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.space import load_space
 from maskpro.workloads import Workload, open_workload
 

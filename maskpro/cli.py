@@ -17,7 +17,8 @@ from maskpro.files import NO_ROOM, check_new
 from maskpro.installation import check_installation, limit_threads
 from maskpro.limits import usable_cores
 from maskpro.option_groups import FeatureOptions, JudgingOptions, SamplingOptions, SourceOptions
-from maskpro.options import check_options, expanded, option
+from maskpro.options import Given, check_options, expanded, option
+from maskpro.trainer_config import TrainerConfig
 
 _SETTINGS: dict[str, Any] = {
     "add_completion": False,
@@ -247,47 +248,18 @@ def baseline(
 def train(
     output_dir: Output,
     source: SourceOptions,
+    settings: Given[TrainerConfig],
     masks: Masks = None,
     pattern: Pattern = "2:4",
     layout: LayoutName = "channel",
     targets: Annotated[
         list[str] | None, typer.Option(help="Layers to learn, by parts of their names; repeatable; default: all.")
     ] = None,
-    lr: Annotated[float, typer.Option(help="In units of 0.1 of a logit a step (with --raw-step: as in the paper).")] = 1.0,
-    logits: Annotated[float, typer.Option(help="Magnitude of the initial logits.")] = 3.0,
-    magnitude_prior: Annotated[float, typer.Option(help="How much the weights' sizes add to their initial logits.")] = 0.0,
-    dataset_size: Annotated[int, typer.Option(help="Calibration samples.")] = 512,
-    batch_size: int = 32,
-    epoch: Annotated[int, typer.Option(help="Passes over the calibration samples.")] = 625,
-    max_step: Annotated[int, typer.Option(help="Upper bound of steps.")] = 10_000,
-    gradient_accumulation_steps: Annotated[int, typer.Option(help="Forward passes averaged into one update.")] = 1,
     initial_mask: Annotated[
         str, typer.Option(help="Where learning starts, without --masks: magnitude, wanda, sparsegpt or random.")
     ] = "magnitude",
-    estimator: Annotated[
-        str, typer.Option(help="straight_through, relaxed_subset, gumbel_softmax or policy_gradient (forward passes only).")
-    ] = "straight_through",
-    target: Annotated[str, typer.Option(help="teacher (the dense network's output) or noise.")] = "teacher",
-    hidden_targets: Annotated[
-        float, typer.Option(help="Weight of the dense network's block outputs as further targets; 0: none.")
-    ] = 0.0,
-    timesteps: Annotated[
-        str, typer.Option(help="uniform, or more often where the initial mask adds more to the loss (importance).")
-    ] = "uniform",
-    lr_decay: Annotated[str, typer.Option(help="linear, cosine or constant.")] = "linear",
-    optimizer: Annotated[
-        str, typer.Option(help="adam or sgd; auto: sgd for policy_gradient, adam for the others.")
-    ] = "auto",
-    annealing: Annotated[
-        str, typer.Option(help="Of the temperature of relaxed_subset and gumbel_softmax: geometric or linear.")
-    ] = "geometric",
-    masks_per_step: Annotated[int, typer.Option(help="Masks compared on each batch (policy_gradient).")] = 1,
-    refresh_reference: Annotated[
-        bool, typer.Option("--refresh-reference", help="Replace the initial mask once the loss is half of its own.")
-    ] = False,
-    raw_step: Annotated[bool, typer.Option(help="The paper's own update (policy_gradient).")] = False,
-    precision: Annotated[str, typer.Option(help="Of the network's passes in training: float32 or bfloat16.")] = "float32",
-    compile: Annotated[bool, typer.Option("--compile", help="Let torch compile these passes first (on a GPU).")] = False,
+    epoch: Annotated[int, typer.Option(help="Passes over the calibration samples.")] = 625,
+    max_step: Annotated[int, typer.Option(help="Upper bound of steps.")] = 10_000,
     swanlab: Annotated[
         str | None, typer.Option("--swanlab", "--project-name", help="SwanLab project to log to as well (extra swanlab).")
     ] = None,
@@ -297,7 +269,6 @@ def train(
         bool, typer.Option(help="Write layers.csv: what was changed where, and what it is worth.")
     ] = True,
     device: Device = "auto",
-    seed: Seed = 0,
 ) -> None:
     """Learn one mask, outside a search."""
     from maskpro import pipeline
@@ -305,38 +276,16 @@ def train(
     from maskpro.initial_masks import parse_initial_mask
     from maskpro.pattern import NMPattern, parse_layout
     from maskpro.trackers import swanlab_log
-    from maskpro.trainer import TrainerConfig
 
     for name, value in (("epoch", epoch), ("max_step", max_step)):
         if value < 1:
             raise MaskproError(f"{name} is {value}; allowed: a whole number of at least 1")
-    settings: dict[str, Any] = {
-        "estimator": estimator,
-        "target": target,
-        "hidden_targets": hidden_targets,
-        "timesteps": timesteps,
-        "lr_decay": lr_decay,
-        "optimizer": optimizer,
-        "annealing": annealing,
-        "masks_per_step": masks_per_step,
-        "refresh_reference": refresh_reference,
-        "precision": precision,
-        "compile": compile,
-    }
     method = parse_initial_mask(initial_mask)
-    step_samples = batch_size * gradient_accumulation_steps * masks_per_step
-    config = TrainerConfig(
-        lr=lr,
-        logits=logits,
-        magnitude_prior=magnitude_prior,
-        batch_size=batch_size,
-        dataset_size=dataset_size,
-        budget_samples=max(1, min(epoch * dataset_size * masks_per_step, max_step * step_samples)),
-        gradient_accumulation_steps=gradient_accumulation_steps,
-        raw_step=raw_step,
-        seed=seed,
-        **settings,
-    )
+    # The budget of one step is allowed with any setting that is allowed.
+    one_step = settings.values.get("masks_per_step", 1)
+    config = TrainerConfig(**settings.values, budget_samples=max(1, one_step))
+    budget = min(epoch * config.dataset_size * config.masks_per_step, max_step * config.step_samples)
+    config = replace(config, budget_samples=budget)
     opened = _opened(source, output_dir)
     initial = None if masks is None else pipeline.load_masks_for(opened, masks)
     form: dict[str, Any] = {

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -31,20 +31,14 @@ from maskpro.distribution import (
     sample,
     score,
 )
+from maskpro.names import Annealing, EstimatorName
 from maskpro.pattern import NMPattern
-
-EstimatorName = Literal["straight_through", "relaxed_subset", "gumbel_softmax", "policy_gradient"]
-ESTIMATORS: tuple[EstimatorName, ...] = get_args(EstimatorName)
-Annealing = Literal["geometric", "linear"]
 
 _TRACKER_DECAY = 0.99
 
 # Masks of a group up to which straight-through sums over all of them. With the 70 of 4:8 a step takes ten times as long
 # as with the estimate.
 _EXACT_CANDIDATES = 16
-
-# Estimators whose masks are relaxed, and sharpened by an annealing.
-RELAXED: tuple[EstimatorName, ...] = ("relaxed_subset", "gumbel_softmax")
 
 # MaskLLM's temperature over a run; its scale of the logits (100 to 500, at logits near 0.01) is 1 to 5 at ours.
 _TEMPERATURES = (4.0, 0.05)

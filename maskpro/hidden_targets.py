@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from maskpro.errors import MaskproError
 from maskpro.masked_model import MaskedModel
+from maskpro.names import Precision
 from maskpro.objectives import Objective, evaluation_mode, predict_in
-from maskpro.precision import Precision
 
 # Samples that the initial mask's differences are measured on, and in one pass.
 MEASURED_SAMPLES = 256

@@ -51,7 +51,7 @@ class _NamedSource:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceOptions(ReadingOptions, _NamedSource):
+class SourceOptions(_NamedSource, ReadingOptions):
     """The network, the images, and how both are read."""
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import wraps
 from types import NoneType
-from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -83,15 +83,19 @@ def names_in(kind: type, group: str) -> tuple[str, ...]:
 
 
 def check_options(options: Any) -> None:
-    """Raise MaskproError where an option lies below its least value or is none of its choices."""
+    """Raise MaskproError where an option is not of its type, below its least value, or none of its choices."""
+    hints = get_type_hints(type(options))
     for item, known in options_of(type(options)):
-        value = getattr(options, item.name)
-        if value is None:
+        name, value, hint = item.name, getattr(options, item.name), hints[item.name]
+        if value is None and NoneType in get_args(hint):
             continue
-        if known.least is not None and value < known.least:
-            raise MaskproError(f"{item.name} is {value}; allowed: a whole number of at least {known.least}")
-        if known.choices and value not in known.choices:
-            raise MaskproError(f"{item.name} is {value!r}; allowed: {', '.join(known.choices)}")
+        choices = known.choices or (get_args(hint) if get_origin(hint) is Literal else ())
+        if choices and value not in choices:
+            raise MaskproError(f"{name} is {value!r}; allowed: {', '.join(choices)}")
+        if known.least is not None and not (isinstance(value, int) and value >= known.least):
+            raise MaskproError(f"{name} is {value!r}; allowed: a whole number of at least {known.least}")
+        if hint is bool and not isinstance(value, bool):
+            raise MaskproError(f"{name} is {value!r}; allowed: True or False")
 
 
 def spelling(name: str) -> str:
@@ -141,7 +145,11 @@ def parsed(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _parameter(kind: type, item: Field[Any], known: Option, is_given: bool) -> inspect.Parameter:
     """The parameter of a field, of which typer makes an option; None stands for one that is not given."""
-    hint = str | None if known.parse else get_type_hints(kind)[item.name]
+    hint = get_type_hints(kind)[item.name]
+    if known.parse:
+        hint = str | None
+    elif get_origin(hint) is Literal:
+        hint = str  # the class's own check says what is allowed
     flags = known.flags
     if bool in (hint, *get_args(hint)) and not flags:
         name = spelling(item.name)

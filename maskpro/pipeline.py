@@ -37,12 +37,14 @@ from maskpro.initial_masks import InitialMaskMethod, extract_masks, magnitude_ma
 from maskpro.layer_statistics import layer_statistics
 from maskpro.mask_file import MaskFile, inspect_mask_file, load_mask_file, save_mask_file
 from maskpro.masked_model import MaskedModel, layer_problems, maskable_layers, model_hash
+from maskpro.names import SamplingPrecision
 from maskpro.objectives import HeldOutMeans, HeldOutSamples, baseline_losses, teacher_outputs
 from maskpro.pattern import Layout, NMPattern
-from maskpro.precision import SamplingPrecision, check_precision
+from maskpro.precision import check_precision
 from maskpro.pretrained import load_pretrained, resolution, save_pipeline
 from maskpro.trackers import Log, no_log
-from maskpro.trainer import MaskTrainer, TrainerConfig, logit_statistics
+from maskpro.trainer import MaskTrainer, logit_statistics
+from maskpro.trainer_config import TrainerConfig
 from maskpro.workloads import Workload
 
 MASKS_FILE = "masks.safetensors"

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 
 from maskpro.errors import MaskproError
-
-Precision = Literal["float32", "bfloat16"]
-SamplingPrecision = Literal["auto", "float32", "bfloat16"]
+from maskpro.names import Precision, SamplingPrecision
 
 # Passes of one image through a network below which a minute of compiling is not won back.
 _WORTH_COMPILING = 1_000_000

@@ -5,28 +5,18 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from maskpro.errors import MaskproError
-from maskpro.estimators import (
-    ESTIMATORS,
-    PARAMETRISATIONS,
-    RELAXED,
-    Annealing,
-    EstimatorName,
-    Tracker,
-    leave_one_out,
-    magnitude_prior,
-    policy_gradient,
-)
+from maskpro.estimators import PARAMETRISATIONS, Tracker, leave_one_out, magnitude_prior, policy_gradient
 from maskpro.graphs import GraphedPass
 from maskpro.hidden_targets import HiddenTargets, fading
 from maskpro.masked_model import MaskedModel
+from maskpro.names import RELAXED, LearningRateDecay
 from maskpro.objectives import (
     HeldOutMeans,
     HeldOutSamples,
@@ -37,7 +27,7 @@ from maskpro.objectives import (
     predict_in,
 )
 from maskpro.pattern import PackedMask
-from maskpro.precision import Precision, parse_precision, reproducible
+from maskpro.precision import reproducible
 from maskpro.rounding import (
     CodedSquares,
     FixedPoint,
@@ -49,11 +39,7 @@ from maskpro.rounding import (
     round_to_bfloat16,
     unpack_upper,
 )
-
-Target = Literal["teacher", "noise"]
-Timesteps = Literal["uniform", "importance"]
-LearningRateDecay = Literal["linear", "cosine", "constant"]
-OptimizerName = Literal["auto", "adam", "sgd"]
+from maskpro.trainer_config import TrainerConfig
 
 # lr 1 moves a logit by about 0.1 a step, whatever the estimator.
 LOGIT_STEP = 0.1
@@ -100,130 +86,6 @@ class StoredLogits(NamedTuple):
 
 class NonFiniteLossError(MaskproError):
     """A loss or a logit became NaN or infinite."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainerConfig:
-    """Settings of one run of mask learning.
-
-    Attributes:
-        lr: step size in units of 0.1 of a logit: Adam's; or SGD's, on a gradient of root mean square 1 over all logits, for
-            policy_gradient on that of the normalised advantage. With `raw_step` the spec's own learning rate (no factor,
-            no normalisation, no decay).
-        logits: magnitude of the initial logits (logits = magnitude * initial mask).
-        magnitude_prior: times log(|w| / mean |w| of the group), is added to the initial logits, within +-0.49 * logits, so
-            that they still stand for the initial mask.
-        batch_size: calibration samples in one forward pass (fewer where memory runs out, with the same result).
-        dataset_size: number of calibration samples; the run goes through them again and again.
-        budget_samples: calibration samples until the end of the run (repeats counted, and once for each mask).
-        gradient_accumulation_steps: forward passes averaged into one update.
-        estimator: straight_through, relaxed_subset, gumbel_softmax or policy_gradient.
-        target: what the network is compared with in training: the dense network's output (teacher), or the data, which for
-            diffusion is the noise (noise).
-        hidden_targets: weight of the targets within the network (`HiddenTargets`) in the training loss: loss + weight *
-            (1 - share of the budget used up)^2 * hidden loss. The dense network then runs in every step.
-        timesteps: how those of the samples are drawn (by the objective that the trainer is given): uniform, or
-            more often where the initial mask adds more to the loss, each sample weighted (importance; `timestep_shares`).
-        lr_decay: linear or by half a cosine to zero over the budget, or constant.
-        optimizer: adam or sgd; auto is sgd for policy_gradient and adam for the others.
-        annealing: of the temperature of relaxed_subset and gumbel_softmax over the budget: geometric, or linear as
-            MaskLLM's own.
-        masks_per_step: of policy_gradient; from 2 on, each mask's loss is compared with the mean of the others on the same
-            batch (leave-one-out) instead of with the initial mask's.
-        refresh_reference: of policy_gradient with one mask a step: once the loss is half of the initial mask's, the mode of
-            the logits takes its place in the residual.
-        raw_step: policy_gradient exactly as in the spec; not with Adam.
-        precision: of the networks' passes in training, also for teacher, baseline and `timestep_shares`; bfloat16 is
-            torch's autocast. Logits and losses stay in float32. Held-out samples have a precision of their own.
-        compile: let torch compile the network's passes in training (a minute or so, then 1.5 to 2 times as fast on a GPU);
-            changes results by float rounding.
-        seed: of the sampled masks.
-    """
-
-    lr: float = 1.0
-    logits: float = 3.0
-    magnitude_prior: float = 0.0
-    batch_size: int = 32
-    dataset_size: int = 512
-    budget_samples: int = 25_200
-    gradient_accumulation_steps: int = 1
-    estimator: EstimatorName = "straight_through"
-    target: Target = "teacher"
-    hidden_targets: float = 0.0
-    timesteps: Timesteps = "uniform"
-    lr_decay: LearningRateDecay = "linear"
-    optimizer: OptimizerName = "auto"
-    annealing: Annealing = "geometric"
-    masks_per_step: int = 1
-    refresh_reference: bool = False
-    raw_step: bool = False
-    precision: Precision = "float32"
-    compile: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("lr", "logits"):
-            value = getattr(self, name)
-            if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
-                raise MaskproError(f"{name} is {value!r}; allowed: a number above 0")
-        for name in ("magnitude_prior", "hidden_targets"):
-            value = getattr(self, name)
-            if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
-                raise MaskproError(f"{name} is {value!r}; allowed: a number of at least 0")
-        if self.hidden_targets and (self.estimator == "policy_gradient" or self.compile):
-            what = "estimator policy_gradient" if self.estimator == "policy_gradient" else "compile"
-            raise MaskproError(f"hidden_targets is {self.hidden_targets} with {what}; allowed: 0")
-        for name in (
-            "batch_size",
-            "dataset_size",
-            "budget_samples",
-            "gradient_accumulation_steps",
-            "masks_per_step",
-        ):
-            value = getattr(self, name)
-            if not (isinstance(value, int) and value >= 1):
-                raise MaskproError(f"{name} is {value!r}; allowed: a whole number of at least 1")
-        if not 0 <= self.seed < 2**32:
-            raise MaskproError(f"seed is {self.seed}; allowed: 0 to {2**32 - 1}")
-        if self.batch_size > self.dataset_size:
-            raise MaskproError(f"batch_size is {self.batch_size}; allowed: at most dataset_size, {self.dataset_size}")
-        if not isinstance(self.compile, bool):
-            raise MaskproError(f"compile is {self.compile!r}; allowed: True or False")
-        for name, allowed in (
-            ("estimator", ESTIMATORS),
-            ("target", get_args(Target)),
-            ("timesteps", get_args(Timesteps)),
-            ("lr_decay", get_args(LearningRateDecay)),
-            ("optimizer", get_args(OptimizerName)),
-            ("annealing", get_args(Annealing)),
-        ):
-            if getattr(self, name) not in allowed:
-                raise MaskproError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
-        parse_precision(self.precision)
-        if self.annealing != "geometric" and self.estimator not in RELAXED:
-            raise MaskproError(
-                f"annealing is {self.annealing} with estimator {self.estimator}; allowed: with {' or '.join(RELAXED)} only"
-            )
-        for name, plain in (("raw_step", False), ("refresh_reference", False), ("masks_per_step", 1)):
-            if getattr(self, name) != plain and self.estimator != "policy_gradient":
-                value = getattr(self, name)
-                raise MaskproError(f"{name} is {value} with estimator {self.estimator}; allowed: with policy_gradient only")
-        if self.raw_step and self.optimizer == "adam":
-            raise MaskproError("raw_step is True with optimizer adam; allowed: sgd or auto (the spec's step is plain SGD)")
-        if self.masks_per_step > 1 and (self.raw_step or self.refresh_reference):
-            raise MaskproError(
-                f"masks_per_step is {self.masks_per_step} with raw_step or refresh_reference; allowed: 1 (they compare a "
-                "mask with a reference, not with the other masks)"
-            )
-        if self.budget_samples % self.masks_per_step:
-            raise MaskproError(
-                f"masks_per_step is {self.masks_per_step}; allowed: a divisor of budget_samples, {self.budget_samples}"
-            )
-
-    @property
-    def step_samples(self) -> int:
-        """Samples of a whole step, once for each mask."""
-        return self.batch_size * self.gradient_accumulation_steps * self.masks_per_step
 
 
 class MaskTrainer:

@@ -26,10 +26,10 @@ from maskpro.images import (
     digits_images,
     folder_images,
 )
+from maskpro.names import Precision
 from maskpro.objectives import HeldOutSamples
 from maskpro.objectives.diffusion import DiffusionObjective, timestep_shares
 from maskpro.pattern import Layout, NMPattern
-from maskpro.precision import Precision
 from maskpro.pretrained import CIFAR10_HUB_MODEL, load_pretrained, resolution
 
 # Seeds of the fixed held-out sets, far from those that users choose for calibration samples and masks.

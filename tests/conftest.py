@@ -18,7 +18,8 @@ from maskpro.objectives import HeldOutSamples, baseline_losses, teacher_outputs
 from maskpro.objectives.diffusion import DiffusionObjective
 from maskpro.pattern import NMPattern
 from maskpro.pretrained import save_pipeline
-from maskpro.trainer import MaskTrainer, TrainerConfig
+from maskpro.trainer import MaskTrainer
+from maskpro.trainer_config import TrainerConfig
 from maskpro.workloads import Workload, open_workload
 
 CPU = torch.device("cpu")

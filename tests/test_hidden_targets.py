@@ -11,7 +11,7 @@ from maskpro.hidden_targets import HiddenTargets, block_names, fading
 from maskpro.initial_masks import magnitude_masked_model
 from maskpro.objectives import predict_in
 from maskpro.pattern import NMPattern
-from maskpro.trainer import TrainerConfig
+from maskpro.trainer_config import TrainerConfig
 
 TWO_OF_FOUR = NMPattern(2, 4)
 

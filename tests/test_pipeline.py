@@ -24,7 +24,7 @@ from maskpro.mask_file import load_mask_file, save_mask_file
 from maskpro.masked_model import maskable_layers, model_hash
 from maskpro.pattern import NMPattern
 from maskpro.pipeline import magnitude_mask_file
-from maskpro.trainer import TrainerConfig
+from maskpro.trainer_config import TrainerConfig
 
 
 def run(*arguments):

@@ -8,12 +8,14 @@ from conftest import CPU, make_trainer
 
 from maskpro.distribution import score
 from maskpro.errors import MaskproError
-from maskpro.estimators import ESTIMATORS, RELAXED, Tracker
+from maskpro.estimators import Tracker
 from maskpro.initial_masks import magnitude_masked_model
+from maskpro.names import ESTIMATORS, RELAXED
 from maskpro.objectives import HeldOutSamples, HeldOutValues, baseline_losses
 from maskpro.objectives.diffusion import DiffusionObjective
 from maskpro.pattern import NMPattern, PackedMask
-from maskpro.trainer import MaskTrainer, NonFiniteLossError, TrainerConfig
+from maskpro.trainer import MaskTrainer, NonFiniteLossError
+from maskpro.trainer_config import TrainerConfig
 
 TARGET = {
     "straight_through": "teacher",

@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks.report import hardware_line
 from maskpro.errors import MaskproError
 from maskpro.files import atomic_folder, atomic_path, remove_leftovers, write_text
-from maskpro.precision import Precision
+from maskpro.names import Precision
 from maskpro.workloads import open_workload
 
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,8 @@ from benchmarks.cifar10.common import TINY_SIZE, say
 from benchmarks.step_cost import CIFAR10_UNET
 from maskpro.data import to_model_range
 from maskpro.graphs import GraphedPass
-from maskpro.precision import Precision, autocast
+from maskpro.names import Precision
+from maskpro.precision import autocast
 
 _SHORT: dict[str, Any] = {
     "layers_per_block": 1,

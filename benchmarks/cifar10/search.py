@@ -50,11 +50,13 @@ from maskpro.errors import MaskproError
 from maskpro.evaluation.fidelity import Estimate
 from maskpro.files import read_json, write_json
 from maskpro.initial_masks import magnitude_masked_model
+from maskpro.names import Precision
 from maskpro.objectives import HeldOutMeans, HeldOutSamples, teacher_outputs
 from maskpro.objectives.diffusion import DiffusionObjective
 from maskpro.pattern import NMPattern
-from maskpro.precision import Precision, autocast
-from maskpro.trainer import MaskTrainer, TrainerConfig
+from maskpro.precision import autocast
+from maskpro.trainer import MaskTrainer
+from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.history import EVALUATION_FILE, HISTORY_FILE
 
 # Batch sizes at which a trial's speed is measured; the space's own lie between them.

@@ -40,7 +40,8 @@ from benchmarks.cifar10.labelled import LabelledImages, labelled_images
 from benchmarks.resumable import Deadline
 from maskpro.cli import run_command
 from maskpro.files import atomic_path, write_json
-from maskpro.precision import Precision, autocast
+from maskpro.names import Precision
+from maskpro.precision import autocast
 
 FEATURES_FILE = "features.pt"
 _PEAK_LR = 0.4  # at batch 512, with momentum; the recipe of short ResNet-9 runs

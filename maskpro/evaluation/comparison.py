@@ -40,10 +40,11 @@ from maskpro.evaluation.sampling import Sampler, SamplingPlan, check_sampling, s
 from maskpro.evaluation.timesteps import TimestepSpacing
 from maskpro.files import file_hash
 from maskpro.masked_model import MaskedModel, maskable_layers, model_hash
+from maskpro.names import SamplingPrecision
 from maskpro.objectives import HeldOutSamples
 from maskpro.objectives.diffusion import PREDICTED
 from maskpro.pattern import Layout, NMPattern
-from maskpro.precision import SamplingPrecision, resolve_sampling_precision
+from maskpro.precision import resolve_sampling_precision
 from maskpro.workloads import TEST_SEED, VALIDATION_SEED, Workload
 
 # Of the generated images; far from seeds that users choose.

@@ -20,8 +20,9 @@ from maskpro.data import move, philox, to_uint8
 from maskpro.errors import MaskproError
 from maskpro.evaluation.timesteps import TimestepSpacing, resolve_spacing, sampling_timesteps
 from maskpro.files import atomic_path
+from maskpro.names import Precision
 from maskpro.objectives import evaluation_mode
-from maskpro.precision import Precision, autocast, parse_precision
+from maskpro.precision import autocast, parse_precision
 
 Sampler = Literal["ddim", "ddpm"]
 

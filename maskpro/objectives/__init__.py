@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from maskpro.data import move
-from maskpro.precision import Precision, autocast
+from maskpro.names import Precision
+from maskpro.precision import autocast
 
 # Samples computed together wherever a value per sample is kept: fixed, so that the value never depends on the caller.
 _BLOCK = 64

@@ -12,8 +12,8 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
 from maskpro.errors import MaskproError
+from maskpro.names import Precision
 from maskpro.objectives import evaluation_mode, predict_in
-from maskpro.precision import Precision
 from maskpro.samples import CalibrationSamples, DiffusionBatch
 
 # Of `timestep_shares`: equal parts of the schedule, samples that tell them apart, and what stays uniform.

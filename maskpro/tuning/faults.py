@@ -21,7 +21,7 @@ from ray.tune.experiment import Trial
 from maskpro.files import says_no_room
 from maskpro.masked_model import maskable_layers
 from maskpro.pattern import NMPattern
-from maskpro.trainer import TrainerConfig
+from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.adapters import failure_text
 from maskpro.tuning.driver_log import say
 from maskpro.tuning.history import History

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from maskpro.option_groups import SESSION
 from maskpro.options import default_text, options_of, spelling
+from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.options import MOMENTARY, PLACE, JobOptions, SearchOptions
 
 _HEAD = """# Options of the search
@@ -16,21 +17,29 @@ This page is made of the code: `python -m maskpro.tuning.options_page > docs/opt
 `--replay FOLDER` only the options that the last column marks may be given. Without them a *kept* option is as when the
 search began, and a *momentary* one is as if it had never been given.
 """
+_SETTINGS = """
+## Settings of learning
+
+Options of `maskpro train`. A search space fixes or searches them by name (`--magnitude-prior` is `magnitude_prior`), all
+but the seed: see [search_spaces/README.md](../search_spaces/README.md).
+"""
 _MARKS = {SESSION: "kept", MOMENTARY: "momentary", PLACE: "with `--replay` alone"}
 
 
 def page() -> str:
     """The page, in markdown."""
-    return "\n".join([_HEAD, *_table(JobOptions), "", *_table(SearchOptions)]) + "\n"
+    search = [*_table(JobOptions, marked=True), "", *_table(SearchOptions, marked=True)]
+    return "\n".join([_HEAD, *search, _SETTINGS, *_table(TrainerConfig, marked=False)]) + "\n"
 
 
-def _table(kind: type) -> Iterator[str]:
-    yield "| option | meaning | default | resume, replay |"
-    yield "|---|---|---|---|"
+def _table(kind: type, *, marked: bool) -> Iterator[str]:
+    """Lines of a table; with a column that says what may be given to a search that is resumed."""
+    yield "| option | meaning | default |" + " resume, replay |" * marked
+    yield "|---|---|---|" + "---|" * marked
     for item, known in options_of(kind):
         names = " ".join(f"`{flag}`" for flag in known.flags or (spelling(item.name),))
         group = next((text for name, text in reversed(_MARKS.items()) if name in known.groups), "")
-        yield f"| {names} | {known.help} | {default_text(item, known)} | {group} |"
+        yield f"| {names} | {known.help} | {default_text(item, known)} |" + f" {group} |" * marked
 
 
 if __name__ == "__main__":

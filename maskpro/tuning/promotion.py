@@ -26,7 +26,7 @@ from maskpro.objectives import HeldOutMeans
 from maskpro.pattern import PackedMask
 from maskpro.precision import parse_sampling_precision
 from maskpro.pretrained import save_pipeline
-from maskpro.trainer import TrainerConfig
+from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.checkpoints import read_counters, read_part
 from maskpro.tuning.driver_log import say
 from maskpro.tuning.experiment import Experiment

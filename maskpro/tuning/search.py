@@ -28,7 +28,7 @@ from maskpro.masked_model import MaskedModel, model_hash
 from maskpro.pattern import NMPattern, parse_layout
 from maskpro.precision import check_precision
 from maskpro.preflight import Preflight, check_record, run_preflight
-from maskpro.trainer import TrainerConfig
+from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.early_stopping import Scheduler, scheduler_name
 from maskpro.tuning.options import SearchOptions
 from maskpro.tuning.remnants import refuse_begun

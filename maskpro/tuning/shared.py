@@ -17,11 +17,10 @@ from torch import nn
 from maskpro.errors import MaskproError
 from maskpro.initial_masks import InitialMaskMethod, one_shot_mask
 from maskpro.masked_model import MaskedModel
+from maskpro.names import Precision, Timesteps
 from maskpro.objectives import HeldOutMeans, teacher_outputs
 from maskpro.objectives.diffusion import DiffusionObjective
 from maskpro.pattern import NMPattern, parse_layout
-from maskpro.precision import Precision
-from maskpro.trainer import Timesteps
 from maskpro.tuning.tables import start_keeper
 from maskpro.workloads import Workload
 

@@ -14,7 +14,8 @@ from ray.tune import Trainable
 from maskpro.evaluation.comparison import loss_improvement, recovery
 from maskpro.evaluation.fidelity import fidelity
 from maskpro.objectives import HeldOutMeans, Objective, SampleValues, Shelf, baseline_losses, teacher_outputs
-from maskpro.trainer import MaskTrainer, NonFiniteLossError, TrainerConfig
+from maskpro.trainer import MaskTrainer, NonFiniteLossError
+from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.adapters import CHECKPOINT, FOLDER, NUMBER, PROMOTED, SEED
 from maskpro.tuning.checkpoints import open_checkpoint, read_counters, read_part, write_checkpoint
 from maskpro.tuning.history import METRIC, PARTS, STOPPED_PARTS

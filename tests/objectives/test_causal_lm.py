@@ -9,7 +9,8 @@ from maskpro.masked_model import maskable_layers
 from maskpro.objectives import HeldOutSamples, baseline_losses, teacher_outputs
 from maskpro.objectives.causal_lm import CausalLMObjective
 from maskpro.pattern import NMPattern
-from maskpro.trainer import MaskTrainer, TrainerConfig
+from maskpro.trainer import MaskTrainer
+from maskpro.trainer_config import TrainerConfig
 
 
 @pytest.fixture(scope="module")

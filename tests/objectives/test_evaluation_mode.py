@@ -12,7 +12,8 @@ from maskpro.masked_model import MaskedModel
 from maskpro.objectives import HeldOutSamples, baseline_losses, evaluation_mode, teacher_outputs
 from maskpro.objectives.diffusion import DiffusionObjective, timestep_shares
 from maskpro.pattern import NMPattern
-from maskpro.trainer import MaskTrainer, TrainerConfig
+from maskpro.trainer import MaskTrainer
+from maskpro.trainer_config import TrainerConfig
 
 SCHEDULER = DDPMScheduler(num_train_timesteps=100)
 IMAGES = torch.randint(256, (40, 4, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

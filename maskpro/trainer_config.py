@@ -1,0 +1,138 @@
+"""The settings of one run of mask learning: what `maskpro train` takes, and what a search space may fix or search.
+
+Importing this takes no torch, so that the commands' help doesn't.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from maskpro.errors import MaskproError
+from maskpro.names import (
+    RELAXED,
+    Annealing,
+    EstimatorName,
+    LearningRateDecay,
+    OptimizerName,
+    Precision,
+    Target,
+    Timesteps,
+)
+from maskpro.options import check_options, option, options_of
+
+# Of a run, not of a way to learn: a search sets it.
+_OF_A_RUN = "run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """Settings of one run of mask learning.
+
+    Attributes:
+        lr: step size in units of 0.1 of a logit: Adam's; or SGD's, on a gradient of root mean square 1 over all logits, for
+            policy_gradient on that of the normalised advantage. With `raw_step` the spec's own learning rate (no factor,
+            no normalisation, no decay).
+        logits: logits = magnitude * initial mask.
+        magnitude_prior: times log(|w| / mean |w| of the group), is added to the initial logits, within +-0.49 * logits, so
+            that they still stand for the initial mask.
+        batch_size: fewer in a pass where memory runs out, with the same result.
+        dataset_size: the run goes through these samples again and again.
+        budget_samples: calibration samples until the end of the run (repeats counted, and once for each mask).
+        hidden_targets: the training loss is loss + weight * (1 - share of the budget used up)^2 * hidden loss (see
+            `HiddenTargets`). The dense network then runs in every step.
+        timesteps: how those of the samples are drawn (by the objective that the trainer is given). With importance each
+            sample is weighted (`timestep_shares`).
+        lr_decay: linear or by half a cosine to zero over the budget, or constant.
+        masks_per_step: from 2 on, each mask's loss is compared with the mean of the others on the same batch
+            (leave-one-out) instead of with the initial mask's.
+        refresh_reference: of policy_gradient with one mask a step: once the loss is half of the initial mask's, the mode of
+            the logits takes its place in the residual.
+        raw_step: policy_gradient exactly as in the spec; not with Adam.
+        precision: also of teacher, baseline and `timestep_shares`; bfloat16 is torch's autocast. Logits and losses stay in
+            float32. Held-out samples have a precision of their own.
+        compile: a minute or so, then 1.5 to 2 times as fast on a GPU; changes results by float rounding.
+        seed: of the sampled masks.
+
+    Raises:
+        MaskproError: a setting that is not allowed, or not together with another one.
+    """
+
+    TITLE: ClassVar[str] = "learning"
+
+    lr: float = option(1.0, "Step size, in units of 0.1 of a logit (with raw_step: as in the paper).")
+    logits: float = option(3.0, "Magnitude of the initial logits.")
+    magnitude_prior: float = option(0.0, "How much the weights' sizes add to their initial logits.")
+    batch_size: int = option(32, "Calibration samples in one forward pass.", least=1)
+    dataset_size: int = option(512, "Calibration samples.", least=1)
+    budget_samples: int = 25_200
+    gradient_accumulation_steps: int = option(1, "Forward passes averaged into one update.", least=1)
+    estimator: EstimatorName = option(
+        "straight_through",
+        "straight_through, relaxed_subset, gumbel_softmax (MaskLLM) or policy_gradient (MaskPro, forward passes only).",
+    )
+    target: Target = option("teacher", "teacher (the dense network's output) or noise (the data).")
+    hidden_targets: float = option(0.0, "Weight of the dense network's block outputs as further targets; 0: none.")
+    timesteps: Timesteps = option(
+        "uniform", "uniform, or more often where the initial mask adds more to the loss (importance)."
+    )
+    lr_decay: LearningRateDecay = option("linear", "linear, cosine or constant.")
+    optimizer: OptimizerName = option("auto", "adam or sgd; auto: sgd for policy_gradient, adam for the others.")
+    annealing: Annealing = option(
+        "geometric", "Of the temperature of relaxed_subset and gumbel_softmax: geometric, or linear as MaskLLM has it."
+    )
+    masks_per_step: int = option(1, "Masks compared on each batch (policy_gradient).", least=1)
+    refresh_reference: bool = option(False, "Replace the initial mask once the loss is half of its own (policy_gradient).")
+    raw_step: bool = option(False, "The paper's own update (policy_gradient).")
+    precision: Precision = option("float32", "Of the networks' passes in training: float32 or bfloat16.")
+    compile: bool = option(False, "Let torch compile these passes first (on a GPU).")
+    seed: int = option(0, "Of calibration samples and sampled masks.", groups=(_OF_A_RUN,))
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if not (isinstance(self.budget_samples, int) and self.budget_samples >= 1):
+            raise MaskproError(f"budget_samples is {self.budget_samples!r}; allowed: a whole number of at least 1")
+        for name in ("lr", "logits"):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+                raise MaskproError(f"{name} is {value!r}; allowed: a number above 0")
+        for name in ("magnitude_prior", "hidden_targets"):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+                raise MaskproError(f"{name} is {value!r}; allowed: a number of at least 0")
+        if self.hidden_targets and (self.estimator == "policy_gradient" or self.compile):
+            what = "estimator policy_gradient" if self.estimator == "policy_gradient" else "compile"
+            raise MaskproError(f"hidden_targets is {self.hidden_targets} with {what}; allowed: 0")
+        if not 0 <= self.seed < 2**32:
+            raise MaskproError(f"seed is {self.seed}; allowed: 0 to {2**32 - 1}")
+        if self.batch_size > self.dataset_size:
+            raise MaskproError(f"batch_size is {self.batch_size}; allowed: at most dataset_size, {self.dataset_size}")
+        if self.annealing != "geometric" and self.estimator not in RELAXED:
+            raise MaskproError(
+                f"annealing is {self.annealing} with estimator {self.estimator}; allowed: with {' or '.join(RELAXED)} only"
+            )
+        for name, plain in (("raw_step", False), ("refresh_reference", False), ("masks_per_step", 1)):
+            if getattr(self, name) != plain and self.estimator != "policy_gradient":
+                value = getattr(self, name)
+                raise MaskproError(f"{name} is {value} with estimator {self.estimator}; allowed: with policy_gradient only")
+        if self.raw_step and self.optimizer == "adam":
+            raise MaskproError("raw_step is True with optimizer adam; allowed: sgd or auto (the spec's step is plain SGD)")
+        if self.masks_per_step > 1 and (self.raw_step or self.refresh_reference):
+            raise MaskproError(
+                f"masks_per_step is {self.masks_per_step} with raw_step or refresh_reference; allowed: 1 (they compare a "
+                "mask with a reference, not with the other masks)"
+            )
+        if self.budget_samples % self.masks_per_step:
+            raise MaskproError(
+                f"masks_per_step is {self.masks_per_step}; allowed: a divisor of budget_samples, {self.budget_samples}"
+            )
+
+    @property
+    def step_samples(self) -> int:
+        """Samples of a whole step, once for each mask."""
+        return self.batch_size * self.gradient_accumulation_steps * self.masks_per_step
+
+
+# What a search may fix or search of these settings, in their order.
+HYPERPARAMETERS = tuple(item.name for item, known in options_of(TrainerConfig) if _OF_A_RUN not in known.groups)
