@@ -14,7 +14,7 @@ A parametrisation says what the logits of an estimator are, how a mask comes of 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
@@ -40,9 +40,29 @@ _TRACKER_DECAY = 0.99
 # as with the estimate.
 _EXACT_CANDIDATES = 16
 
-# MaskLLM's temperature over a run; its scale of the logits (100 to 500, at logits near 0.01) is 1 to 5 at ours.
-_TEMPERATURES = (4.0, 0.05)
+# MaskLLM's temperature where a run begins; its scale of the logits (100 to 500, at logits near 0.01) is 1 to 5 at ours.
+_FIRST_TEMPERATURE = 4.0
 _SCALES = (1.0, 5.0)
+
+
+@dataclass(frozen=True)
+class Sharpening:
+    """How relaxed masks become sharp over a run.
+
+    Attributes:
+        annealing: of the temperature, from 4 to the final one: geometric, or linear as MaskLLM's own.
+        final_temperature: MaskLLM's is 0.05.
+    """
+
+    annealing: Annealing = "geometric"
+    final_temperature: float = 0.05
+
+    def at(self, progress: float) -> tuple[float, float]:
+        """(temperature, scale of the logits) at a share of the budget; the scale grows linearly from 1 to 5."""
+        hot, cold = _FIRST_TEMPERATURE, self.final_temperature
+        (first, last) = _SCALES
+        temperature = hot * (cold / hot) ** progress if self.annealing == "geometric" else hot + (cold - hot) * progress
+        return temperature, first + (last - first) * progress
 
 
 class Tracker(NamedTuple):
@@ -196,24 +216,24 @@ class RelaxedLinearSpace(LinearSpace):
         MaskproError: a group has more than 70 masks.
     """
 
-    annealing: Annealing = "geometric"
+    sharpening: Sharpening = field(default_factory=Sharpening)
 
     def __post_init__(self) -> None:
         check_enumerable(self.pattern)
 
     def entropy(self, logits: Tensor, generator: torch.Generator) -> Tensor:
         """That of the masks at the end of the annealing."""
-        return entropy(_annealed(1.0, self.annealing)[1] * logits, self.pattern.n, generator)
+        return entropy(self.sharpening.at(1.0)[1] * logits, self.pattern.n, generator)
 
     def draw(self, logits: Tensor, progress: float, generator: torch.Generator) -> Draw:
         """pi((scale * logits + Gumbel noise) / temperature): each row sums to n, and is a drawn mask once that is cold."""
-        temperature, scale = _annealed(progress, self.annealing)
+        temperature, scale = self.sharpening.at(progress)
         sharpened = perturb(scale * logits, generator).div_(temperature)
         return Draw(inclusion_probabilities(sharpened, self.pattern.n), sharpened)
 
     def gradient(self, logits: Tensor, progress: float, draw: Draw, values: Tensor) -> Tensor:
         """Through the inclusion probabilities of the draw."""
-        temperature, scale = _annealed(progress, self.annealing)
+        temperature, scale = self.sharpening.at(progress)
         assert draw.context is not None
         return inclusion_gradient(draw.context, self.pattern.n, values).mul_(scale / temperature)
 
@@ -221,16 +241,13 @@ class RelaxedLinearSpace(LinearSpace):
 class CandidateSpace:
     """A logit for each mask of a group (MaskLLM); masks are relaxed to mixtures, annealed over the run's budget.
 
-    Args:
-        annealing: of the temperature: geometric, or linear as MaskLLM's own.
-
     Raises:
         MaskproError: a group has more than 70 masks.
     """
 
-    def __init__(self, pattern: NMPattern, annealing: Annealing = "geometric"):
+    def __init__(self, pattern: NMPattern, sharpening: Sharpening | None = None):
         check_enumerable(pattern)
-        self._annealing: Annealing = annealing
+        self._sharpening = sharpening or Sharpening()
         self._n = pattern.n
         self._candidates = pattern.candidates()
 
@@ -248,18 +265,18 @@ class CandidateSpace:
 
     def entropy(self, logits: Tensor, generator: torch.Generator) -> Tensor:
         """That of the masks at the end of the annealing."""
-        log_p = (_annealed(1.0, self._annealing)[1] * logits).log_softmax(dim=1)
+        log_p = (self._sharpening.at(1.0)[1] * logits).log_softmax(dim=1)
         return -(log_p.exp() * log_p).sum(dim=1)
 
     def draw(self, logits: Tensor, progress: float, generator: torch.Generator) -> Draw:
         """The mixture softmax((scale * logits + Gumbel noise) / temperature) of all masks."""
-        temperature, scale = _annealed(progress, self._annealing)
+        temperature, scale = self._sharpening.at(progress)
         shares = (perturb(scale * logits, generator) / temperature).softmax(dim=1)
         return Draw(shares @ self._masks(logits), shares)
 
     def gradient(self, logits: Tensor, progress: float, draw: Draw, values: Tensor) -> Tensor:
         """Through the mixture's softmax."""
-        temperature, scale = _annealed(progress, self._annealing)
+        temperature, scale = self._sharpening.at(progress)
         shares = draw.context
         assert shares is not None
         slopes = values @ self._masks(logits).t()
@@ -267,13 +284,6 @@ class CandidateSpace:
 
     def _masks(self, like: Tensor) -> Tensor:
         return self._candidates.to(like.device, like.dtype if like.is_floating_point() else torch.float32)
-
-
-def _annealed(progress: float, annealing: Annealing) -> tuple[float, float]:
-    """(temperature, scale of the logits); the scale grows linearly."""
-    (hot, cold), (first, last) = _TEMPERATURES, _SCALES
-    temperature = hot * (cold / hot) ** progress if annealing == "geometric" else hot + (cold - hot) * progress
-    return temperature, first + (last - first) * progress
 
 
 PARAMETRISATIONS: dict[EstimatorName, Callable[..., Parametrisation]] = {

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from maskpro.errors import MaskproError
-from maskpro.estimators import PARAMETRISATIONS, Tracker, leave_one_out, magnitude_prior, policy_gradient
+from maskpro.estimators import PARAMETRISATIONS, Sharpening, Tracker, leave_one_out, magnitude_prior, policy_gradient
 from maskpro.graphs import GraphedPass
 from maskpro.hidden_targets import HiddenTargets, fading
 from maskpro.masked_model import MaskedModel
@@ -131,7 +131,7 @@ class MaskTrainer:
         self._teacher = teacher
         parametrisation = PARAMETRISATIONS[config.estimator]
         if config.estimator in RELAXED:
-            parametrisation = partial(parametrisation, annealing=config.annealing)
+            parametrisation = partial(parametrisation, sharpening=Sharpening(config.annealing, config.final_temperature))
         self._parametrisation = parametrisation(masked.pattern)
         initial_mask = masked.mask[: len(masked.learned_base)].clone()
         prior = None

@@ -82,6 +82,9 @@ class TrainerConfig:
     annealing: Annealing = option(
         "geometric", "Of the temperature of relaxed_subset and gumbel_softmax: geometric, or linear as MaskLLM has it."
     )
+    final_temperature: float = option(
+        0.05, "Of the relaxed masks of relaxed_subset and gumbel_softmax, which begin at 4; MaskLLM's is 0.05."
+    )
     masks_per_step: int = option(1, "Masks compared on each batch (policy_gradient).", least=1)
     refresh_reference: bool = option(False, "Replace the initial mask once the loss is half of its own (policy_gradient).")
     raw_step: bool = option(False, "The paper's own update (policy_gradient).")
@@ -93,7 +96,7 @@ class TrainerConfig:
         check_options(self)
         if not (isinstance(self.budget_samples, int) and self.budget_samples >= 1):
             raise MaskproError(f"budget_samples is {self.budget_samples!r}; allowed: a whole number of at least 1")
-        for name in ("lr", "logits"):
+        for name in ("lr", "logits", "final_temperature"):
             value = getattr(self, name)
             if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
                 raise MaskproError(f"{name} is {value!r}; allowed: a number above 0")
@@ -108,10 +111,10 @@ class TrainerConfig:
             raise MaskproError(f"seed is {self.seed}; allowed: 0 to {2**32 - 1}")
         if self.batch_size > self.dataset_size:
             raise MaskproError(f"batch_size is {self.batch_size}; allowed: at most dataset_size, {self.dataset_size}")
-        if self.annealing != "geometric" and self.estimator not in RELAXED:
-            raise MaskproError(
-                f"annealing is {self.annealing} with estimator {self.estimator}; allowed: with {' or '.join(RELAXED)} only"
-            )
+        for name, plain in (("annealing", "geometric"), ("final_temperature", 0.05)):
+            if (value := getattr(self, name)) != plain and self.estimator not in RELAXED:
+                allowed = " or ".join(RELAXED)
+                raise MaskproError(f"{name} is {value} with estimator {self.estimator}; allowed: with {allowed} only")
         for name, plain in (("raw_step", False), ("refresh_reference", False), ("masks_per_step", 1)):
             if getattr(self, name) != plain and self.estimator != "policy_gradient":
                 value = getattr(self, name)

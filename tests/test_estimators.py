@@ -9,6 +9,7 @@ from maskpro.estimators import (
     CandidateSpace,
     LinearSpace,
     RelaxedLinearSpace,
+    Sharpening,
     Tracker,
     leave_one_out,
     magnitude_prior,
@@ -135,10 +136,10 @@ def test_the_magnitude_prior_is_the_log_of_the_share_of_the_groups_mean():
 @pytest.mark.parametrize("annealing", ["geometric", "linear"])
 def test_the_relaxations_share_their_annealing(annealing):
     """Read off the perturbed logits, which are linear in the logits."""
-    space = RelaxedLinearSpace(TWO_OF_FOUR, annealing)
+    space = RelaxedLinearSpace(TWO_OF_FOUR, Sharpening(annealing, 0.5))
     logits = torch.tensor([[0.3, 0.0, 0.1, -0.2]], dtype=torch.float64)
-    middle = math.sqrt(4.0 * 0.05) if annealing == "geometric" else (4.0 + 0.05) / 2
-    for progress, temperature in ((0.0, 4.0), (0.5, middle), (1.0, 0.05)):
+    middle = math.sqrt(4.0 * 0.5) if annealing == "geometric" else (4.0 + 0.5) / 2
+    for progress, temperature in ((0.0, 4.0), (0.5, middle), (1.0, 0.5)):
         noise = perturb(torch.zeros_like(logits), torch.Generator().manual_seed(1))
         sharpened = space.draw(logits, progress, torch.Generator().manual_seed(1)).context
         assert torch.allclose(sharpened, ((1 + 4 * progress) * logits + noise) / temperature, rtol=1e-9)
@@ -147,7 +148,7 @@ def test_the_relaxations_share_their_annealing(annealing):
 @pytest.mark.parametrize(("annealing", "halfway"), [("geometric", math.sqrt(4.0 * 0.05)), ("linear", (4.0 + 0.05) / 2)])
 def test_the_temperature_falls_from_4_to_a_twentieth(annealing, halfway):
     """Read off a mixture: at the same noise its shares are exp((scale * logits + noise) / temperature), normalised."""
-    space = CandidateSpace(TWO_OF_FOUR, annealing)
+    space = CandidateSpace(TWO_OF_FOUR, Sharpening(annealing))
     logits = torch.tensor([[0.3, 0.0, 0.1, 0.0, 0.0, 0.0]], dtype=torch.float64)
     for progress, temperature in ((0.0, 4.0), (0.5, halfway), (1.0, 0.05)):
         noise = perturb(torch.zeros_like(logits), torch.Generator().manual_seed(1))

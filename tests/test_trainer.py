@@ -127,7 +127,7 @@ def test_accumulated_batches_equal_one_large_batch(digits, estimator):
         {"estimator": "straight_through", "target": "teacher", "magnitude_prior": 2.0},
         {"optimizer": "sgd", "estimator": "straight_through"},
         {"optimizer": "sgd", "estimator": "gumbel_softmax"},
-        {"estimator": "relaxed_subset", "target": "teacher", "annealing": "linear"},
+        {"estimator": "relaxed_subset", "target": "teacher", "annealing": "linear", "final_temperature": 0.5},
     ],
     ids=str,
 )
@@ -445,6 +445,11 @@ def test_a_logit_that_is_not_finite_stops_the_run(digits):
             "masks_per_step is 11; allowed: a divisor of budget_samples, 100",
         ),
         ({"annealing": "cosine", "estimator": "gumbel_softmax"}, "annealing is 'cosine'; allowed: geometric, linear"),
+        ({"final_temperature": 0.0, "estimator": "relaxed_subset"}, "final_temperature is 0.0; allowed: a number above 0"),
+        (
+            {"final_temperature": 0.5},
+            "final_temperature is 0.5 with estimator straight_through; allowed: with relax",
+        ),
         ({"annealing": "linear"}, "annealing is linear with estimator straight_through; allowed: with relaxed_subset or "),
         ({"lr_decay": "steps"}, "lr_decay is 'steps'; allowed: linear, cosine, constant"),
         ({"raw_step": True}, "raw_step is True with estimator straight_through"),

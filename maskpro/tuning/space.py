@@ -241,7 +241,7 @@ def _check_value(where: str, name: str, value: Any) -> None:
         others["budget_samples"] = value
     if name in ("raw_step", "refresh_reference", "masks_per_step"):
         others["estimator"] = "policy_gradient"
-    if name == "annealing":
+    if name in ("annealing", "final_temperature"):
         others["estimator"] = "gumbel_softmax"
     try:
         TrainerConfig(**others | {name: value})
@@ -290,6 +290,7 @@ def _check_together(param_space: Mapping[str, Any], space_pattern: str) -> None:
     dependent = (
         "estimator",
         "annealing",
+        "final_temperature",
         "hidden_targets",
         "compile",
         "raw_step",
