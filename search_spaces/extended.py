@@ -19,7 +19,7 @@ reduction_factor = 3  # the best third of those that have reached 1/27, 1/9 and 
 param_space = {
     "target": "teacher",
     "timesteps": "importance",
-    "estimator": tune.choice(["straight_through", "policy_gradient"]),
+    "estimator": tune.choice(["straight_through", "relaxed_subset", "policy_gradient"]),
     "pattern": tune.choice(["2:4", "1:2"]),
     "layout": tune.choice(["channel", "flattened"]),
     "targets": tune.choice(["all", "up_blocks", "down_blocks up_blocks"]),
