@@ -9,12 +9,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 from maskpro.errors import MaskproError
-from maskpro.files import NO_ROOM, check_new
+from maskpro.files import NO_ROOM, check_new, says_no_room
 from maskpro.installation import check_installation, limit_threads
 from maskpro.limits import usable_cores
 from maskpro.option_groups import FeatureOptions, JudgingOptions, SamplingOptions, SourceOptions
@@ -127,30 +127,33 @@ def run_app(application: typer.Typer) -> None:
     try:
         check_texts((*sys.argv[1:], current_folder()))
         application()
-    except MaskproError as error:
-        _fail(str(error))
-    except RuntimeError as error:
-        # torch's, which is imported only where it is needed.
-        if type(error).__name__ != "OutOfMemoryError":
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None:
             raise
-        _fail(f"out of memory with one sample at a time ({' '.join(str(error).split())[:200]}); allowed: another --device")
-    except UnicodeEncodeError as error:
-        # A name from a file, which the arguments did not show; its characters are in the error's own text.
-        if error.encoding.replace("-", "") in ("utf8", "utf_8"):
-            raise
-        _fail(f"a name can't be written in this locale ({error}); allowed: a locale of UTF-8, such as LC_ALL=C.UTF-8")
-    except OSError as error:
+        with suppress(OSError):  # nobody listens
+            say_aside(f"error: {sentence}")
+        sys.exit(2)
+
+
+def _sentence(error: Exception) -> str | None:
+    """What a user can do about an error; None where it is a fault of ours."""
+    if isinstance(error, MaskproError):
+        return str(error)
+    text = " ".join(str(error).split())[:200]
+    # torch's, which is imported only where it is needed.
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"out of memory with one sample at a time ({text}); allowed: another --device"
+    # A name from a file, which the arguments did not show. That UTF-8 lacks it is a fault of ours.
+    if isinstance(error, UnicodeEncodeError) and not error.encoding.lower().startswith("utf"):
+        return f"a name can't be written in this locale ({text}); allowed: a locale of UTF-8, such as LC_ALL=C.UTF-8"
+    if isinstance(error, OSError):
         allowed = next((allowed for numbers, allowed in _TO_MEND.items() if error.errno in numbers), None)
-        if allowed is None:
-            raise
-        how = "written" if error.errno in NO_ROOM else "opened or written"
-        _fail(f"{error.filename or 'a file or the output'} can't be {how} ({error.strerror}); allowed: {allowed}")
-
-
-def _fail(text: str) -> NoReturn:
-    with suppress(OSError):  # nobody listens
-        say_aside(f"error: {text}")
-    sys.exit(2)
+        if allowed is not None:
+            how = "written" if error.errno in NO_ROOM else "opened or written"
+            return f"{error.filename or 'a file or the output'} can't be {how} ({error.strerror}); allowed: {allowed}"
+    # safetensors and torch have errors of their own, which name no file.
+    return f"a file can't be written ({text}); allowed: a disk with room" if says_no_room(text) else None
 
 
 def main() -> None:

@@ -9,13 +9,14 @@ import io
 import os
 import resource
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableMapping
 from typing import TextIO
 
 from maskpro.errors import MaskproError
 
 # As many as Linux lets a process have without asking; Ray's own processes take hundreds.
 _WANTED_FILES = 4096
+_ERROR = "error"
 
 
 def open_closed_streams() -> None:
@@ -73,6 +74,23 @@ def current_folder() -> str:
         return os.getcwd()
     except FileNotFoundError as error:
         raise MaskproError("the current folder has been removed; allowed: to be in a folder that there is") from error
+
+
+def keep_warnings(environment: MutableMapping[str, str]) -> str:
+    """Let warnings end no process that this one starts; what there is to say of it.
+
+    PYTHONWARNINGS=error is meant for a program of one's own. Ray's processes, which inherit it, end at their first warning.
+    """
+    name = "PYTHONWARNINGS"
+    given = environment.get(name, "")
+    # Python takes the beginning of an action's name for it, as in -W e.
+    kept = [
+        part for part in given.split(",") if not (action := part.partition(":")[0].strip()) or not _ERROR.startswith(action)
+    ]
+    if len(kept) == len(given.split(",")):
+        return ""
+    environment[name] = ",".join(kept)
+    return f"{name} is {given}, at which Ray's processes would end; it holds for this process alone"
 
 
 def check_texts(texts: Iterable[str], encoding: str | None = None) -> None:

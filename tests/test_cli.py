@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from safetensors import SafetensorError
 
 from maskpro.cli import app, run_app
 from maskpro.errors import MaskproError
@@ -56,6 +57,17 @@ def test_what_the_system_refuses_at_any_moment_is_one_sentence(capsys, number, a
     assert caught.value.code == 2
     expected = f"error: report.html can't be opened or written ({os.strerror(number)}); allowed: {allowed}\n"
     assert capsys.readouterr().err == expected
+
+
+def test_a_disk_that_is_full_for_weights_is_one_sentence(capsys):
+    """safetensors raises no OSError, and names no file."""
+    full = "Error while serializing: I/O error: No space left on device (os error 28)"
+    with pytest.raises(SystemExit) as caught:
+        run_app(application(SafetensorError(full)))
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == f"error: a file can't be written ({full}); allowed: a disk with room\n"
+    with pytest.raises(SafetensorError):
+        run_app(application(SafetensorError("Error while deserializing header: invalid header")))
 
 
 def test_a_name_that_the_locale_lacks_is_one_sentence(capsys):
@@ -142,7 +154,7 @@ run_app(app)
 
 
 def test_the_steps_that_write_results_are_those_that_go_on():
-    kept = {command.callback.__name__ for command in app.registered_commands if hasattr(command.callback, "__wrapped__")}
+    kept = {command.callback.__name__ for command in app.registered_commands if command.callback.__code__.co_name == "kept"}
     names = {command.callback.__name__ for command in app.registered_commands}
     assert names - kept == {"verify", "doctor", "monitor", "stop"}
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from maskpro.errors import MaskproError
-from maskpro.process import check_texts, is_terminal, raise_file_limit, say_aside
+from maskpro.process import check_texts, is_terminal, keep_warnings, raise_file_limit, say_aside
 
 OPENED = """
 import os, sys
@@ -120,3 +120,27 @@ def test_a_name_that_is_no_text_in_the_locale_is_one_sentence(tmp_path):
     assert (found.returncode, found.stdout) == (2, "")
     assert found.stderr.startswith(r"error: 'Pr\udcc3\udcbcfung' is no text in UTF-8 (the encoding of names is ascii)")
     assert found.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("error", ""),
+        ("e", ""),
+        ("default,error::DeprecationWarning,ignore:x", "default,ignore:x"),
+        ("error:a message:UserWarning:torch", ""),
+    ],
+)
+def test_warnings_that_are_errors_hold_for_this_process_alone(given, kept):
+    environment = {"PYTHONWARNINGS": given}
+    assert keep_warnings(environment) == (
+        f"PYTHONWARNINGS is {given}, at which Ray's processes would end; it holds for this process alone"
+    )
+    assert environment == {"PYTHONWARNINGS": kept}
+
+
+@pytest.mark.parametrize("environment", [{}, {"PYTHONWARNINGS": ""}, {"PYTHONWARNINGS": "ignore,default:x"}])
+def test_warnings_that_are_no_errors_are_left_alone(environment):
+    before = dict(environment)
+    assert keep_warnings(environment) == ""
+    assert environment == before
