@@ -59,7 +59,7 @@ def usable_cores(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> int:
 
 def _group_names(membership: Path) -> dict[str, str]:
     """Controller of version 1, or "" for version 2, to the name of this process's group."""
-    names = {}
+    names: dict[str, str] = {}
     for line in _read(membership).splitlines():
         _, controllers, name = line.split(":", 2)
         names |= dict.fromkeys(controllers.split(","), name)

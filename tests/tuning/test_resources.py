@@ -41,6 +41,7 @@ def test_a_local_ray_does_not_ask_for_a_cluster(monkeypatch):
     resources._check_address(None, {"RAY_ADDRESS": "127.0.0.1:1"})
     asked = []
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr(resources, "_local_settings", dict)
     monkeypatch.setattr(resources.ray, "init", lambda **settings: asked.append(settings["address"]))
     resources._connect(None)
     assert asked == ["local"]
