@@ -13,7 +13,7 @@ import pandas as pd
 import typer
 
 from analysis.plots import best_trial
-from analysis.trials import load_curves, load_description, load_history, load_trials
+from analysis.trials import has_evaluation, load_curves, load_description, load_history, load_trials, read_evaluation
 from maskpro.cli import run_command
 from maskpro.errors import MaskproError
 from maskpro.files import read_json
@@ -59,8 +59,7 @@ def compare(experiments: list[Path], *, fidelity: float) -> pd.DataFrame:
         trials, curves = load_trials(experiment), load_curves(experiment)
         name = best_trial(trials)
         best = trials[trials["trial_id"] == name].iloc[0] if name else None
-        path = experiment / "final_evaluation.json"
-        report = read_json(path) if path.is_file() else {}
+        report = read_evaluation(experiment) if has_evaluation(experiment) else {}
         learned = report.get("models", {}).get("learned", {})
         rows.append(
             {
@@ -120,7 +119,8 @@ def main(
     ):
         print(compare(experiments, fidelity=fidelity).set_index("experiment").T.to_string())
         print()
-        print(differences(experiments).to_string() if len(experiments) else "")
+        differing = differences(experiments)
+        print(differing.to_string() if len(differing) else "no difference of their searches and best masks")
 
 
 if __name__ == "__main__":

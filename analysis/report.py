@@ -21,7 +21,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.plots import DARK, LIGHT, all_figures, best_trial
-from analysis.trials import load_evaluation, load_history, load_trials, searched_parameters
+from analysis.trials import (
+    has_evaluation,
+    load_evaluation,
+    load_history,
+    load_trials,
+    read_evaluation,
+    searched_parameters,
+)
 from maskpro.cli import run_command
 from maskpro.errors import MaskproError
 from maskpro.evaluation.fidelity import format_share, learned_against_dense
@@ -111,7 +118,9 @@ def gather(experiment: Path) -> Report:
         return found
 
     description = optional("the description of the search (experiment.json)", "experiment.json")
-    evaluated = optional("the final evaluation (the search has not come to its end)", "final_evaluation.json")
+    evaluated = read_evaluation(experiment) if has_evaluation(experiment) else {}
+    if not evaluated:
+        missing.append("the final evaluation (the search has not come to its end)")
     config = optional("a promoted mask (best/)", "best/config.json")
     evaluation = load_evaluation(experiment) if evaluated else pd.DataFrame()
     parameters = searched_parameters(experiment) if description else {}

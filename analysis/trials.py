@@ -18,7 +18,7 @@ import pandas as pd
 from maskpro.cli import run_command
 from maskpro.errors import MaskproError
 from maskpro.files import read_json
-from maskpro.tuning.history import HISTORY_FILE, METRIC, History
+from maskpro.tuning.history import EVALUATION_FILE, HISTORY_FILE, METRIC, History
 from maskpro.tuning.trial_table import FIGURES, single_figures, tabulate_trials
 
 _CURVE_COLUMNS = [
@@ -124,9 +124,26 @@ def load_curves(*experiments: Path) -> pd.DataFrame:
 def load_layers(*experiments: Path) -> pd.DataFrame:
     """A row per layer of each experiment's best mask: weights, sparsity, changed positions; none without a mask."""
     paths = ((experiment, experiment / "best" / "layers.csv") for experiment in experiments)
-    parts = [_of(experiment, pd.read_csv(path)) for experiment, path in paths if path.is_file()]
+    parts = [_of(experiment, _read_table(path)) for experiment, path in paths if path.is_file()]
     columns = ["experiment", "layer", "weights", "learned", "sparsity", "changed", "changed_share"]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+def has_evaluation(experiment: Path) -> bool:
+    """Whether its search has come to its end."""
+    return (experiment / EVALUATION_FILE).is_file()
+
+
+def read_evaluation(experiment: Path) -> dict[str, Any]:
+    """The content of `final_evaluation.json`.
+
+    Raises:
+        MaskproError: there is none, or it compares no networks.
+    """
+    report = read_json(experiment / EVALUATION_FILE)
+    if not (isinstance(report, dict) and isinstance(report.get("models"), dict)):
+        raise MaskproError(f"{experiment / EVALUATION_FILE} compares no networks; allowed: the file as it was written")
+    return report
 
 
 def load_evaluation(*experiments: Path) -> pd.DataFrame:
@@ -137,7 +154,7 @@ def load_evaluation(*experiments: Path) -> pd.DataFrame:
     """
     parts = []
     for experiment in experiments:
-        report = read_json(experiment / "final_evaluation.json")
+        report = read_evaluation(experiment)
         models = pd.DataFrame(list(report["models"].values()), index=list(report["models"]))
         for name in ("recovery", "loss_improvement"):
             models.loc["learned", name] = report[name]
@@ -149,12 +166,18 @@ def load_timesteps(*experiments: Path) -> pd.DataFrame:
     """A row per model and tenth of the noise schedule (1: little noise, 10: much): test_loss."""
     rows = []
     for experiment in experiments:
-        path = experiment / "final_evaluation.json"
-        models = read_json(path)["models"] if path.is_file() else {}
+        models = read_evaluation(experiment)["models"] if has_evaluation(experiment) else {}
         for model, figures in models.items():
             for tenth, loss in enumerate(figures.get("test_loss_by_timestep", ()), 1):
                 rows.append({"experiment": experiment.name, "model": model, "tenth": tenth, "test_loss": loss})
     return pd.DataFrame(rows, columns=["experiment", "model", "tenth", "test_loss"])
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path)
+    except ValueError as error:
+        raise MaskproError(f"{path} is no table ({error}); allowed: the file as it was written") from error
 
 
 def _of(experiment: Path, table: pd.DataFrame) -> pd.DataFrame:
@@ -168,7 +191,7 @@ def _text(experiments: list[Path]) -> Iterator[str]:
         yield f"{experiment}: {len(trials)} trials, {json.dumps(trials['status'].value_counts().to_dict())}"
         columns = [name for name in trials.columns if name not in ("experiment", "trial_id", "failure")]
         yield trials.nsmallest(5, METRIC)[columns].to_string(index=False)
-        if (experiment / "final_evaluation.json").is_file():
+        if has_evaluation(experiment):
             evaluation = load_evaluation(experiment)
             yield single_figures(evaluation).drop(columns="experiment").to_string(index=False)
         else:

@@ -2,29 +2,48 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 from maskpro.errors import MaskproError
-from maskpro.files import NO_ROOM, check_new
+from maskpro.files import NO_ROOM, check_new, says_no_room
 from maskpro.installation import check_installation, limit_threads
 from maskpro.limits import usable_cores
 from maskpro.option_groups import FeatureOptions, JudgingOptions, SamplingOptions, SourceOptions
 from maskpro.options import Given, check_options, expanded, option
+from maskpro.process import (
+    check_texts,
+    current_folder,
+    is_terminal,
+    open_closed_streams,
+    raise_file_limit,
+    say_aside,
+    show_all_characters,
+)
 from maskpro.trainer_config import TrainerConfig
+from maskpro.tuning.driver_log import kept_output
 
 _SETTINGS: dict[str, Any] = {
     "add_completion": False,
     "pretty_exceptions_enable": False,
     # The original's options are spelt with underscores: --batch_size is --batch-size.
     "context_settings": {"token_normalize_func": lambda text: text.replace("_", "-")},
+}
+
+# What the system may refuse at any moment, and what mends it; any other refusal is a fault of ours.
+_TO_MEND = {
+    NO_ROOM: "a disk with room",
+    (errno.EACCES, errno.EPERM, errno.EROFS): "files and folders that this user may read and write",
+    (errno.ENAMETOOLONG,): "shorter names of files and folders",
+    (errno.EMFILE, errno.ENFILE): "more open files, such as by ulimit -n 4096",
 }
 
 # They look at a search's folder, and need neither torch nor torchvision, which take seconds to import.
@@ -70,6 +89,17 @@ class _PositionalSource(SourceOptions):
     )
 
 
+def _results_first(command: Callable[..., None]) -> Callable[..., None]:
+    """A step whose results are files: it goes on where its output can't be written (a closed pipe, a full disk)."""
+
+    @wraps(command)
+    def kept(**options: Any) -> None:
+        with kept_output():
+            command(**options)
+
+    return kept
+
+
 def run_command(command: Callable[..., Any], *, check: bool = True) -> None:
     """Run a typer command; a user's mistake ends in one sentence and exit status 2.
 
@@ -90,26 +120,40 @@ def run_command(command: Callable[..., Any], *, check: bool = True) -> None:
 
 
 def run_app(application: typer.Typer) -> None:
-    """Run a typer application; a user's mistake, or a disk that is full, ends in one sentence and exit status 2."""
+    """Run a typer application; a user's mistake, or a place that can't be written, ends in one sentence and status 2."""
+    open_closed_streams()
+    show_all_characters()
+    raise_file_limit()
     try:
+        check_texts((*sys.argv[1:], current_folder()))
         application()
-    except MaskproError as error:
-        _fail(str(error))
-    except RuntimeError as error:
-        # torch's, which is imported only where it is needed.
-        if type(error).__name__ != "OutOfMemoryError":
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None:
             raise
-        _fail(f"out of memory with one sample at a time ({' '.join(str(error).split())[:200]}); allowed: another --device")
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        _fail(f"{error.filename or 'a file or the output'} can't be written ({error.strerror}); allowed: a disk with room")
+        with suppress(OSError):  # nobody listens
+            say_aside(f"error: {sentence}")
+        sys.exit(2)
 
 
-def _fail(text: str) -> NoReturn:
-    with suppress(OSError):  # nobody listens
-        print(f"error: {text}", file=sys.stderr)
-    sys.exit(2)
+def _sentence(error: Exception) -> str | None:
+    """What a user can do about an error; None where it is a fault of ours."""
+    if isinstance(error, MaskproError):
+        return str(error)
+    text = " ".join(str(error).split())[:200]
+    # torch's, which is imported only where it is needed.
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"out of memory with one sample at a time ({text}); allowed: another --device"
+    # A name from a file, which the arguments did not show. That UTF-8 lacks it is a fault of ours.
+    if isinstance(error, UnicodeEncodeError) and not error.encoding.lower().startswith("utf"):
+        return f"a name can't be written in this locale ({text}); allowed: a locale of UTF-8, such as LC_ALL=C.UTF-8"
+    if isinstance(error, OSError):
+        allowed = next((allowed for numbers, allowed in _TO_MEND.items() if error.errno in numbers), None)
+        if allowed is not None:
+            how = "written" if error.errno in NO_ROOM else "opened or written"
+            return f"{error.filename or 'a file or the output'} can't be {how} ({error.strerror}); allowed: {allowed}"
+    # safetensors and torch have errors of their own, which name no file.
+    return f"a file can't be written ({text}); allowed: a disk with room" if says_no_room(text) else None
 
 
 def main() -> None:
@@ -118,6 +162,7 @@ def main() -> None:
 
 
 @app.command()
+@_results_first
 @expanded
 def prune(
     output_dir: Output,
@@ -146,6 +191,7 @@ def prune(
 
 
 @app.command()
+@_results_first
 @expanded
 def extract(
     model_path: Annotated[str, typer.Option(help="Pruned diffusers folder.")],
@@ -211,6 +257,7 @@ def verify(
 
 
 @app.command()
+@_results_first
 @expanded
 def baseline(
     output_dir: Output,
@@ -244,6 +291,7 @@ def baseline(
 
 
 @app.command()
+@_results_first
 @expanded
 def train(
     output_dir: Output,
@@ -312,6 +360,7 @@ def train(
 
 
 @app.command()
+@_results_first
 @expanded
 def evaluate(
     output_dir: Output,
@@ -388,6 +437,7 @@ def evaluate(
 
 
 @app.command()
+@_results_first
 @expanded
 def reference_statistics(
     output: Annotated[Path, typer.Argument(help="New .npz file.")],
@@ -431,7 +481,7 @@ def doctor(
     opened = _opened(replace(source, workload=source.workload or ("digits" if is_embedded else "cifar10")), quiet=True)
     found = _preflight(opened, **form, sampling=sampling, device=device)
     rows = understood(opened, found, **form)
-    if not sys.stdout.isatty():  # whole lines, to be searched
+    if not is_terminal(sys.stdout):  # whole lines, to be searched
         for name, text in rows.items():
             print(f"{name}: {text}")
         return
@@ -488,7 +538,7 @@ def _opened(source: SourceOptions, output: Path | None = None, *, quiet: bool = 
         ema=source.ema,
         reading=source.reading,
         image_cache=cache,
-        say=_say,
+        say=say_aside,
     )
     for note in () if quiet else opened.notes:
         print(f"model {opened.model_source}: {note}")
@@ -522,7 +572,3 @@ def _masks_or_magnitude(workload: Any, masks: Path | None, pattern: str, layout:
     if masks is not None:
         return pipeline.load_masks_for(workload, masks)
     return pipeline.magnitude_mask_file(workload, pattern=NMPattern.parse(pattern), layout=parse_layout(layout))
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

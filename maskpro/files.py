@@ -17,9 +17,9 @@ from typing import Any
 
 from maskpro.errors import MaskproError
 
-# What the system says where a disk or a quota is full.
 # What Git LFS leaves in a clone instead of a large file.
 _LFS_POINTER = b"version https://git-lfs.github.com/"
+# What the system says where a disk or a quota is full.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 # safetensors and torch have errors of their own, and Ray hands errors on as text.
 _NO_ROOM_TEXTS = (*(os.strerror(number) for number in NO_ROOM), "PytorchStreamWriter failed writing")
@@ -34,7 +34,11 @@ def says_no_room(text: str) -> bool:
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary sibling to write a file to; renamed to `path` on success, removed on error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        error.filename = str(path)  # nobody knows the temporary one
+        raise
     os.close(handle)
     temporary = Path(name)
     try:

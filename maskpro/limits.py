@@ -10,6 +10,8 @@ from typing import NamedTuple
 import joblib
 
 CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+# Version 1 says 2**63 less a page.
+_NO_MEMORY_LIMIT = 1 << 60
 
 
 class Limits(NamedTuple):
@@ -20,22 +22,29 @@ class Limits(NamedTuple):
 
 
 def cgroup_limits(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> Limits:
-    """Limits of this process's control group (version 2), the lowest of it and of the groups above.
+    """Limits of this process's control group, the lowest of it and of the groups above.
+
+    In version 2 a process has one group. In version 1 it has one for each controller, in a tree of its own; a machine may
+    have both.
 
     Args:
         cgroups: where groups are mounted.
-        membership: file that names this process's group.
+        membership: file that names this process's groups.
     """
-    cores: list[float] = []
-    memory: list[int] = []
-    for group in _groups(cgroups, membership):
-        quota, _, period = _read(group / "cpu.max").partition(" ")
-        if quota.isdecimal() and period.isdecimal() and int(period):
-            cores.append(int(quota) / int(period))
-        most = _read(group / "memory.max")
-        if most.isdecimal():
-            memory.append(int(most))
-    return Limits(min(cores, default=None), min(memory, default=None))
+    names = _group_names(membership)
+    quotas = [_read(group / "cpu.max").partition(" ")[::2] for group in _groups(cgroups, names.get("", ""))]
+    quotas += [
+        (_read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us"))
+        for group in _groups(cgroups / "cpu", names.get("cpu", ""))
+    ]
+    memory = [_read(group / "memory.max") for group in _groups(cgroups, names.get("", ""))]
+    memory += [_read(group / "memory.limit_in_bytes") for group in _groups(cgroups / "memory", names.get("memory", ""))]
+    # A limit that there is not is "max" in version 2; in version 1 it is -1, or more memory than a machine can have.
+    cores = [
+        int(quota) / int(period) for quota, period in quotas if quota.isdecimal() and period.isdecimal() and int(period)
+    ]
+    sizes = [int(most) for most in memory if most.isdecimal() and int(most) < _NO_MEMORY_LIMIT]
+    return Limits(min(cores, default=None), min(sizes, default=None))
 
 
 def usable_cores(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> int:
@@ -48,16 +57,24 @@ def usable_cores(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> int:
     return cores if quota is None else min(cores, max(1, math.ceil(quota)))
 
 
-def _groups(cgroups: Path, membership: Path) -> Iterator[Path]:
-    """The folder of this process's group, and of each above it."""
-    names = [line.removeprefix("0::") for line in _read(membership).splitlines() if line.startswith("0::")]
-    group = cgroups / names[0].lstrip("/") if names else cgroups
+def _group_names(membership: Path) -> dict[str, str]:
+    """Controller of version 1, or "" for version 2, to the name of this process's group."""
+    names: dict[str, str] = {}
+    for line in _read(membership).splitlines():
+        _, controllers, name = line.split(":", 2)
+        names |= dict.fromkeys(controllers.split(","), name)
+    return names
+
+
+def _groups(cgroups: Path, name: str) -> Iterator[Path]:
+    """The folder of the group of that name, and of each above it."""
+    group = cgroups / name.lstrip("/")
     # A container that sees the names of its host doesn't see their folders.
     yield from (place for place in (group, *group.parents) if place.is_relative_to(cgroups) and ".." not in place.parts)
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text().strip()
+        return path.read_text(encoding="utf-8").strip()
     except OSError:
         return ""

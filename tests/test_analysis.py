@@ -83,6 +83,38 @@ def test_experiments_are_compared_by_what_they_found_and_how_they_differ(tmp_pat
         write_comparison([first])
 
 
+def test_experiments_that_do_not_differ_are_said_to(tmp_path, capsys):
+    first, second = (make_experiment(tmp_path / name / "same", trials=4, seed=1) for name in "ab")
+    write_comparison([first, second])
+    assert capsys.readouterr().out.endswith("\n\nno difference of their searches and best masks\n")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"models": []}'])
+def test_a_final_evaluation_that_is_none_gives_one_sentence_by_every_command(tmp_path, content):
+    folder = make_experiment(tmp_path / "a")
+    (folder / "final_evaluation.json").write_text(content)
+    for show in (print_trials, lambda folders: write_comparison([*folders, *folders])):
+        with pytest.raises(
+            MaskproError, match=r"final_evaluation.json (is not JSON|compares no networks; allowed: the file)"
+        ):
+            show([folder])
+    for show in (write_figures, write_report):
+        with pytest.raises(
+            MaskproError, match=r"final_evaluation.json (is not JSON|compares no networks; allowed: the file)"
+        ):
+            show(folder)
+
+
+def test_an_empty_table_of_layers_gives_one_sentence(tmp_path):
+    folder = make_experiment(tmp_path / "a")
+    (folder / "best").mkdir(exist_ok=True)
+    (folder / "best" / "layers.csv").write_text("")
+    with pytest.raises(
+        MaskproError, match=r"layers.csv is no table \(No columns to parse from file\); allowed: the file as"
+    ):
+        write_figures(folder)
+
+
 def test_the_cost_of_a_fidelity_is_what_all_trials_spent_until_one_reached_it():
     curves = pd.DataFrame(
         {

@@ -50,6 +50,30 @@ def test_without_control_groups_or_limits_there_are_none(cgroup, tmp_path):
     assert usable_cores(tmp_path / "none", tmp_path / "neither") == joblib.cpu_count()
 
 
+def test_groups_of_version_1_have_a_tree_for_each_controller(cgroup):
+    files = {
+        "cpu/cpu.cfs_quota_us": "-1",
+        "cpu/cpu.cfs_period_us": "100000",
+        "cpu/job/cpu.cfs_quota_us": "250000",
+        "cpu/job/cpu.cfs_period_us": "100000",
+        "cpu/job/step/cpu.cfs_quota_us": "-1",
+        "cpu/job/step/cpu.cfs_period_us": "100000",
+        "memory/memory.limit_in_bytes": str(2**63 - 4096),  # none
+        "memory/slurm/memory.limit_in_bytes": str(12 * GIB),
+        "memory/slurm/job/memory.limit_in_bytes": str(6 * GIB),
+        "memory/other/memory.limit_in_bytes": str(GIB),
+    }
+    cgroups, membership = cgroup("/", files)
+    membership.write_text("5:memory:/slurm/job\n3:cpu,cpuacct:/job/step\n2:name=systemd:/elsewhere\n0::/\n")
+    assert cgroup_limits(cgroups, membership) == Limits(cores=2.5, memory=6 * GIB)
+    assert _local_settings(cgroups, membership)["_memory"] == int(0.7 * 6 * GIB)
+    # A container sees the names of its host, and its own group at the top.
+    (cgroups / "memory/memory.limit_in_bytes").write_text(str(3 * GIB))
+    membership.write_text("5:memory:/docker/1f2e\n3:cpu,cpuacct:/docker/1f2e\n")
+    assert cgroup_limits(cgroups, membership) == Limits(cores=None, memory=3 * GIB)
+    assert "_memory" not in _local_settings(cgroups, membership), "Ray itself reads the topmost group's"
+
+
 @pytest.mark.parametrize(("quota", "cores"), [("100000 100000", 1), ("20000 100000", 1), ("99900000 100000", math.inf)])
 def test_a_quota_holds_cores_trials_and_threads_down(cgroup, quota, cores):
     place = cgroup("/a", {"a/cpu.max": quota})

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
 
 import pandas as pd
@@ -510,6 +511,11 @@ def test_the_spacing_of_timesteps_is_the_one_asked_for(opened, made, images):
         assert f"sampler: ddim, 10 of 1,000 timesteps, spacing {spacing}, {visited}" in shown
     with pytest.raises(MaskproError, match="sampling_steps is 600 with timestep_spacing leading"):
         preflight(workload, sampling_steps=600, timestep_spacing="leading")
+
+
+def test_doctor_ends_well_without_a_standard_output(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    app(["doctor"], standalone_mode=False)
 
 
 def test_doctor_knows_the_embedded_workload():

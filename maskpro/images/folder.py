@@ -25,6 +25,7 @@ from maskpro.images.reading import ImageReading, UnreadableImageError, read_imag
 from maskpro.images.splits import DataNotFoundError, ImageCounts, ImageSplits, Split, split_indices
 from maskpro.images.storage import StoredImages, as_tensor, store_images, stored_path, stored_record
 from maskpro.limits import usable_cores
+from maskpro.process import is_terminal
 
 Say = Callable[[str], None]
 
@@ -271,7 +272,7 @@ def _fill(
 @contextmanager
 def _progress(total: int, say: Say | None) -> Iterator[Callable[[], None]]:
     """A function to call for each image: a bar on a terminal, else a line now and then, with an estimate of the end."""
-    if say is not None and sys.stderr.isatty():
+    if say is not None and is_terminal(sys.stderr):
         from rich.console import Console
         from rich.progress import Progress
 

@@ -41,7 +41,7 @@ def failure_text(trial: Trial) -> str:
     """What a trial has failed of; the storage may not have been able to take the text."""
     if trial.error_file:
         with suppress(OSError):
-            return Path(trial.error_file).read_text(errors="replace")
+            return Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
     return str(trial.get_error() or "")
 
 

@@ -73,7 +73,7 @@ class DeviceMeter:
 def _cpu_times() -> tuple[int, int]:
     """Busy and whole time of all cores since the system's start, in its own unit; zeros where there is no /proc."""
     try:
-        times = [int(part) for part in _STAT.read_text().split("\n", 1)[0].split()[1:9]]
+        times = [int(part) for part in _STAT.read_text(encoding="utf-8").split("\n", 1)[0].split()[1:9]]
     except (OSError, ValueError):
         return 0, 0
     idle = sum(times[3:5])  # idle, and waiting for disks
@@ -83,7 +83,7 @@ def _cpu_times() -> tuple[int, int]:
 def _memory() -> tuple[float, float] | None:
     """GiB that can't be had, and GiB in all; None where there is no /proc."""
     try:
-        lines = [line.partition(":") for line in _MEMORY.read_text().splitlines()]
+        lines = [line.partition(":") for line in _MEMORY.read_text(encoding="utf-8").splitlines()]
     except OSError:
         return None
     sizes = {name: int(rest.split()[0]) for name, _, rest in lines}

@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from maskpro.process import show_all_characters
+
 DRIVER_LOG = "driver.log"
 
 # Lines that were meant for the terminal. They wait here until there is a folder to write them to.
@@ -56,6 +58,7 @@ def kept_output() -> Iterator[None]:
     waiting = logging.handlers.MemoryHandler(_MOST_WAITING, flushLevel=logging.CRITICAL + 1)
     logger.handlers, logger.propagate = [waiting], False
     logger.setLevel(logging.INFO)
+    show_all_characters()  # also names, and box-drawing characters
     earlier = sys.stdout, sys.stderr
     screens = [_Screen(stream, logger) for stream in earlier]
     sys.stdout, sys.stderr = screens
@@ -95,9 +98,6 @@ class _Screen(io.TextIOBase):
         self._stream = stream
         self._logger = logger
         self._unflushed = ""
-        if isinstance(stream, io.TextIOWrapper):
-            # Names and box-drawing characters that the terminal's encoding lacks are shown by their numbers.
-            stream.reconfigure(errors="backslashreplace")
 
     def __getattr__(self, name: str) -> Any:
         """`encoding`, `buffer` and whatever else the stream has."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from maskpro.evaluation.fidelity import format_share, learned_against_dense
 from maskpro.evaluation.sampling import SamplingPlan
 from maskpro.files import says_no_room
+from maskpro.process import is_terminal
 from maskpro.tuning.driver_log import driver_log, say
 from maskpro.tuning.experiment import Experiment, open_experiment, running_session, trial_resources, write_trials
 from maskpro.tuning.history import METRIC
@@ -125,7 +126,7 @@ def _leave(experiment: Experiment, interruption: Interruption) -> int:
 
 def _summarise(experiment: Experiment, report: dict[str, Any]) -> None:
     """Print the trials and the final evaluation as tables, and where everything is."""
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = Console(width=None if is_terminal(sys.stdout) else 140)
     columns = [
         "trial",
         *experiment.search.space.domains,

@@ -56,7 +56,7 @@ def clear_remnant(folder: Path) -> None:
 def _is_lock(path: Path) -> bool:
     """Whether it is a lock of ours: empty for an instant, then its holder."""
     try:
-        content = path.read_text()
+        content = path.read_text(encoding="utf-8")
         return content == "" or bool(Holder(**json.loads(content)))
     except (OSError, ValueError, TypeError):
         return False

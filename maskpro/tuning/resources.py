@@ -17,6 +17,7 @@ import ray
 
 from maskpro.errors import MaskproError
 from maskpro.limits import CGROUPS, MEMBERSHIP, cgroup_limits, usable_cores
+from maskpro.process import keep_warnings
 from maskpro.tuning.ray_folders import provide_token, ray_folder
 from maskpro.tuning.ray_leftovers import end_with_this_process
 
@@ -194,8 +195,9 @@ def _local_settings(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> d
     """
     provide_token(os.environ)
     folder, note = ray_folder(os.environ)
-    if note:
-        print(note, flush=True)
+    for line in (note, keep_warnings(os.environ)):
+        if line:
+            print(line, flush=True)
     # Ray counts a container's cores and memory, but not those of `taskset`, a batch system, or a group within it.
     settings: dict[str, Any] = {"num_cpus": usable_cores(cgroups, membership)}
     memory = cgroup_limits(cgroups, membership).memory
@@ -241,12 +243,19 @@ def _slots(node: Mapping[str, float], cpus: float, gpus: float) -> int:
     return int(min(by_cpu, by_gpu))
 
 
-def _check_address(address: str | None) -> None:
+def _check_address(address: str | None, environment: Mapping[str, str] = os.environ) -> None:
     """Ray waits for minutes, and then ends the process, where nothing listens at host:port."""
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    named = f"address is {address!r}"
+    # Ray takes the variable for "auto", and nothing of it for a local Ray.
+    if address == "auto" and environment.get("RAY_ADDRESS"):
+        address = environment["RAY_ADDRESS"]
+        named = f"address is 'auto' with RAY_ADDRESS={address}"
+        if address.startswith("ray://"):
+            raise MaskproError(f"{named}; allowed: host:port on a node of the cluster (a Ray client can't run a search)")
+    host, _, port = (address or "").rpartition(":")
     if not port.isdigit():
         return
     try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError as error:
-        raise MaskproError(f"address is {address!r}; nothing answers there ({error}); allowed: a running Ray's") from error
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:  # a port above 65,535
+        raise MaskproError(f"{named}; nothing answers there ({error}); allowed: a running Ray's") from error

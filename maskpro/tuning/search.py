@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import platform
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -28,6 +27,7 @@ from maskpro.masked_model import MaskedModel, model_hash
 from maskpro.pattern import NMPattern, parse_layout
 from maskpro.precision import check_precision
 from maskpro.preflight import Preflight, check_record, run_preflight
+from maskpro.process import say_aside
 from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.early_stopping import Scheduler, scheduler_name
 from maskpro.tuning.options import SearchOptions
@@ -155,7 +155,7 @@ def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Pl
         ema=options.ema,
         reading=options.reading,
         image_cache=options.results_dir.absolute() / IMAGE_CACHE,
-        say=lambda text: print(text, file=sys.stderr, flush=True),
+        say=say_aside,
     )
     judging = {name: getattr(options, name) for name in ("selection_samples", "test_samples", "num_generated")}
     given_sizes = {name: size for name, size in judging.items() if size is not None}

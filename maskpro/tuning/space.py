@@ -141,7 +141,9 @@ def load_space(path: Path) -> SearchSpace:
             f"allowed: {', '.join([*_REQUIRED, *_OPTIONAL])}, and names that begin with _"
         )
     try:
-        return _checked_space(path.read_text(), _OPTIONAL | values)
+        return _checked_space(path.read_text(encoding="utf-8"), _OPTIONAL | values)
+    except UnicodeDecodeError as error:  # Python itself takes what a comment in its first lines names
+        raise MaskproError(f"space file {path} is not in UTF-8 ({error}); allowed: a file in UTF-8") from error
     except MaskproError as error:
         raise MaskproError(f"space file {path}: {error}") from error
 

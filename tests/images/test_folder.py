@@ -1,5 +1,6 @@
 import os
 import pickle
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from PIL import Image
 
 from maskpro.errors import MaskproError
 from maskpro.images import DataNotFoundError, ImageReading, folder_images
+from maskpro.process import say_aside
 
 
 def read(root, **settings):
@@ -243,6 +245,12 @@ def test_progress_is_said_in_lines_where_there_is_no_terminal(tmp_path, monkeypa
     read(fill(tmp_path / "a", 12), say=said.append)
     assert len(said) == 12
     assert said[5].startswith("reading images: 6 of 12, about ")
+
+
+def test_images_are_read_by_a_process_without_a_standard_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    root = fill(tmp_path / "a", 12)
+    assert sum(read(root, say=say_aside).counts.read.values()) == 12
 
 
 def arrays_in(path):

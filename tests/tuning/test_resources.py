@@ -21,6 +21,32 @@ def test_an_address_where_nothing_answers_is_told_of_to_whoever_waits():
         pass
 
 
+@pytest.mark.parametrize(
+    ("address", "variable", "message"),
+    [
+        ("auto", "127.0.0.1:1", "address is 'auto' with RAY_ADDRESS=127.0.0.1:1; nothing answers there ("),
+        ("auto", "[::1]:1", "address is 'auto' with RAY_ADDRESS=[::1]:1; nothing answers there ("),
+        ("auto", "ray://127.0.0.1:1", "address is 'auto' with RAY_ADDRESS=ray://127.0.0.1:1; allowed: host:port on a node"),
+        ("127.0.0.1:99999", "", "address is '127.0.0.1:99999'; nothing answers there ("),
+    ],
+)
+def test_an_address_of_a_dead_cluster_is_told_of_before_ray_waits_for_it(address, variable, message):
+    with pytest.raises(MaskproError) as caught:
+        resources._check_address(address, {"RAY_ADDRESS": variable})
+    assert str(caught.value).startswith(message)
+
+
+def test_a_local_ray_does_not_ask_for_a_cluster(monkeypatch):
+    """Whatever RAY_ADDRESS says: that is for `auto`."""
+    resources._check_address(None, {"RAY_ADDRESS": "127.0.0.1:1"})
+    asked = []
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr(resources, "_local_settings", dict)
+    monkeypatch.setattr(resources.ray, "init", lambda **settings: asked.append(settings["address"]))
+    resources._connect(None)
+    assert asked == ["local"]
+
+
 def test_ray_is_shut_down_after_its_start_and_its_thread_outlives_it(monkeypatch, capsys):
     """The kernel would end Ray with the thread that started it."""
     events = []
