@@ -39,7 +39,7 @@ def test_settings_of_one_estimator_alone_can_be_fixed_with_it(tmp_path):
 def test_the_ready_made_spaces_hold_the_five_configurations(name):
     space = load_space(SPACES / name)
     neutral: dict[str, object] = {"magnitude_prior": 0.0, "hidden_targets": 0.0}
-    neutral |= {"masks_per_step": 1, "targets": "all", "lr_decay": "linear", "final_temperature": 0.05}
+    neutral |= {"masks_per_step": 1, "targets": "all", "lr_decay": "linear"}
     own = {parameter: neutral[parameter] for parameter in space.domains if parameter not in CONFIGURATIONS[0]}
     assert list(space.seed_points[:5]) == [configuration | own for configuration in CONFIGURATIONS]
     assert space.seed_point_names[:5] == ("conservative", "standard", "aggressive", "efficient", "finetuning")
