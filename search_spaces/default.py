@@ -20,7 +20,8 @@ param_space = {
     "target": "teacher",
     "timesteps": "importance",
     "lr_decay": "cosine",
-    "final_temperature": 0.5,  # not searched: a lower one is better early and worse late, which early stopping takes for better
+    # Not searched: a colder one is better early and worse at the end, and early stopping would take it for better.
+    "final_temperature": 0.5,
     "lr": tune.loguniform(0.3, 3.0),
     "logits": tune.uniform(2.0, 10.0),
     "magnitude_prior": tune.uniform(0.0, 4.0),
