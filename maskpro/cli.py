@@ -18,7 +18,7 @@ from maskpro.files import NO_ROOM, check_new, says_no_room
 from maskpro.installation import check_installation, limit_threads
 from maskpro.limits import usable_cores
 from maskpro.option_groups import FeatureOptions, JudgingOptions, SamplingOptions, SourceOptions
-from maskpro.options import Given, check_options, expanded, option
+from maskpro.options import Given, expanded, option
 from maskpro.process import (
     check_texts,
     current_folder,
@@ -396,7 +396,6 @@ def evaluate(
 
     if (masks is None) == (checkpoint_path is None):
         raise MaskproError("masks and checkpoint_path are both given or both missing; allowed: exactly one of them")
-    check_options(sampling)
     parsed_sampler, spacing = parse_sampler(sampling.sampler), parse_spacing(sampling.timestep_spacing)
     opened = _opened(source, output_dir)
     parsed, parsed_layout = NMPattern.parse(pattern), parse_layout(layout)
@@ -476,7 +475,6 @@ def doctor(
     from maskpro.pattern import NMPattern, parse_layout
 
     form: dict[str, Any] = {"pattern": NMPattern.parse(pattern), "layout": parse_layout(layout)}
-    check_options(sampling)
     is_embedded = source.model is None and source.data is None
     opened = _opened(replace(source, workload=source.workload or ("digits" if is_embedded else "cifar10")), quiet=True)
     found = _preflight(opened, **form, sampling=sampling, device=device)
