@@ -95,6 +95,15 @@ def test_warnings_and_features_stand_beside_the_distances(tmp_path):
         assert "FID" not in re.sub(r"data:image[^\"]*", "", text)
 
 
+def test_texts_of_any_length_are_whole_and_escaped(tmp_path):
+    folder = make_experiment(tmp_path / "long")
+    described = json.loads((folder / "experiment.json").read_text())
+    (folder / "experiment.json").write_text(json.dumps(described | {"note": "<b>" + "long " * 100 + "end", "empty": {}}))
+    text = write_report(folder).read_text()
+    assert "&lt;b&gt;" + "long " * 100 + "end</td>" in text
+    assert "<b>long" not in text
+
+
 def write_history(folder, *events):
     folder.mkdir()
     lines = [{"event": "session", "num_trials": 3, "time": "2026-01-01"}, *events]
