@@ -9,7 +9,6 @@ does not have yet, or has lost, is named instead of shown.
 from __future__ import annotations
 
 import base64
-import html
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from analysis.plots import DARK, LIGHT, all_figures, best_trial
@@ -36,8 +36,11 @@ from maskpro.files import read_json, write_text
 from maskpro.tuning.history import METRIC
 from maskpro.tuning.trial_table import FIGURES, single_figures
 
+_TEMPLATE = Path(__file__).with_name("report.html.jinja")
+
 # Trials that are shown at once; the others are below a fold.
 _BEST_SHOWN = 15
+_FAILURES_SHOWN = 50
 
 CAPTIONS = {
     "best_so_far": "How good the search's best mask was after how many calibration samples of all trials together.",
@@ -52,29 +55,6 @@ CAPTIONS = {
     "layer_changes": "What the best mask changed in each layer, in the order in which the network lists them.",
 }
 _GRIDS = {"dense": "dense network", "initial": "initial mask", "learned": "learned mask"}
-
-_STYLE = """
-:root { --paper: #ffffff; --ink: #222222; --soft: #666a70; --line: #dddddd; --card: #f5f6f8; --accent: #b34700; }
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #16181d; --ink: #e6e6e6; --soft: #a0a6ad; --line: #33373e; --card: #1f2229; --accent: #e69f00; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 76rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin: 0.5rem 0; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin: 2rem 0 0.5rem; }
-p.lead { font-size: 1.1rem; } .warning { color: var(--accent); }
-.soft, figcaption { color: var(--soft); font-size: 0.9rem; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: 0.75rem; margin: 1rem 0; }
-.card { background: var(--card); border-radius: 0.5rem; padding: 0.6rem 0.8rem; }
-.card b { display: block; font-size: 1.35rem; color: var(--accent); }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1.25rem; }
-figure { margin: 0; } figure img { width: 100%; height: auto; display: block; border: 1px solid var(--line); }
-.grids { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 14rem), 1fr)); gap: 1rem; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.25rem 0.6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { background: var(--card); } td:first-child, th:first-child { text-align: left; }
-code { overflow-wrap: anywhere; } details { margin: 0.75rem 0; } summary { cursor: pointer; }
-"""
 
 
 @dataclass(kw_only=True)
@@ -195,21 +175,18 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def _html_table(frame: pd.DataFrame, identity: str = "") -> str:
-    head = "".join(
-        f"<th>{html.escape(name.removeprefix('num_').replace('_', ' '))}</th>" for name in map(str, frame.columns)
-    )
-    rows = (
-        "<tr>" + "".join(f"<td>{html.escape(_cell(value))}</td>" for value in row) + "</tr>"
-        for row in frame.itertuples(index=False)
-    )
-    name = f' id="{identity}"' if identity else ""
-    return f'<div class="wide"><table{name}><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+def _html_table(frame: pd.DataFrame, identity: str | None = None) -> str:
+    """pandas' own table of the frame, which escapes what stands in it; empty for a frame without rows."""
+    if not len(frame):
+        return ""
+    shown = frame.map(_cell).rename(columns=lambda name: str(name).removeprefix("num_").replace("_", " "))
+    with pd.option_context("display.max_colwidth", None):
+        table: str = shown.to_html(index=False, border=0, table_id=identity)
+    return table
 
 
-def _html_pairs(values: Mapping[str, Any]) -> str:
-    rows = pd.DataFrame([{"name": name, "value": _cell(value)} for name, value in _flat(values)])
-    return _html_table(rows) if len(rows) else "<p>none</p>"
+def _pairs(values: Mapping[str, Any]) -> pd.DataFrame:
+    return pd.DataFrame([{"name": name, "value": value} for name, value in _flat(values)], dtype=object)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -230,75 +207,32 @@ def _inline(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def _html_figure(name: str, light: str, dark: str) -> str:
-    caption = html.escape(CAPTIONS[name])
-    return (
-        f'<figure id="{name}"><picture><source srcset="{dark}" media="(prefers-color-scheme: dark)">'
-        f'<img src="{light}" alt="{caption}"></picture><figcaption>{caption}</figcaption></figure>'
-    )
-
-
 def render_html(report: Report, figures: Mapping[str, tuple[str, str]], grids: Mapping[str, str]) -> str:
     """The page; `figures` are (light, dark) data addresses by name, `grids` those of sample pictures."""
-    cards = "".join(
-        f'<div class="card">{html.escape(name)}<b>{html.escape(value)}</b></div>' for name, value in report.facts
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATE.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
     )
-    parts = [
-        f"<h1>{html.escape(report.title)}</h1>",
-        f'<p class="lead">{html.escape(report.headline)}</p>',
-        f'<div class="cards">{cards}</div>',
-    ]
-    if report.missing:
-        items = "".join(f"<li>{html.escape(text)}</li>" for text in report.missing)
-        parts.append(f'<h2>Not here</h2><ul id="missing">{items}</ul>')
-    if len(report.evaluation):
-        parts += ["<h2>Final evaluation on test images</h2>", _html_table(report.evaluation, "evaluation")]
-        parts += [f'<p class="warning">Warning: {html.escape(text)}.</p>' for text in report.warnings]
-        judged = _judged_by(report.protocol)
-        parts += [f'<p class="soft">{html.escape(judged)}</p>'] if judged else []
-    if grids:
-        shown = "".join(
-            f'<figure><img src="{grids[name]}" alt="images of the {label}"><figcaption>{label}</figcaption></figure>'
-            for name, label in _GRIDS.items()
-            if name in grids
-        )
-        parts.append(f'<h2>Images from the same noise</h2><div class="grids">{shown}</div>')
-    if figures:
-        drawn = "".join(_html_figure(name, *pair) for name, pair in figures.items())
-        parts.append(f'<h2>The search</h2><div class="figures">{drawn}</div>')
-    parts.append("<h2>Trials, best first</h2>")
-    if len(report.trials):
-        parts.append(_html_table(report.trials.head(_BEST_SHOWN), "trials"))
-        rest = report.trials.iloc[_BEST_SHOWN:]
-        if len(rest):
-            parts.append(f"<details><summary>the other {len(rest)}</summary>{_html_table(rest)}</details>")
-    else:
-        parts.append("<p>none yet</p>")
-    if report.failures:
-        items = "".join(f"<li>{html.escape(text)}</li>" for text in report.failures[:50])
-        more = f"<p>and {len(report.failures) - 50} more</p>" if len(report.failures) > 50 else ""
-        parts.append(f'<h2>Failures</h2><ul id="failures">{items}</ul>{more}')
-    for title, values in (
-        ("the best mask's configuration", report.config),
-        ("protocol of the evaluation", report.protocol),
-        ("the search", report.description),
-    ):
-        if values:
-            parts.append(f"<details><summary>{title}</summary>{_html_pairs(values)}</details>")
-    parts.append(
-        '<p class="soft">Fidelity: 1 - E_learned / E_initial, E the mean squared difference from the dense network\'s '
-        "output; 0 is the initial mask, 1 the dense network. Recovery: (L_initial - L_learned) / (L_initial - L_dense), L "
-        "the loss of the noise prediction, which is noisier. "
-        "Validation values chose the mask; test values chose nothing.</p>"
-    )
-    return (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        # Without this a browser asks a server for one.
-        '<link rel="icon" href="data:,">'
-        f"<title>{html.escape(report.title)} - maskpro</title><style>{_STYLE}</style></head>"
-        f"<body>{''.join(parts)}</body></html>\n"
+    details = {
+        "the best mask's configuration": report.config,
+        "protocol of the evaluation": report.protocol,
+        "the search": report.description,
+    }
+    return environment.get_template(_TEMPLATE.name).render(
+        report=report,
+        evaluation=_html_table(report.evaluation, "evaluation"),
+        judged_by=_judged_by(report.protocol),
+        grids=[(label, grids[name]) for name, label in _GRIDS.items() if name in grids],
+        figures=[(name, *pair) for name, pair in figures.items()],
+        captions=CAPTIONS,
+        trials=_html_table(report.trials.head(_BEST_SHOWN), "trials"),
+        others=_html_table(report.trials.iloc[_BEST_SHOWN:]),
+        num_others=len(report.trials) - _BEST_SHOWN,
+        failures_shown=_FAILURES_SHOWN,
+        details=[(title, _html_table(_pairs(values))) for title, values in details.items() if values],
     )
 
 
@@ -320,7 +254,7 @@ def render_markdown(report: Report) -> str:
                 judged = _judged_by(report.protocol)
                 lines += ["", judged] if judged else []
     if report.failures:
-        lines += ["", "## Failures", "", *(f"- {text}" for text in report.failures[:50])]
+        lines += ["", "## Failures", "", *(f"- {text}" for text in report.failures[:_FAILURES_SHOWN])]
     return "\n".join(lines) + "\n"
 
 

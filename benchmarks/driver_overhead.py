@@ -23,9 +23,10 @@ from maskpro.tuning.adapters import NUMBER, HistoryCallback
 from maskpro.tuning.early_stopping import SuccessiveHalving
 from maskpro.tuning.experiment import run_trials
 from maskpro.tuning.history import HISTORY_FILE, METRIC, History
+from maskpro.tuning.journal import STUDY_FILE
 from maskpro.tuning.monitor import SearchMonitor
 from maskpro.tuning.resources import start_ray
-from maskpro.tuning.searcher import STUDY_FILE, SearchStudy
+from maskpro.tuning.searcher import SearchStudy
 from maskpro.tuning.space import load_space
 from maskpro.tuning.state import SearchState
 

@@ -17,7 +17,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from maskpro.evaluation.fidelity import fidelity
 from maskpro.tuning.early_stopping import SuccessiveHalving, make_pruner
 from maskpro.tuning.history import HISTORY_FILE, METRIC, History, drop_torn_line
-from maskpro.tuning.searcher import STUDY_FILE, SearchStudy
+from maskpro.tuning.journal import STUDY_FILE
+from maskpro.tuning.searcher import SearchStudy
 from maskpro.tuning.state import Plan, SearchState, TrialSource
 
 _INITIAL_ERROR = 1.0

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import copy
+import gc
+import warnings
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torchvision.transforms.v2.functional import to_pil_image
+from xdist.scheduler import LoadFileScheduling
 
 from maskpro.initial_masks import magnitude_masked_model
+from maskpro.limits import usable_cores
 from maskpro.objectives import HeldOutSamples, baseline_losses, teacher_outputs
 from maskpro.objectives.diffusion import DiffusionObjective
 from maskpro.pattern import NMPattern
 from maskpro.pretrained import save_pipeline
 from maskpro.trainer import MaskTrainer
 from maskpro.trainer_config import TrainerConfig
-from maskpro.workloads import Workload, open_workload
+from maskpro.workloads import WORKLOADS, Opener, Workload, open_workload
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 CPU = torch.device("cpu")
 # 5,000 real CIFAR-10 images beside the checkout, where they are at hand.
@@ -49,6 +59,29 @@ def digits() -> Workload:
     return open_workload("digits")
 
 
+def with_few_held_out(workload: Workload) -> Workload:
+    """The workload with some held-out samples of each kind instead of thousands, on which tests would spend their time."""
+    few = dict.fromkeys(("validation_samples", "selection_samples", "test_samples"), FEW_HELD_OUT)
+    return replace(workload, budgets=replace(workload.budgets, **few))
+
+
+# Whole tenths of the noise schedule.
+FEW_HELD_OUT = 40
+
+
+@pytest.fixture(scope="module")
+def few_held_out() -> Iterator[None]:
+    """All workloads that are opened in this process are `with_few_held_out`."""
+
+    def few(opener: Opener) -> Opener:
+        return lambda *arguments: with_few_held_out(opener(*arguments))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, opener in WORKLOADS.items():
+            patch.setitem(WORKLOADS, name, few(opener))
+        yield
+
+
 def seeded_unet(seed: int = 0, **overrides: object) -> UNet2DModel:
     """A tiny UNet with the CIFAR-10 hub model's block types and random weights."""
     settings: dict[str, object] = {
@@ -65,6 +98,12 @@ def seeded_unet(seed: int = 0, **overrides: object) -> UNet2DModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return UNet2DModel(**{**settings, **overrides})
+
+
+@pytest.fixture(scope="session")
+def tiny(digits: Workload) -> Workload:
+    """The digits with a small network of random weights, for laws that hold whatever a network can do."""
+    return with_few_held_out(replace(digits, model=seeded_unet(sample_size=8, in_channels=1, out_channels=1)))
 
 
 @pytest.fixture
@@ -94,6 +133,91 @@ def cifar10_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with zipfile.ZipFile(CIFAR10_SAMPLE) as archive:
         archive.extractall(folder)
     return next(path.parent for path in folder.rglob("train"))
+
+
+# Files whose tests start Ray or join the one of `ray_cluster`. One worker runs them all, one after the other; they come
+# first, as they take the longest.
+RAY_FILES = {
+    "tests/test_tune_main.py",
+    "tests/tuning/test_cluster.py",
+    "tests/tuning/test_parallel_sampling.py",
+    "tests/tuning/test_stored_images.py",
+    "tests/tuning/test_tables.py",
+}
+# More workers than this would spend their time on importing torch.
+MOST_WORKERS = 8
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A worker for each core; none where the command line names files, whose tests are over before workers are up."""
+    named = config.args if config.args_source is pytest.Config.ArgsSource.ARGS else []
+    files = [name for name in named if Path(name.split("::")[0]).is_file()]
+    workers = min(usable_cores(), MOST_WORKERS)
+    return 0 if workers == 1 or (named and len(files) == len(named)) else workers
+
+
+class RayFilesTogether(LoadFileScheduling):
+    """Each file's tests go to one worker, as fixtures are made for a file, and those of all RAY_FILES to the same one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "ray" if file in RAY_FILES else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayFilesTogether | None:
+    """Instead of --dist loadfile's own."""
+    return RayFilesTogether(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order of --no-loadscope-reorder, and of a run without workers."""
+    items.sort(key=lambda item: item.nodeid.split("::")[0] not in RAY_FILES)
+
+
+@contextmanager
+def leftovers_collected() -> Iterator[None]:
+    """Where Ray ends: what it leaves to the garbage collector is no fault of the test that happens to run then."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+        gc.collect()
+
+
+@pytest.fixture(scope="session")
+def started_cluster() -> Iterator[Cluster]:
+    """See `ray_cluster`."""
+    from ray.cluster_utils import Cluster
+
+    with leftovers_collected():
+        cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE}
+        )
+    yield cluster
+    with leftovers_collected():
+        cluster.shutdown()
+
+
+STORE = 80_000_000
+
+
+@pytest.fixture
+def ray_cluster(started_cluster: Cluster) -> Cluster:
+    """The Ray that all tests share: a head and two nodes of a core each, whatever a test before has taken away."""
+    while len(started_cluster.worker_nodes) < 2:
+        started_cluster.add_node(num_cpus=1, object_store_memory=STORE)
+    started_cluster.wait_for_nodes()
+    return started_cluster
+
+
+@pytest.fixture
+def joined_ray(ray_cluster: Cluster) -> Iterator[Cluster]:
+    """The same, joined by the test's own process."""
+    import ray
+
+    ray.init(address=ray_cluster.address, log_to_driver=False, logging_level="ERROR")
+    yield ray_cluster
+    with leftovers_collected():
+        ray.shutdown()
 
 
 # For tests in whose process Ray runs: it leaves sockets and processes of its own to the garbage collector.

@@ -34,6 +34,8 @@ from maskpro.tuning.options import SearchOptions
 from maskpro.tuning.search import prepare_search
 from maskpro.workloads import open_workload
 
+pytestmark = pytest.mark.usefixtures("few_held_out")
+
 CPU = torch.device("cpu")
 TWO_OF_FOUR = NMPattern(2, 4)
 TINY = ("--dataset-size", 16, "--batch-size", 8, "--epoch", 1)

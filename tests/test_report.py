@@ -20,6 +20,7 @@ def _chromium():
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(_chromium() is None, reason="needs Chromium (CI installs it)")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
@@ -92,6 +93,15 @@ def test_warnings_and_features_stand_beside_the_distances(tmp_path):
     for text in (html, markdown):
         assert "1,024 images of each network against file real.npz, in the features mine.pt (TorchScript)." in text
         assert "FID" not in re.sub(r"data:image[^\"]*", "", text)
+
+
+def test_texts_of_any_length_are_whole_and_escaped(tmp_path):
+    folder = make_experiment(tmp_path / "long")
+    described = json.loads((folder / "experiment.json").read_text())
+    (folder / "experiment.json").write_text(json.dumps(described | {"note": "<b>" + "long " * 100 + "end", "empty": {}}))
+    text = write_report(folder).read_text()
+    assert "&lt;b&gt;" + "long " * 100 + "end</td>" in text
+    assert "<b>long" not in text
 
 
 def write_history(folder, *events):

@@ -64,20 +64,20 @@ def assert_resumes_bit_for_bit(workload, settings, chunk):
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(digits, estimator):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tiny, estimator):
     settings = {"estimator": estimator, "target": TARGET[estimator], "lr": 2.0, "budget_samples": 96}
-    assert_resumes_bit_for_bit(digits, settings, chunk=32)
+    assert_resumes_bit_for_bit(tiny, settings, chunk=32)
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(digits):
-    first, again, other = (run_to_end(make_trainer(digits, seed=seed)) for seed in (0, 0, 1))
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny):
+    first, again, other = (run_to_end(make_trainer(tiny, seed=seed)) for seed in (0, 0, 1))
     assert_same_state(first, again)
     assert not torch.equal(first.logits, other.logits)
 
 
 @pytest.mark.parametrize(("batch_size", "steps"), [(8, 8), (24, 3), (64, 1)])
-def test_train_consumes_exactly_the_samples_asked_for(digits, batch_size, steps):
-    trainer = make_trainer(digits, batch_size=batch_size, budget_samples=100)
+def test_train_consumes_exactly_the_samples_asked_for(tiny, batch_size, steps):
+    trainer = make_trainer(tiny, batch_size=batch_size, budget_samples=100)
     assert len(trainer.train(64)) == steps
     assert trainer.num_samples_seen == 64
     trainer.train(1000)
@@ -85,6 +85,7 @@ def test_train_consumes_exactly_the_samples_asked_for(digits, batch_size, steps)
     assert trainer.finished
 
 
+@pytest.mark.slow
 def test_straight_through_improves_on_the_initial_mask(digits):
     trainer = run_to_end(make_trainer(digits, lr=2.0, batch_size=32, dataset_size=2000, budget_samples=1920), chunk=640)
     assert trainer.best.error < 0.8 * trainer.initial.error
@@ -131,12 +132,12 @@ def test_accumulated_batches_equal_one_large_batch(digits, estimator):
     ],
     ids=str,
 )
-def test_every_setting_resumes_bit_for_bit(digits, settings, monkeypatch):
+def test_every_setting_resumes_bit_for_bit(tiny, settings, monkeypatch):
     # Far from the initial mask at once, so that the reference is replaced on the way.
     monkeypatch.setattr(Tracker, "reference_is_far", lambda self: self.updates == 3)
     settings = {"estimator": "policy_gradient", "target": "noise", "lr": 2.0, "budget_samples": 96} | settings
-    whole = assert_resumes_bit_for_bit(digits, settings, chunk=48)
-    assert not torch.equal(whole.logits, make_trainer(digits, **settings).logits)
+    whole = assert_resumes_bit_for_bit(tiny, settings, chunk=48)
+    assert not torch.equal(whole.logits, make_trainer(tiny, **settings).logits)
     if settings.get("refresh_reference"):
         assert not torch.equal(whole.state_dict()[0]["logits"]["reference"], PackedMask(whole.initial_mask).bits)
 
@@ -150,13 +151,13 @@ def test_without_moments_nothing_is_rounded(digits):
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_a_run_goes_on_from_coarse_logits_with_new_moments(digits, estimator):
+def test_a_run_goes_on_from_coarse_logits_with_new_moments(tiny, estimator):
     settings = {"estimator": estimator, "target": TARGET[estimator], "lr": 2.0, "budget_samples": 96}
-    first = make_trainer(digits, **settings)
+    first = make_trainer(tiny, **settings)
     first.train(48)
     first.validate()
     parts, counters = first.state_dict()
-    second = make_trainer(digits, **settings)
+    second = make_trainer(tiny, **settings)
     second.load_state_dict({name: parts[name] for name in ("mask", "logits")}, counters)
     assert 0 < (second.logits - first.logits).abs().max() <= first.logits.abs().max() / 64
     assert second._optimizer.state[second.logits] == {}
@@ -165,6 +166,7 @@ def test_a_run_goes_on_from_coarse_logits_with_new_moments(digits, estimator):
     assert run_to_end(second).num_samples_seen == 96
 
 
+@pytest.mark.slow
 def test_small_steps_are_not_lost_to_the_rounding(digits):
     """Each far below what a checkpoint resolves, with a rounding after each: on average the logits go as far as without."""
     settings = {"lr": 1e-4, "lr_decay": "constant", "budget_samples": 128, "logits": 4.0}
@@ -268,6 +270,7 @@ class Float64Objective(DiffusionObjective):
         return batch._replace(images=batch.images.double(), target=batch.target.double())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{"estimator": "straight_through"}, {"estimator": "policy_gradient", "lr": 20.0}], ids=str
 )
@@ -333,6 +336,7 @@ def test_of_masks_that_held_out_samples_cannot_tell_apart_the_latest_is_kept(dig
     assert trainer.lowest.error == lowest.mean().item() < trainer.best.error == steps["as good"].mean().item()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Dynamo", "ignore:.*lru_cache")
 def test_compiled_passes_change_no_more_than_float_rounding(digits):
     """The last step's smaller batch goes through the network as it is."""

@@ -68,6 +68,7 @@ def finished(tmp_path_factory):
     return folder / "short", run.stdout
 
 
+@pytest.mark.slow
 def test_the_job_leaves_the_named_files(finished):
     folder, output = finished
     for name in (
@@ -94,6 +95,7 @@ def test_the_job_leaves_the_named_files(finished):
     assert described["hardware"]["cpus"]
 
 
+@pytest.mark.slow
 def test_trials_csv_has_a_row_per_trial_and_a_failed_one_does_not_stop_the_search(finished):
     trials = pd.read_csv(finished[0] / "trials.csv")
     assert trials["trial"].tolist() == [1, 2, 3]
@@ -107,6 +109,7 @@ def test_trials_csv_has_a_row_per_trial_and_a_failed_one_does_not_stop_the_searc
     assert {"recovery", "loss_improvement", "seconds"} <= set(trials.columns)
 
 
+@pytest.mark.slow
 def test_the_promoted_masks_are_strictly_two_of_four_and_the_checkpoint_is_the_dense_one_masked(finished, digits):
     best = finished[0] / "best"
     masks = load_mask_file(best / "masks.safetensors").masks
@@ -124,6 +127,7 @@ def test_the_promoted_masks_are_strictly_two_of_four_and_the_checkpoint_is_the_d
             assert torch.equal(weight, dense[name])
 
 
+@pytest.mark.slow
 def test_the_final_evaluation_compares_the_three_models_on_test_images(finished):
     report = json.loads((finished[0] / "final_evaluation.json").read_text())
     assert report["models"].keys() == {"dense", "initial", "learned"}
@@ -161,12 +165,13 @@ def compared(folder):
     return pd.read_csv(folder / "trials.csv").drop(columns=["seconds"])
 
 
-def test_experiment_json_alone_is_enough_to_get_the_same_trials_again(finished, tmp_path):
+@pytest.mark.slow
+def test_experiment_json_alone_is_enough_to_get_the_same_trials_again(finished, ray_cluster, tmp_path):
+    """On another Ray, of several nodes."""
     folder, _ = finished
     (tmp_path / "experiment.json").write_bytes((folder / "experiment.json").read_bytes())
-    run = job(
-        "--replay", tmp_path / "experiment.json", "--results-dir", tmp_path, "--experiment", "again", "--max-concurrent", 1
-    )
+    again = ("--results-dir", tmp_path, "--experiment", "again", "--max-concurrent", 1, "--address", ray_cluster.address)
+    run = job("--replay", tmp_path / "experiment.json", *again)
     assert run.returncode == 0, run.stdout + run.stderr
     pd.testing.assert_frame_equal(compared(folder), compared(tmp_path / "again"), check_exact=True)
     reports = [json.loads((path / "final_evaluation.json").read_text()) for path in (folder, tmp_path / "again")]
@@ -191,26 +196,29 @@ def interrupt(number, folder, *arguments):
     return process.returncode, output
 
 
-def test_a_search_that_is_stopped_and_killed_ends_as_the_uninterrupted_one(finished, tmp_path):
-    """SIGTERM, then kill -9, then on to the end, then two trials more."""
+@pytest.mark.slow
+def test_a_search_that_is_stopped_and_killed_ends_as_the_uninterrupted_one(finished, ray_cluster, tmp_path):
+    """SIGTERM, then kill -9 of a driver with a Ray of its own, then on to the end, then two trials more."""
     folder, _ = finished
+    address = ("--address", ray_cluster.address)
     new = ("--space", folder.parent / "space.py", "--results-dir", tmp_path, "--experiment", "short", *OPTIONS)
-    status, output = interrupt(signal.SIGTERM, tmp_path / "short", *new, "--max-concurrent", 1)
+    status, output = interrupt(signal.SIGTERM, tmp_path / "short", *new, "--max-concurrent", 1, *address)
     assert status == 128 + signal.SIGTERM, output
     assert "stopped by SIGTERM with 0 of 3 trials ended; go on with --resume" in output
     assert "Traceback" not in output
     status, _ = interrupt(signal.SIGKILL, tmp_path / "short", "--resume", tmp_path / "short", "--max-concurrent", 1)
     assert status == -signal.SIGKILL
-    run = job("--resume", tmp_path / "short", "--max-concurrent", 1)
+    run = job("--resume", tmp_path / "short", "--max-concurrent", 1, *address)
     assert run.returncode == 0, run.stdout + run.stderr
     pd.testing.assert_frame_equal(compared(tmp_path / "short"), compared(folder), check_exact=True)
-    run = job("--resume", tmp_path / "short", "--extend", 2, "--no-frechet")
+    run = job("--resume", tmp_path / "short", "--extend", 2, "--no-frechet", *address)
     assert run.returncode == 0, run.stdout + run.stderr
     extended = compared(tmp_path / "short")
     assert len(extended) == 5
     pd.testing.assert_frame_equal(extended[:2], compared(folder)[:2], check_exact=True)
 
 
+@pytest.mark.slow
 def test_a_finished_search_is_promoted_again_without_running_anything(finished):
     """Killed after the search: the trials are kept as they are, and the evaluation gives the same figures."""
     folder, _ = finished
@@ -225,6 +233,7 @@ def test_a_finished_search_is_promoted_again_without_running_anything(finished):
     assert json.loads((folder / "final_evaluation.json").read_text()) == report
 
 
+@pytest.mark.slow
 def test_a_mistake_ends_in_one_sentence_without_a_traceback(tmp_path):
     run = job("--space", tmp_path / "none.py", "--results-dir", tmp_path / "results")
     assert run.returncode == 2

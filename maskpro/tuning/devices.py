@@ -1,4 +1,4 @@
-"""How busy this machine is; imports neither Ray nor torch.
+"""How busy this machine is, by psutil and nvidia-smi; imports neither Ray nor torch.
 
 GPUs are asked for through nvidia-smi: torch would take some hundred megabytes of each for a look at its memory, and knows
 their use only with another package.
@@ -6,22 +6,21 @@ their use only with another package.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+
+import psutil
 
 from maskpro.tuning.view import Row
 
-_STAT, _MEMORY = Path("/proc/stat"), Path("/proc/meminfo")
 _GPU_QUERY = ("--query-gpu=index,name,utilization.gpu,memory.used,memory.total", "--format=csv,noheader,nounits")
 # Between two questions to nvidia-smi, and how long one may take.
 _GPU_PAUSE_SECONDS = 2.0
 _GPU_TIMEOUT_SECONDS = 10.0
-# Over which the processor's use is taken where there is only one look.
-_ONCE_SECONDS = 0.2
+# The shortest time over which the processor's use says anything.
+_CPU_SECONDS = 0.2
 
 
 class DeviceMeter:
@@ -31,7 +30,9 @@ class DeviceMeter:
     """
 
     def __init__(self) -> None:
-        self._cpu_times = _cpu_times()
+        self._cpu_percent: float | None = None
+        self._cpu_asked = time.monotonic()
+        psutil.cpu_percent()  # from here on the next call counts
         self._gpu_rows: list[Row] = []
         self._smi = shutil.which("nvidia-smi")
         self._asker = ThreadPoolExecutor(1)
@@ -46,11 +47,11 @@ class DeviceMeter:
             self._gpu_rows, self._answer = self._answer.result(), None
         if now - self._asked >= _GPU_PAUSE_SECONDS:
             self._ask(now)
-        return [*self._machine(), *self._gpu_rows]
+        return [self._machine(now), *self._gpu_rows]
 
     def complete_rows(self) -> list[Row]:
         """The same for somebody who looks only once: the processor's use over a moment, and after GPUs have answered."""
-        time.sleep(_ONCE_SECONDS)
+        time.sleep(_CPU_SECONDS)
         if self._answer is not None:
             self._answer.exception()
         return self.rows()
@@ -59,36 +60,13 @@ class DeviceMeter:
         if self._smi is not None and self._answer is None:
             self._answer, self._asked = self._asker.submit(_gpu_rows, self._smi), now
 
-    def _machine(self) -> list[Row]:
-        earlier, self._cpu_times = self._cpu_times, _cpu_times()
-        busy, total = (new - old for new, old in zip(self._cpu_times, earlier, strict=True))
-        use = f"{busy / total:.0%} of {os.cpu_count()} cores, " if total > 0 else ""
-        memory = _memory()
-        if memory is None:
-            return [("this machine", f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")]
-        used, whole = memory
-        return [("this machine", f"{use}{used:.1f} of {whole:.1f} GiB of memory")]
-
-
-def _cpu_times() -> tuple[int, int]:
-    """Busy and whole time of all cores since the system's start, in its own unit; zeros where there is no /proc."""
-    try:
-        times = [int(part) for part in _STAT.read_text(encoding="utf-8").split("\n", 1)[0].split()[1:9]]
-    except (OSError, ValueError):
-        return 0, 0
-    idle = sum(times[3:5])  # idle, and waiting for disks
-    return sum(times) - idle, sum(times)
-
-
-def _memory() -> tuple[float, float] | None:
-    """GiB that can't be had, and GiB in all; None where there is no /proc."""
-    try:
-        lines = [line.partition(":") for line in _MEMORY.read_text(encoding="utf-8").splitlines()]
-    except OSError:
-        return None
-    sizes = {name: int(rest.split()[0]) for name, _, rest in lines}
-    whole = sizes["MemTotal"]
-    return (whole - sizes.get("MemAvailable", sizes["MemFree"])) / 2**20, whole / 2**20
+    def _machine(self, now: float) -> Row:
+        if now - self._cpu_asked >= _CPU_SECONDS:
+            self._cpu_percent, self._cpu_asked = psutil.cpu_percent(), now
+        use = "" if self._cpu_percent is None else f"{self._cpu_percent:.0f}% of {psutil.cpu_count()} cores, "
+        memory = psutil.virtual_memory()
+        used, whole = ((memory.total - memory.available) / 2**30, memory.total / 2**30)
+        return ("this machine", f"{use}{used:.1f} of {whole:.1f} GiB of memory")
 
 
 def _gpu_rows(smi: str) -> list[Row]:

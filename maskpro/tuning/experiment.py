@@ -24,12 +24,13 @@ from maskpro.tuning.early_stopping import SuccessiveHalving, make_pruner
 from maskpro.tuning.faults import FaultWatch, needed_bytes, watched_ray
 from maskpro.tuning.history import EXPERIMENT_FILE, HISTORY_FILE, History, TrialRecord, drop_torn_line
 from maskpro.tuning.interruption import Interruption, interruptible, parse_duration
+from maskpro.tuning.journal import STUDY_FILE
 from maskpro.tuning.lock import hold_lock
 from maskpro.tuning.monitor import SearchMonitor
 from maskpro.tuning.remnants import SPACE_FILE, clear_remnant, refuse_begun
 from maskpro.tuning.resources import TrialResources, live_nodes, start_ray, within_memory
 from maskpro.tuning.search import Search
-from maskpro.tuning.searcher import STUDY_FILE, SearchStudy
+from maskpro.tuning.searcher import SearchStudy
 from maskpro.tuning.shared import SharedValues, TrialContext, share_values
 from maskpro.tuning.state import MIN_COMPLETED, Plan, PlannedTrials, SearchState, TrialSource
 from maskpro.tuning.trainable import MaskTrainable

@@ -1,7 +1,7 @@
 """The lock of an experiment's folder, which says whether its search runs, and where; imports neither Ray nor torch.
 
 Only the lock counts, which the system gives back with its process. What stands in the file names who holds it, and means
-something only while somebody does.
+something only while somebody does. The package filelock has no shared lock, with which one only looks (see docs/design.md).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
+
+import psutil
 
 from maskpro.errors import MaskproError
 
@@ -84,17 +86,12 @@ def _where(folder: Path) -> str:
 
 
 def has_lock_open(folder: Path, pid: int) -> bool:
-    """Whether a process of this machine has the lock of `folder` open, so that it is no other one with the same number.
-
-    Where there is no /proc, True.
-    """
-    if not Path("/proc/self/fd").is_dir():
-        return True
+    """Whether a process of this machine has the lock of `folder` open, so that it is no other one with the same number."""
     try:
-        return any(_is_same(opened, folder / LOCK_FILE) for opened in Path(f"/proc/{pid}/fd").iterdir())
-    except FileNotFoundError:
+        return any(_is_same(Path(opened.path), folder / LOCK_FILE) for opened in psutil.Process(pid).open_files())
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:  # somebody else's, who can't be sent a signal either
+    except psutil.AccessDenied:  # somebody else's, who can't be sent a signal either
         return True
 
 

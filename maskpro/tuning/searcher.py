@@ -14,17 +14,11 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from maskpro.errors import MaskproError
-from maskpro.files import atomic_path
 from maskpro.tuning.history import METRIC, History, TrialRecord
-
-STUDY_FILE = "optuna_journal.log"
-# Optuna's lock of a journal is a symbolic link with this suffix.
-_LOCK_SUFFIX = ".lock"
+from maskpro.tuning.journal import JournalExport
 
 # Random trials before TPE begins, where a space brings no seed points and nothing to start from.
 _STARTUP_TRIALS = 5
@@ -153,7 +147,7 @@ class SearchStudy:
         self._study = optuna.create_study(direction="minimize", pruner=pruner)
         self._running: dict[int, Trial] = {}
         self._told: dict[int, int] = {}  # position in the study of each trial that has stopped or ended, by its number
-        self._on_disk: optuna.Study | None = None
+        self._journal: JournalExport | None = None
 
     def replay(self, history: History) -> None:
         """Take in all that has happened, as if it had happened now."""
@@ -213,8 +207,8 @@ class SearchStudy:
             trial.set_user_attr(name, value)
         self._study.tell(trial, ended.value, state=ended.state)
         self._told[record.number] = trial.number
-        if self._on_disk is not None:
-            self._on_disk.add_trial(ended)
+        if self._journal is not None:
+            self._journal.add(ended)
 
     def _correct(self, record: TrialRecord, ended: FrozenTrial) -> None:
         """A trial went on after it was told, and has a better value now: Optuna has no way to tell one twice."""
@@ -225,17 +219,9 @@ class SearchStudy:
             told.user_attrs = ended.user_attrs
 
     def write(self, path: Path) -> None:
-        """Write the study anew as an Optuna journal, and keep adding the trials that stop or end.
-
-        It is for Optuna's own tools; nothing here reads it. No running trial is in it, so a kill leaves none behind. One
-        that goes on after a stop has its later values in it when it is next written anew.
-        """
-        with atomic_path(path) as temporary:
-            study = _open_journal(temporary)
-            study.add_trials([trial for trial in self._study.get_trials(deepcopy=False) if trial.state.is_finished()])
-        # Left by a kill, it would be waited for; whoever writes an experiment holds its own lock.
-        path.with_name(path.name + _LOCK_SUFFIX).unlink(missing_ok=True)
-        self._on_disk = _open_journal(path)
+        """Write the trials that have stopped or ended as a journal of Optuna, and keep adding those that follow."""
+        told = self._study.get_trials(deepcopy=False)
+        self._journal = JournalExport(path, [trial for trial in told if trial.state.is_finished()])
 
     def _ended(self, record: TrialRecord) -> FrozenTrial:
         """The trial as it ended or, while it goes on, as it last stopped."""
@@ -273,8 +259,3 @@ def _attributes(record: TrialRecord) -> dict[str, Any]:
         stop = record.reports[record.stopped_at]
         attributes |= {"status": "stopped", "num_samples_seen": record.stopped_at, "fidelity": stop.get("fidelity")}
     return attributes
-
-
-def _open_journal(path: Path) -> optuna.Study:
-    storage = JournalStorage(JournalFileBackend(str(path)))
-    return optuna.create_study(storage=storage, study_name="maskpro", direction="minimize", load_if_exists=True)

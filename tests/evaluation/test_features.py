@@ -8,6 +8,7 @@ import urllib.request
 import warnings
 import zipfile
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -98,11 +99,17 @@ def script(program, path, shape=COLOUR):
 
 
 def export(program, path, shape=COLOUR):
-    images = torch.ones(2, *shape, dtype=torch.uint8)
-    torch.export.save(
-        torch.export.export(program.eval(), (images,), dynamic_shapes=({0: torch.export.Dim("batch")},)), path
-    )
+    path.write_bytes(exported(type(program), program.convolution.in_channels, shape))
     return path
+
+
+@cache
+def exported(kind, channels, shape):
+    """The file of torch.export, which takes a second to make; the programs of a kind are all alike."""
+    images, written = torch.ones(2, *shape, dtype=torch.uint8), io.BytesIO()
+    dynamic = ({0: torch.export.Dim("batch")},)
+    torch.export.save(torch.export.export(kind(channels).eval(), (images,), dynamic_shapes=dynamic), written)
+    return written.getvalue()
 
 
 def opened(path, shape=COLOUR):
@@ -348,6 +355,7 @@ def inception(tmp_path_factory):
     return path, network
 
 
+@pytest.mark.slow
 def test_the_inception_path_runs_with_weights_in_torch_fidelitys_format(inception, generator):
     """Random weights: the path from images to a number is tested, no FID is claimed."""
     path, network = inception
@@ -362,6 +370,7 @@ def test_the_inception_path_runs_with_weights_in_torch_fidelitys_format(inceptio
     assert frechet_distance(statistics(features), statistics(features)) == pytest.approx(0, abs=1e-2)
 
 
+@pytest.mark.slow
 def test_the_cifar10_workload_is_judged_by_inception_features(tmp_path, inception, model_folder, image_folder):
     path = inception[0]
     workload = open_workload("cifar10", model=str(model_folder), data=image_folder)

@@ -1,6 +1,5 @@
 """Trials on a local cluster of several nodes, one of which is lost."""
 
-import gc
 import os
 import sys
 import time
@@ -11,7 +10,6 @@ import ray
 from conftest import RAY_IN_PROCESS
 from optuna.distributions import FloatDistribution
 from optuna.pruners import NopPruner
-from ray.cluster_utils import Cluster
 from ray.tune import Callback, Trainable
 
 from maskpro.tuning.adapters import NUMBER, HistoryCallback
@@ -22,7 +20,7 @@ from maskpro.tuning.resources import TrialResources
 from maskpro.tuning.searcher import SearchStudy
 from maskpro.tuning.state import Plan, SearchState
 
-pytestmark = RAY_IN_PROCESS
+pytestmark = [*RAY_IN_PROCESS, pytest.mark.slow]
 
 # The workers do not have the tests on their path.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -104,34 +102,10 @@ def run(source, folder, *callbacks, trainable=SlowTrial):
     )
 
 
-@pytest.fixture(scope="module")
-def started():
-    node = {"object_store_memory": 80_000_000, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **node})
-    nodes = [cluster.add_node(num_cpus=1, object_store_memory=80_000_000) for _ in range(2)]
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-    yield cluster, nodes
-    ray.shutdown()
-    cluster.shutdown()
-    gc.collect()
-
-
-@pytest.fixture
-def cluster(started):
-    """A head and two nodes of a core each, whatever a test before has taken away."""
-    cluster, nodes = started
-    nodes[:] = [node for node in nodes if node in cluster.worker_nodes]
-    while len(nodes) < 2:
-        nodes.append(cluster.add_node(num_cpus=1, object_store_memory=80_000_000))
-    cluster.wait_for_nodes()
-    return cluster, nodes
-
-
-def test_a_lost_node_costs_its_trial_one_interval_and_a_second_session_goes_on(cluster, tmp_path):
-    cluster, nodes = cluster
+def test_a_lost_node_costs_its_trial_one_interval_and_a_second_session_goes_on(joined_ray, tmp_path):
     history = History(tmp_path / HISTORY_FILE)
     history.session(6, time="now")
-    loss = LoseNode(cluster, nodes[0], after=8)
+    loss = LoseNode(joined_ray, next(iter(joined_ray.worker_nodes)), after=8)
 
     run(search_state(history), tmp_path, loss)
     assert len(history.searched) == 6
@@ -152,7 +126,7 @@ def test_a_lost_node_costs_its_trial_one_interval_and_a_second_session_goes_on(c
         assert record.reports.items() <= reopened.trials[number].reports.items()
 
 
-def test_a_process_lost_while_it_is_handed_on_costs_no_trial(cluster, tmp_path):
+def test_a_process_lost_while_it_is_handed_on_costs_no_trial(joined_ray, tmp_path):
     """Tune gives such a trial up at the first loss."""
     history = History(tmp_path / HISTORY_FILE)
     history.session(4, time="now")

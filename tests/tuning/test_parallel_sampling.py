@@ -1,19 +1,20 @@
 """Images of the final evaluation, made by several processes."""
 
 import pytest
-import ray
 import torch
+from conftest import RAY_IN_PROCESS
 
 from maskpro.evaluation.comparison import make_chunks
 from maskpro.evaluation.sampling import SamplingPlan
 from maskpro.tuning.parallel_sampling import ray_chunks
 from maskpro.tuning.resources import start_ray
 
+pytestmark = [*RAY_IN_PROCESS, pytest.mark.slow]
 
-@pytest.fixture(scope="module")
-def resources():
-    yield start_ray(None, cpus=1.0, gpus=0.0)
-    ray.shutdown()
+
+@pytest.fixture
+def resources(joined_ray):
+    return start_ray(joined_ray.address, cpus=1.0, gpus=0.0)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])

@@ -22,6 +22,9 @@ from maskpro.tuning.shared import SharedValues
 from maskpro.tuning.state import PlannedTrials
 from maskpro.tuning.trainable import MaskTrainable
 
+# All of them need the trials that `trained` runs.
+pytestmark = pytest.mark.slow
+
 SPACE = """
 from ray import tune
 param_space = {"lr": tune.uniform(0.5, 4.0), "logits": 1.0, "batch_size": 16, "dataset_size": 512}
@@ -48,7 +51,7 @@ def test_only_trials_that_ran_to_their_budget_without_failure_are_promoted():
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(few_held_out, tmp_path_factory):
     """Two of the best three seed points promoted, one fresh seed each; all trained here, without Ray."""
     tmp_path = tmp_path_factory.mktemp("promotion")
     (tmp_path / "space.py").write_text(SPACE)

@@ -18,7 +18,8 @@ from optuna.trial import TrialState
 from benchmarks.simulated_search import DISTRIBUTIONS, KilledError, SimulatedSearch, learning_curve
 from maskpro.errors import MaskproError
 from maskpro.tuning.history import HISTORY_FILE, History
-from maskpro.tuning.searcher import SEARCHERS, STUDY_FILE, SearchStudy, check_searcher
+from maskpro.tuning.journal import STUDY_FILE
+from maskpro.tuning.searcher import SEARCHERS, SearchStudy, check_searcher
 from maskpro.tuning.state import Plan, SearchState
 
 # Good, failing at 200 samples, dying after 200 samples, bad.

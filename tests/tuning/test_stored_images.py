@@ -17,7 +17,7 @@ from maskpro.tuning.reopening import reopen_search
 from maskpro.tuning.search import prepare_search
 from maskpro.workloads import open_workload
 
-pytestmark = RAY_IN_PROCESS
+pytestmark = [*RAY_IN_PROCESS, pytest.mark.slow]
 
 SPACE = """
 from ray import tune

@@ -4,20 +4,16 @@ import numpy as np
 import pytest
 import ray
 import torch
+from conftest import RAY_IN_PROCESS
 
-from maskpro.tuning.resources import start_ray
 from maskpro.tuning.shared import RayShelf
 from maskpro.tuning.tables import start_keeper
 
-
-@pytest.fixture
-def keeper():
-    start_ray(None, cpus=1.0, gpus=0.0)
-    yield start_keeper()
-    ray.shutdown()
+pytestmark = [*RAY_IN_PROCESS, pytest.mark.slow]
 
 
-def test_what_one_process_leaves_the_others_read_also_when_it_is_gone(keeper):
+def test_what_one_process_leaves_the_others_read_also_when_it_is_gone(joined_ray):
+    keeper = start_keeper()
     shelf, values = RayShelf(keeper, ("format", "teacher")), torch.arange(6.0).view(2, 3)
     assert shelf.get(4) is None
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from conftest import CPU
+from conftest import CPU, with_few_held_out
 
 from maskpro.errors import MaskproError
 from maskpro.estimators import Tracker
@@ -48,6 +48,11 @@ def _no_ray():
         patch.setattr("ray.get_gpu_ids", list)
         patch.setattr("torch.set_num_threads", lambda count: None)
         yield
+
+
+@pytest.fixture(scope="module")
+def digits(digits):
+    return with_few_held_out(digits)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +119,7 @@ def test_a_trial_reports_at_fixed_numbers_of_samples_and_ends_at_its_budget(star
     assert [row["val_error"] for row in rows] == lowest
 
 
+@pytest.mark.slow
 def test_trials_on_a_reused_actor_equal_trials_on_fresh_ones(start):
     """Also around one with another seed, whose calibration samples are others."""
     configs = (FIRST, SECOND, THIRD, OTHER_SEED, FIRST, NOISE, IMPORTANCE, ROUNDED)
@@ -351,6 +357,7 @@ def test_trials_that_share_a_gpu_share_its_memory(context, monkeypatch, share, f
     assert found == fractions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", INITIAL_MASK_METHODS)
 def test_the_initial_mask_is_the_same_whatever_is_learned(context, digits, method):
     form = MaskFormat("2:4", "channel", method)
