@@ -16,7 +16,6 @@ errors.
 
 from __future__ import annotations
 
-import copy
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -32,9 +31,7 @@ from benchmarks.report import hardware_line, print_table
 from maskpro.cli import run_command
 from maskpro.evaluation.comparison import recovery
 from maskpro.evaluation.fidelity import fidelity
-from maskpro.initial_masks import magnitude_masked_model
-from maskpro.objectives import teacher_outputs
-from maskpro.pattern import NMPattern
+from maskpro.runs import MaskFormat, RunCache, build_trainer, initial_masked
 from maskpro.trainer import MaskTrainer, StoredLogits
 from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.space import load_space
@@ -79,28 +76,16 @@ def run_seed(seed: int, max_samples: int | None) -> list[dict[str, Any]]:
     )
     budget = max_samples or workload.budgets.max_samples
     config = TrainerConfig(**space.fixed, **settings, budget_samples=budget, seed=seed)
-    pattern = NMPattern.parse(space.pattern)
-
-    def initial() -> Any:
-        return magnitude_masked_model(copy.deepcopy(workload.model), pattern=pattern, layout="channel")
-
-    shares = workload.timestep_shares(initial().model, cpu, config.precision)
-    objective = workload.training_objective(seed=seed, device=cpu, shares=shares)
-    teacher = teacher_outputs(workload.model, objective, precision=config.precision)
+    form = MaskFormat(space.pattern, "channel")
+    first = initial_masked(workload, workload.model, form, seed=seed).model
     validation = workload.held_out_samples("validation", cpu).first(_VALIDATION_SAMPLES)
     test = workload.held_out_samples("test", cpu)
+    cache = RunCache(validation_precision="float32", validation={"float32": validation})
 
     def start(kind: type[MaskTrainer]) -> MaskTrainer:
-        return kind(
-            config,
-            masked=initial(),
-            objective=objective,
-            validation=validation,
-            teacher=teacher,
-            dense=workload.model,
-        )
+        return build_trainer(workload, config, form, seed=seed, device=cpu, cache=cache, kind=kind)
 
-    before, dense_loss = test.judge(initial().model).means(), test.judge(workload.model).means().loss
+    before, dense_loss = test.judge(first).means(), test.judge(workload.model).means().loss
     rows = []
     for variant in _VARIANTS:
         started = time.monotonic()

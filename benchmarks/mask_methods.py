@@ -20,9 +20,9 @@ from maskpro.hidden_targets import MEASURED_EVALUATIONS
 from maskpro.initial_masks import ONE_SHOT_SAMPLES, magnitude_mask, one_shot_mask
 from maskpro.masked_model import MaskedModel, maskable_layers
 from maskpro.names import Precision
-from maskpro.objectives import baseline_losses, teacher_outputs
 from maskpro.objectives.diffusion import PILOT_EVALUATIONS
 from maskpro.pattern import NMPattern
+from maskpro.runs import MaskFormat, RunCache, build_trainer
 from maskpro.trainer import MaskTrainer
 from maskpro.trainer_config import TrainerConfig
 from maskpro.workloads import Workload, open_workload
@@ -207,7 +207,7 @@ def run_job(job: Job, setting: Setting) -> dict[str, Any]:
         shares = workload.timestep_shares(masked.model, place, setting.precision) if wanted else None
         spent = _clock(place) - started
         settings["precision"] = setting.precision
-        learned, early, mask = _learn(_trainer(job, settings, shares, workload, dense, masked), job)
+        learned, early, mask = _learn(_trainer(job, settings, shares, workload, targets, place), job)
         row |= {**learned, "seconds": spent + learned["seconds"]}
         masks["early"] = early
     judged = {}
@@ -244,10 +244,10 @@ def _trainer(
     settings: dict[str, Any],
     shares: tuple[float, ...] | None,
     workload: Workload,
-    dense: nn.Module,
-    masked: MaskedModel,
+    targets: tuple[str, ...],
+    device: torch.device,
 ) -> MaskTrainer:
-    device, masks = masked.base.device, settings.get("masks_per_step", 1)
+    masks = settings.get("masks_per_step", 1)
     forward_only = settings["estimator"] == "policy_gradient"
     # Of a sample: passes of each of its visits, and one for its teacher's output or baseline loss.
     # With hidden targets the dense network runs at each visit instead of once.
@@ -256,18 +256,9 @@ def _trainer(
     passes = masks if forward_only else 3
     distinct = max(settings["batch_size"], left // (visits * (passes + 1) if hidden else visits * passes + 1))
     config = TrainerConfig(**settings, dataset_size=distinct, budget_samples=distinct * visits * masks, seed=job.seed)
-    objective = workload.training_objective(seed=job.seed, device=device, shares=shares)
-    precision, initial = config.precision, copy.deepcopy(masked.model)
-    teacher = teacher_outputs(dense, objective, precision=precision) if config.target == "teacher" else None
-    return MaskTrainer(
-        config,
-        masked=masked,
-        objective=objective,
-        validation=workload.held_out_samples("validation", device, precision),
-        teacher=teacher,
-        baseline=baseline_losses(initial, objective, teacher, precision=precision) if forward_only else None,
-        dense=dense,
-    )
+    cache = RunCache(shares={} if shares is None else {config.precision: shares})
+    form = MaskFormat(job.pattern, "channel")
+    return build_trainer(workload, config, form, seed=job.seed, device=device, targets=targets, cache=cache)
 
 
 def _learn(trainer: MaskTrainer, job: Job) -> tuple[dict[str, Any], Tensor, Tensor]:

@@ -16,7 +16,6 @@ table has that of all the budget's masks together, as if the logits stood still,
 
 from __future__ import annotations
 
-import copy
 from typing import Annotated, Any
 
 import torch
@@ -26,10 +25,8 @@ from benchmarks.mask_methods import LEARNED, last_shortcuts
 from benchmarks.report import hardware_line, print_table
 from maskpro.cli import run_command
 from maskpro.distribution import sample
-from maskpro.initial_masks import magnitude_mask
-from maskpro.masked_model import MaskedModel
-from maskpro.objectives import baseline_losses, predict_in, teacher_outputs
-from maskpro.pattern import NMPattern
+from maskpro.objectives import predict_in
+from maskpro.runs import MaskFormat, RunCache, build_trainer, table_name
 from maskpro.trainer import MaskTrainer
 from maskpro.trainer_config import TrainerConfig
 from maskpro.workloads import open_workload
@@ -78,26 +75,16 @@ def main(
     cpu, workload = torch.device("cpu"), open_workload("digits")
     settings = LEARNED[_METHOD] | {"seed": seed}
     settings.pop("targets")
-    dense = workload.model
-    masked = MaskedModel(
-        copy.deepcopy(dense), pattern=NMPattern.parse("2:4"), layout="channel", targets=last_shortcuts(dense)
-    )
-    masked.set_mask(magnitude_mask(masked))
-    objective = workload.training_objective(
-        seed=seed, device=cpu, shares=workload.timestep_shares(masked.model, cpu, "float32")
-    )
-    teacher = teacher_outputs(dense, objective)
     per_mask = settings["batch_size"]
     budget = evaluations // per_mask // settings["masks_per_step"] * per_mask * settings["masks_per_step"]
-    trainer = MaskTrainer(
-        TrainerConfig(**settings, dataset_size=max(per_mask, budget // settings["masks_per_step"]), budget_samples=budget),
-        masked=masked,
-        objective=objective,
-        validation=workload.held_out_samples("validation", cpu),
-        teacher=teacher,
-        baseline=baseline_losses(copy.deepcopy(masked.model), objective, teacher),
-        dense=dense,
+    config = TrainerConfig(
+        **settings, dataset_size=max(per_mask, budget // settings["masks_per_step"]), budget_samples=budget
     )
+    cache, targets = RunCache(), last_shortcuts(workload.model)
+    trainer = build_trainer(
+        workload, config, MaskFormat("2:4", "channel"), seed=seed, device=cpu, targets=targets, cache=cache
+    )
+    objective, teacher = cache.objective_of(workload, config, cpu), cache.tables[table_name(config)]
     step = settings["masks_per_step"]
     free = trainer.logits.shape[0] * (trainer.logits.shape[1] - 1)
     rows = []

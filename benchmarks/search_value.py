@@ -10,7 +10,6 @@ choose by the validation error. Fidelity, and the gain over the best seed point 
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -30,7 +29,7 @@ from benchmarks.simulated_search import SimulatedSearch
 from maskpro.cli import run_command
 from maskpro.errors import MaskproError
 from maskpro.evaluation.fidelity import Estimate, estimate_fidelity, estimate_gain
-from maskpro.objectives import baseline_losses, teacher_outputs
+from maskpro.runs import RunCache, build_trainer
 from maskpro.trainer import MaskTrainer
 from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.history import METRIC
@@ -55,14 +54,11 @@ class _RealTrials:
     def __init__(self, options: SearchOptions):
         self.search = prepare_search(options)
         cpu, workload = torch.device("cpu"), self.search.workload
-        masked = initial_masked(self.search.context, workload.model, self.search.context.formats[0])
-        (timesteps,), (precision,) = self.search.context.timesteps, self.search.context.precisions
-        shares = workload.timestep_shares(masked.model, cpu, precision) if timesteps == "importance" else None
-        self._objective = workload.training_objective(seed=options.seed, device=cpu, shares=shares)
-        self._validation = workload.held_out_samples("validation", cpu, self.search.context.validation_precision)
-        self._precision = precision
-        self._teacher = teacher_outputs(workload.model, self._objective, precision=precision)
-        self._initial = self._validation.judge(masked.model).means()
+        form, precision = self.search.context.formats[0], self.search.context.validation_precision
+        masked = initial_masked(self.search.context, workload.model, form)
+        self._cache = RunCache(validation_precision=precision)
+        validation = self._cache.validation_of(workload, cpu, precision)
+        self._cache.initial[form] = validation.judge(masked.model).means()
         self._test = workload.held_out_samples("test", cpu)
         self.initial_errors = self._test.judge(masked.model).errors
         self._trainers: dict[str, MaskTrainer] = {}
@@ -90,17 +86,14 @@ class _RealTrials:
         if key not in self._trainers:
             settings = search.space.fixed | dict(params)
             targets = split_targets(settings.pop("targets", None)) or search.context.targets
-            masked = initial_masked(search.context, search.workload.model, search.context.formats[0], targets)
-            initial = copy.deepcopy(masked.model)
-            self._trainers[key] = MaskTrainer(
+            self._trainers[key] = build_trainer(
+                search.workload,
                 TrainerConfig(**settings, budget_samples=search.context.max_samples, seed=search.options.seed),
-                masked=masked,
-                objective=self._objective,
-                validation=self._validation,
-                teacher=self._teacher,
-                baseline=baseline_losses(initial, self._objective, self._teacher, precision=self._precision),
-                initial=self._initial,
-                dense=search.workload.model,
+                search.context.formats[0],
+                seed=search.context.seed,
+                device=torch.device("cpu"),
+                targets=targets,
+                cache=self._cache,
             )
         return self._trainers[key]
 

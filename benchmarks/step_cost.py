@@ -28,22 +28,23 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.made_up_workload import made_up_workload
 from benchmarks.report import hardware_line, print_table
 from maskpro.cli import run_command
 from maskpro.errors import MaskproError
 from maskpro.graphs import GraphedPass
-from maskpro.initial_masks import magnitude_mask
-from maskpro.masked_model import MaskedModel, maskable_layers
+from maskpro.masked_model import maskable_layers
 from maskpro.names import Precision
-from maskpro.objectives import HeldOutMeans, HeldOutSamples, SampleValues, baseline_losses, teacher_outputs
 from maskpro.objectives.diffusion import DiffusionObjective, NoisyBatch
 from maskpro.pattern import NMPattern
 from maskpro.precision import autocast, parse_precision
+from maskpro.runs import MaskFormat, RunCache, build_trainer, table_name
 from maskpro.trainer import MaskTrainer
 from maskpro.trainer_config import TrainerConfig
-from maskpro.workloads import open_workload
+from maskpro.workloads import Workload, open_workload
 
 PATTERN = NMPattern(2, 4)
+_FORMAT = MaskFormat(str(PATTERN), "channel")
 _GPU_REPEATS = 20
 
 # Takes that many steps.
@@ -169,26 +170,14 @@ def _seconds(run: Variant, device: torch.device) -> float:
     return (time.perf_counter() - started) / repeats
 
 
-def _trainer(
-    dense: nn.Module, objective: DiffusionObjective, teacher: SampleValues, batch_size: int, **settings: Any
-) -> MaskTrainer:
-    masked = MaskedModel(copy.deepcopy(dense), pattern=PATTERN, layout="channel")
-    masked.set_mask(magnitude_mask(masked))
+def _trainer(workload: Workload, cache: RunCache, batch_size: int, **settings: Any) -> MaskTrainer:
+    """With the values of the samples that its steps look at computed before."""
     config = TrainerConfig(
         batch_size=batch_size, dataset_size=256, budget_samples=10**9, target="teacher", logits=5.0, **settings
     )
-    baseline = baseline_losses(copy.deepcopy(masked.model), objective, teacher, precision=config.precision)
-    trainer = MaskTrainer(
-        config,
-        masked=masked,
-        objective=objective,
-        validation=HeldOutSamples(objective, 1, dense),
-        teacher=teacher,
-        baseline=baseline if config.estimator == "policy_gradient" else None,
-        initial=HeldOutMeans(1.0, 1.0),
-        dense=dense,
-    )
-    (teacher if config.estimator == "straight_through" else baseline)(torch.arange(256))
+    device = objective_device(workload.model)
+    trainer = build_trainer(workload, config, _FORMAT, seed=0, device=device, cache=cache)
+    cache.tables[table_name(config, _FORMAT)](torch.arange(256))
     return trainer
 
 
@@ -200,20 +189,15 @@ def _repeated(run: Callable[[], object]) -> Variant:
     return several
 
 
-def _variants(
-    dense: nn.Module,
-    objective: DiffusionObjective,
-    teacher: SampleValues,
-    batch_size: int,
-    precision: Precision,
-    compiled: bool,
-) -> dict[str, Variant]:
-    device = objective_device(dense)
+def _variants(workload: Workload, batch_size: int, precision: Precision, compiled: bool) -> dict[str, Variant]:
+    dense, device, cache = workload.model, objective_device(workload.model), RunCache()
     ours = {
-        name: _trainer(dense, objective, teacher, batch_size, estimator=name, precision=precision, compile=compiled)
+        name: _trainer(workload, cache, batch_size, estimator=name, precision=precision, compile=compiled)
         for name in ("policy_gradient", "straight_through")
     }
-    bare = _trainer(dense, objective, teacher, batch_size, estimator="straight_through", precision=precision).masked
+    bare = _trainer(workload, cache, batch_size, estimator="straight_through", precision=precision).masked
+    objective = workload.training_objective(seed=0, device=device)
+    teacher = cache.tables[table_name(TrainerConfig(precision=precision))]
     batch = objective.batch(torch.arange(batch_size))
     target = teacher(torch.arange(batch_size))
     network: Any = torch.compile(bare.model) if compiled else bare.model
@@ -266,10 +250,8 @@ def measure(
 ) -> dict[str, str]:
     """The row of a network and a batch size."""
     dense, scheduler, images = open_network(network)
-    dense = dense.to(device)
-    objective = DiffusionObjective(scheduler, images, seed=0, device=device)
-    teacher = teacher_outputs(dense, objective, precision=precision)
-    variants = _variants(dense, objective, teacher, batch_size, precision, compiled)
+    workload = made_up_workload(dense.to(device), scheduler, images)
+    variants = _variants(workload, batch_size, precision, compiled)
     peaks = {}
     for name, run in variants.items():
         run(1)

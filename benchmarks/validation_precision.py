@@ -29,12 +29,9 @@ from torch import Tensor, nn
 from benchmarks.report import hardware_line, print_table
 from maskpro.cli import run_command
 from maskpro.evaluation.fidelity import estimate_fidelity, estimate_gain
-from maskpro.initial_masks import magnitude_masked_model
 from maskpro.names import Precision
-from maskpro.objectives import HeldOutSamples, teacher_outputs
-from maskpro.pattern import NMPattern
 from maskpro.precision import autocast
-from maskpro.trainer import MaskTrainer
+from maskpro.runs import MaskFormat, RunCache, build_trainer
 from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.space import load_space
 from maskpro.workloads import Workload, open_workload
@@ -71,18 +68,10 @@ def masks_of_a_run(workload: Workload, device: torch.device, seed: int, max_samp
     space = load_space(_SPACE)
     points = dict(zip(space.seed_point_names, space.seed_points, strict=True))
     config = TrainerConfig(**space.fixed, **points[_SETTINGS], budget_samples=max_samples, seed=seed)
-    dense = workload.model.to(device)
-    masked = magnitude_masked_model(copy.deepcopy(dense), pattern=NMPattern.parse(space.pattern), layout="channel")
-    shares = workload.timestep_shares(masked.model, device, config.precision)
-    objective = workload.training_objective(seed=seed, device=device, shares=shares)
-    trainer = MaskTrainer(
-        config,
-        masked=masked,
-        objective=objective,
-        validation=HeldOutSamples(objective, 1, dense),
-        teacher=teacher_outputs(dense, objective, precision=config.precision),
-        dense=dense,
-    )
+    validation = {config.precision: workload.held_out_samples("validation", device, config.precision).first(1)}
+    form = MaskFormat(space.pattern, "channel")
+    trainer = build_trainer(workload, config, form, seed=seed, device=device, cache=RunCache(validation=validation))
+    masked = trainer.masked
     found = {0: copy.deepcopy(masked.model)}
     for place in _PLACES:
         trainer.train(round(place * max_samples) - trainer.num_samples_seen)

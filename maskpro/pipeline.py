@@ -38,10 +38,11 @@ from maskpro.layer_statistics import layer_statistics
 from maskpro.mask_file import MaskFile, inspect_mask_file, load_mask_file, save_mask_file
 from maskpro.masked_model import MaskedModel, layer_problems, maskable_layers, model_hash
 from maskpro.names import SamplingPrecision
-from maskpro.objectives import HeldOutMeans, HeldOutSamples, baseline_losses, teacher_outputs
+from maskpro.objectives import HeldOutMeans, HeldOutSamples
 from maskpro.pattern import Layout, NMPattern
 from maskpro.precision import check_precision
 from maskpro.pretrained import load_pretrained, resolution, save_pipeline
+from maskpro.runs import MaskFormat, RunCache, build_trainer
 from maskpro.trackers import Log, no_log
 from maskpro.trainer import MaskTrainer, logit_statistics
 from maskpro.trainer_config import TrainerConfig
@@ -315,30 +316,13 @@ def train(
     Returns: the content of `training_summary.json`, all of it about the mask that is written but for `last_logits`.
     """
     check_precision(config.precision, device)
-    dense = workload.model.to(device)
-    covered = initial.masks.keys() if isinstance(initial, MaskFile) else None
-    masked = MaskedModel(copy.deepcopy(dense), pattern=pattern, layout=layout, targets=targets, covered=covered)
-    objective = workload.training_objective(seed=config.seed, device=device)
-    if isinstance(initial, MaskFile):
-        masked.set_mask(masked.groups(initial.masks))
-    else:
-        generator = torch.Generator().manual_seed(config.seed)
-        masked.set_mask(one_shot_mask(masked, initial, objective=objective, generator=generator))
-    validation = workload.held_out_samples("validation", device, config.precision)
-    if config.timesteps == "importance":
-        shares = workload.timestep_shares(masked.model, device, config.precision)
-        objective = workload.training_objective(seed=config.seed, device=device, shares=shares)
-    teacher = teacher_outputs(dense, objective, precision=config.precision)
-    target = teacher if config.target == "teacher" else None
-    trainer = MaskTrainer(
-        config,
-        masked=masked,
-        objective=objective,
-        validation=validation,
-        teacher=teacher,
-        baseline=baseline_losses(copy.deepcopy(masked.model), objective, target, precision=config.precision),
-        dense=dense,
+    dense, cache = workload.model.to(device), RunCache()
+    masks = initial if isinstance(initial, MaskFile) else None
+    form = MaskFormat(str(pattern), layout, "magnitude" if isinstance(initial, MaskFile) else initial)
+    trainer = build_trainer(
+        workload, config, form, seed=config.seed, device=device, targets=targets, masks=masks, cache=cache
     )
+    masked, validation = trainer.masked, cache.validation_of(workload, device, config.precision)
     with atomic_folder(output) as folder:
         losses, curve, seconds = _run(trainer, workload.budgets.report_samples, say, log)
         before, after = trainer.initial, trainer.best

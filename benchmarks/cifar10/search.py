@@ -44,20 +44,18 @@ from benchmarks.cifar10.common import (
 from benchmarks.cifar10.networks import load_network
 from benchmarks.cifar10.time_line import run_watched, spent, time_line, was_killed
 from benchmarks.cifar10.train_features import FEATURES_FILE
+from benchmarks.made_up_workload import made_up_workload
 from benchmarks.resumable import Rows
 from maskpro.cli import run_command
 from maskpro.errors import MaskproError
 from maskpro.evaluation.fidelity import Estimate
 from maskpro.files import read_json, write_json
-from maskpro.initial_masks import magnitude_masked_model
 from maskpro.names import Precision
-from maskpro.objectives import HeldOutMeans, HeldOutSamples, teacher_outputs
-from maskpro.objectives.diffusion import DiffusionObjective
-from maskpro.pattern import NMPattern
 from maskpro.precision import autocast
-from maskpro.trainer import MaskTrainer
+from maskpro.runs import MaskFormat, build_trainer
 from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.history import EVALUATION_FILE, HISTORY_FILE
+from maskpro.workloads import Workload
 
 # Batch sizes at which a trial's speed is measured; the space's own lie between them.
 _BATCHES = (8, 64)
@@ -116,24 +114,16 @@ def measure_rates(model: str, precision: Precision) -> tuple[float, float]:
     dense, scheduler = load_network(model)
     dense = dense.to(device)
     pictures = torch.zeros(256, 3, 32, 32, dtype=torch.uint8)
-    objective = DiffusionObjective(scheduler, pictures, seed=0, device=device)
-    rates = [_training_rate(dense, objective, batch) for batch in _BATCHES]
+    workload = made_up_workload(dense, scheduler, pictures)
+    rates = [_training_rate(workload, device, batch) for batch in _BATCHES]
     return len(rates) / sum(1 / rate for rate in rates), _sampling_rate(dense, pictures, device, precision)
 
 
-def _training_rate(dense: torch.nn.Module, objective: DiffusionObjective, batch_size: int) -> float:
-    masked = magnitude_masked_model(dense, pattern=NMPattern.parse("2:4"), layout="channel", targets=("all",))
+def _training_rate(workload: Workload, device: torch.device, batch_size: int) -> float:
     config = TrainerConfig(
         estimator="straight_through", target="teacher", batch_size=batch_size, dataset_size=10**6, budget_samples=10**9
     )
-    trainer = MaskTrainer(
-        config,
-        masked=masked,
-        objective=objective,
-        validation=HeldOutSamples(objective, 1, dense),
-        teacher=teacher_outputs(dense, objective),
-        initial=HeldOutMeans(1.0, 1.0),
-    )
+    trainer = build_trainer(workload, config, MaskFormat("2:4", "channel"), seed=0, device=device)
     trainer.train(4 * batch_size)
     _wait()
     started, count = time.monotonic(), 40 * batch_size

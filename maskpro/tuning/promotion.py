@@ -26,12 +26,13 @@ from maskpro.objectives import HeldOutMeans
 from maskpro.pattern import PackedMask
 from maskpro.precision import parse_sampling_precision
 from maskpro.pretrained import save_pipeline
+from maskpro.runs import MaskFormat
 from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.checkpoints import read_counters, read_part
 from maskpro.tuning.driver_log import say
 from maskpro.tuning.experiment import Experiment
 from maskpro.tuning.history import EVALUATION_FILE, METRIC, TrialRecord
-from maskpro.tuning.shared import MaskFormat, initial_masked, mask_format
+from maskpro.tuning.shared import initial_masked, mask_format
 from maskpro.tuning.space import FORMAT
 from maskpro.tuning.state import Plan
 from maskpro.tuning.trainable import split_targets

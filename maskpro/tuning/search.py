@@ -28,12 +28,13 @@ from maskpro.pattern import NMPattern, parse_layout
 from maskpro.precision import check_precision
 from maskpro.preflight import Preflight, check_record, run_preflight
 from maskpro.process import say_aside
+from maskpro.runs import MaskFormat
 from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.early_stopping import Scheduler, scheduler_name
 from maskpro.tuning.options import SearchOptions
 from maskpro.tuning.remnants import refuse_begun
 from maskpro.tuning.searcher import Searcher, searcher_name
-from maskpro.tuning.shared import MaskFormat, TrialContext
+from maskpro.tuning.shared import TrialContext
 from maskpro.tuning.space import SearchSpace, load_space
 from maskpro.tuning.state import Plan
 from maskpro.tuning.trainable import split_targets

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import ray
 import torch
 from torch import nn
 
+from maskpro import runs
 from maskpro.errors import MaskproError
-from maskpro.initial_masks import InitialMaskMethod, one_shot_mask
+from maskpro.initial_masks import InitialMaskMethod
 from maskpro.masked_model import MaskedModel
 from maskpro.names import Precision, Timesteps
-from maskpro.objectives import HeldOutMeans, teacher_outputs
-from maskpro.objectives.diffusion import DiffusionObjective
-from maskpro.pattern import NMPattern, parse_layout
+from maskpro.objectives import HeldOutMeans
+from maskpro.runs import MaskFormat, RunCache
+from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.tables import start_keeper
 from maskpro.workloads import Workload
 
-# Table of the dense network's outputs, (this, timesteps, precision); those of initial masks' losses are (format, target,
-# timesteps, precision).
-TEACHER = "teacher"
 # Of a node's object store that a table may take; a larger one is computed by each trial's process for itself.
 _STORE_SHARE = 0.3
-
-
-class MaskFormat(NamedTuple):
-    """What an initial mask depends on."""
-
-    pattern: str
-    layout: str
-    initial_mask: InitialMaskMethod = "magnitude"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,21 +112,8 @@ def trial_device() -> torch.device:
 def initial_masked(
     context: TrialContext, dense: nn.Module, form: MaskFormat, targets: tuple[str, ...] = ("all",)
 ) -> MaskedModel:
-    """A copy of the dense network with its initial mask, the same one whatever the targets and wherever it is made."""
-    pattern, layout = NMPattern.parse(form.pattern), parse_layout(form.layout)
-    masked = MaskedModel(copy.deepcopy(dense), pattern=pattern, layout=layout)
-    mask = one_shot_mask(
-        masked,
-        form.initial_mask,
-        objective=context.workload.training_objective(seed=context.seed, device=masked.base.device),
-        generator=torch.Generator().manual_seed(context.seed),
-    )
-    if targets != ("all",):
-        layer_masks = masked.layer_masks(mask)
-        masked = MaskedModel(copy.deepcopy(dense), pattern=pattern, layout=layout, targets=targets)
-        mask = masked.groups(layer_masks)
-    masked.set_mask(mask)
-    return masked
+    """`runs.initial_masked` of a search, whose own seed is that of all its trials' initial masks."""
+    return runs.initial_masked(context.workload, dense, form, seed=context.seed, targets=targets)
 
 
 def share_values(context: TrialContext, *, resources: dict[str, float]) -> SharedValues:
@@ -205,27 +181,13 @@ def _judged(
     return validation.judge(dense).means().loss, figures, shares
 
 
-def training_objective(
-    context: TrialContext,
-    timesteps: Timesteps,
-    precision: Precision,
-    shares: Mapping[Precision, tuple[float, ...]],
-    *,
-    seed: int,
-    device: torch.device,
-) -> DiffusionObjective:
-    """The calibration samples of trials in a precision whose timesteps are drawn so; `shares` as in SharedValues."""
-    chosen = shares[precision] if timesteps == "importance" else None
-    return context.workload.training_objective(seed=seed, device=device, shares=chosen)
-
-
-def _first_part(context: TrialContext, keeper: Any, shares: Mapping[Precision, tuple[float, ...]]) -> None:
+def _first_part(context: TrialContext, keeper: Any, shares: dict[Precision, tuple[float, ...]]) -> None:
+    """Make the first part of the teacher's table."""
     device = prepare_process(context)
-    dense = context.workload.model.to(device)
-    timesteps, precision = context.timesteps[0], context.precisions[0]
-    objective = training_objective(context, timesteps, precision, shares, seed=context.seed, device=device)
-    shelf = RayShelf(keeper, (TEACHER, timesteps, precision))
-    teacher = teacher_outputs(dense, objective, precision=precision, shelf=shelf, device=device)
+    cache = RunCache(shares=shares, shelf=lambda name, seed: RayShelf(keeper, name))
+    config = TrainerConfig(timesteps=context.timesteps[0], precision=context.precisions[0], seed=context.seed)
+    objective = cache.objective_of(context.workload, config, device)
+    teacher = cache.teacher_of(context.workload.model.to(device), config, objective, device)
     teacher(torch.zeros(1, dtype=torch.int64))
 
 

@@ -13,22 +13,19 @@ from ray.tune import Trainable
 
 from maskpro.evaluation.comparison import loss_improvement, recovery
 from maskpro.evaluation.fidelity import fidelity
-from maskpro.objectives import HeldOutMeans, Objective, SampleValues, Shelf, baseline_losses, teacher_outputs
+from maskpro.objectives import HeldOutMeans, Shelf
+from maskpro.runs import MaskFormat, RunCache, build_trainer
 from maskpro.trainer import MaskTrainer, NonFiniteLossError
 from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.adapters import CHECKPOINT, FOLDER, NUMBER, PROMOTED, SEED
 from maskpro.tuning.checkpoints import open_checkpoint, read_counters, read_part, write_checkpoint
 from maskpro.tuning.history import METRIC, PARTS, STOPPED_PARTS
 from maskpro.tuning.shared import (
-    TEACHER,
-    MaskFormat,
     RayShelf,
     SharedValues,
     TrialContext,
-    initial_masked,
     mask_format,
     prepare_process,
-    training_objective,
 )
 
 # A failed trial is told as this many times the initial mask's error: finite, and worse than any trial that learned.
@@ -46,11 +43,12 @@ class MaskTrainable(Trainable):
             raise ValueError("context or shared is None; allowed: both, given with tune.with_parameters")
         self._context, self._shared = context, shared
         self._device = prepare_process(context)
-        self._dense = context.workload.model.to(self._device)
-        precision = context.validation_precision
-        self._validation = context.workload.held_out_samples("validation", self._device, precision)
-        self._values: dict[Any, SampleValues] = {}
-        self._values_seed: int | None = None
+        self._cache = RunCache(
+            validation_precision=context.validation_precision,
+            shares=dict(shared.timestep_shares),
+            initial=dict(shared.initial),
+            shelf=self._shelf,
+        )
         self._trainer: MaskTrainer | None = None
         self._start(config)
 
@@ -71,24 +69,15 @@ class MaskTrainable(Trainable):
         for name in MaskFormat._fields:
             settings.pop(name, None)
         trainer_config = TrainerConfig(**settings, budget_samples=context.max_samples, seed=seed)
-        objective = training_objective(
-            context,
-            trainer_config.timesteps,
-            trainer_config.precision,
-            self._shared.timestep_shares,
-            seed=seed,
-            device=self._device,
-        )
         self._initial = self._shared.initial[form]
-        self._trainer = MaskTrainer(
+        self._trainer = build_trainer(
+            context.workload,
             trainer_config,
-            masked=initial_masked(context, self._dense, form, targets),
-            objective=objective,
-            validation=self._validation,
-            teacher=self._teacher(trainer_config, objective),
-            baseline=self._baseline(trainer_config, objective, form),
-            dense=self._dense,
-            initial=self._initial,
+            form,
+            seed=context.seed,
+            device=self._device,
+            targets=targets,
+            cache=self._cache,
         )
         if checkpoint:
             with open_checkpoint(context.storage, checkpoint).as_directory() as folder:
@@ -98,38 +87,10 @@ class MaskTrainable(Trainable):
         assert self._trainer is not None
         return self._trainer
 
-    def _teacher(self, config: TrainerConfig, objective: Objective) -> SampleValues:
-        """The dense network's outputs: from the shared table for the search's own seed; kept from trial to trial."""
-        if self._values_seed != config.seed:
-            self._values, self._values_seed = {}, config.seed
-        key = (TEACHER, config.timesteps, config.precision)
-        if key not in self._values:
-            shelf = self._shelf(key, config.seed)
-            self._values[key] = teacher_outputs(
-                self._dense, objective, precision=config.precision, shelf=shelf, device=self._device
-            )
-        return self._values[key]
-
     def _shelf(self, name: Hashable, seed: int) -> Shelf | None:
         """A shared table, which is of the search's own seed."""
         keeper = self._shared.keeper
         return RayShelf(keeper, name) if keeper is not None and seed == self._context.seed else None
-
-    def _baseline(self, config: TrainerConfig, objective: Objective, form: MaskFormat) -> SampleValues | None:
-        """The initial mask's losses, kept from trial to trial; only the policy gradient needs them."""
-        if config.estimator != "policy_gradient":
-            return None
-        key = (form, config.target, config.timesteps, config.precision)
-        if key not in self._values:
-            self._values[key] = baseline_losses(
-                initial_masked(self._context, self._dense, form).model,
-                objective,
-                self._values[TEACHER, config.timesteps, config.precision] if config.target == "teacher" else None,
-                precision=config.precision,
-                shelf=self._shelf(key, config.seed),
-                device=self._device,
-            )
-        return self._values[key]
 
     def step(self) -> dict[str, Any]:
         """Train on the next `report_samples` samples and validate."""

@@ -15,10 +15,10 @@ from maskpro.estimators import Tracker
 from maskpro.initial_masks import INITIAL_MASK_METHODS
 from maskpro.masked_model import model_hash
 from maskpro.objectives.diffusion import DiffusionObjective
+from maskpro.runs import MaskFormat
 from maskpro.tuning import shared as shared_module
 from maskpro.tuning.history import PARTS
 from maskpro.tuning.shared import (
-    MaskFormat,
     RayShelf,
     SharedValues,
     TrialContext,
@@ -372,7 +372,7 @@ def test_a_trial_starts_at_its_own_initial_mask(start, context, digits):
     expected = initial_masked(context, digits.model, FORMATS[2])
     assert torch.equal(trial._running_trainer().initial_mask, expected.mask)
     (row, *_) = (trial.train(),)
-    found = trial._validation.judge(expected.model).means()
+    found = trial._cache.validation["float32"].judge(expected.model).means()
     assert (row["initial_val_loss"], row["initial_val_error"]) == pytest.approx(found)
     assert row["initial_val_error"] != trial._shared.initial[FORMATS[0]].error
     assert row["fidelity"] == pytest.approx(1 - row["val_error"] / found.error)
