@@ -31,7 +31,7 @@ from analysis.trials import (
 )
 from maskpro.cli import run_command
 from maskpro.errors import MaskproError
-from maskpro.evaluation.fidelity import format_share, learned_against_dense
+from maskpro.fidelity import format_share, images_judged_by, learned_against_dense
 from maskpro.files import read_json, write_text
 from maskpro.tuning.history import METRIC
 from maskpro.tuning.trial_table import FIGURES, single_figures
@@ -54,7 +54,6 @@ CAPTIONS = {
     "timestep_losses": "Where in the noise schedule the masks lose.",
     "layer_changes": "What the best mask changed in each layer, in the order in which the network lists them.",
 }
-_GRIDS = {"dense": "dense network", "initial": "initial mask", "learned": "learned mask"}
 
 
 @dataclass(kw_only=True)
@@ -65,6 +64,7 @@ class Report:
         facts: (name, value) of what matters first.
         missing: what can't be shown, and why.
         warnings: what the final evaluation's figures can't tell.
+        pictures: file name to caption of what the final evaluation has drawn; other versions have captions by name alone.
     """
 
     title: str
@@ -78,6 +78,7 @@ class Report:
     failures: list[str]
     missing: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    pictures: Mapping[str, str] = field(default_factory=dict)
 
 
 def gather(experiment: Path) -> Report:
@@ -120,6 +121,7 @@ def gather(experiment: Path) -> Report:
         failures=[f"trial {row.trial}: {row.failure}" for row in failed.itertuples()],
         missing=missing,
         warnings=evaluated.get("warnings", []),
+        pictures=evaluated.get("pictures", {}),
     )
 
 
@@ -154,17 +156,6 @@ def _facts(
             facts.insert(0, (f"test {name}", format_share(evaluated[name])))
     pattern = description.get("space", {}).get("pattern")
     return facts + ([("pattern", str(pattern))] if pattern else [])
-
-
-def _judged_by(protocol: Mapping[str, Any]) -> str:
-    """What the images were judged by, in a sentence; "" where they were not, or the protocol does not say."""
-    features = protocol.get("frechet_features")
-    if not features:
-        return ""
-    return (
-        f"Frechet distance, kernel distance, precision and recall: {protocol['num_generated']:,} images of each network "
-        f"against {protocol['frechet_reference']}, in the features {features}."
-    )
 
 
 def _cell(value: Any) -> str:
@@ -208,7 +199,7 @@ def _inline(png: bytes) -> str:
 
 
 def render_html(report: Report, figures: Mapping[str, tuple[str, str]], grids: Mapping[str, str]) -> str:
-    """The page; `figures` are (light, dark) data addresses by name, `grids` those of sample pictures."""
+    """The page; `figures` are (light, dark) data addresses by name, `grids` those of the pictures by caption."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATE.parent),
         autoescape=True,
@@ -224,8 +215,8 @@ def render_html(report: Report, figures: Mapping[str, tuple[str, str]], grids: M
     return environment.get_template(_TEMPLATE.name).render(
         report=report,
         evaluation=_html_table(report.evaluation, "evaluation"),
-        judged_by=_judged_by(report.protocol),
-        grids=[(label, grids[name]) for name, label in _GRIDS.items() if name in grids],
+        judged_by=images_judged_by(report.protocol),
+        grids=list(grids.items()),
         figures=[(name, *pair) for name, pair in figures.items()],
         captions=CAPTIONS,
         trials=_html_table(report.trials.head(_BEST_SHOWN), "trials"),
@@ -243,7 +234,7 @@ def render_markdown(report: Report) -> str:
     for what in report.missing:
         lines.append(f"- not here: {what}")
     for title, frame in (
-        ("Final evaluation on test images", report.evaluation),
+        ("Final evaluation on test samples", report.evaluation),
         (f"Trials, the best {_BEST_SHOWN}", report.trials.head(_BEST_SHOWN)),
     ):
         if len(frame):
@@ -251,7 +242,7 @@ def render_markdown(report: Report) -> str:
             lines += ["", f"## {title}", "", *_markdown_table([str(name) for name in frame.columns], rows)]
             if frame is report.evaluation:
                 lines += [line for text in report.warnings for line in ("", f"**Warning:** {text}.")]
-                judged = _judged_by(report.protocol)
+                judged = images_judged_by(report.protocol)
                 lines += ["", judged] if judged else []
     if report.failures:
         lines += ["", "## Failures", "", *(f"- {text}" for text in report.failures[:_FAILURES_SHOWN])]
@@ -274,8 +265,10 @@ def write_report(experiment: Path) -> Path:
     (light, dark), missing = all_figures(experiment, LIGHT, DARK)
     report.missing += [f"{name.replace('_', ' ')}: {reason}" for name, reason in missing.items()]
     figures = {name: (_png(light[name]), _png(dark[name])) for name in CAPTIONS if name in light}
-    pictures = {name: experiment / "best" / f"samples_{name}.png" for name in _GRIDS}
-    grids = {name: _inline(path.read_bytes()) for name, path in pictures.items() if path.is_file()}
+    grids = {
+        report.pictures.get(path.name, path.stem.replace("_", " ")): _inline(path.read_bytes())
+        for path in sorted((experiment / "best").glob("*.png"))
+    }
     write_text(experiment / "report.html", render_html(report, figures, grids))
     write_text(experiment / "report.md", render_markdown(report))
     return experiment / "report.html"

@@ -17,17 +17,16 @@ from typing import Annotated, Any
 import torch
 import typer
 from safetensors.torch import save_file
-from torch import nn
 
 from benchmarks.report import hardware_line, print_table
+from benchmarks.toy_workload import perceptron, toy_workload
 from maskpro.cli import run_command
-from maskpro.initial_masks import magnitude_masked_model
-from maskpro.objectives import HeldOutMeans, HeldOutSamples
-from maskpro.pattern import NMPattern
+from maskpro.runs import MaskFormat, build_trainer
 from maskpro.trainer import MaskTrainer
 from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.checkpoints import part_file, write_checkpoint
 from maskpro.tuning.history import PARTS
+from maskpro.workload import Budgets
 
 _WIDTH = 2048
 _REPEATS = 3
@@ -35,17 +34,9 @@ _REPEATS = 3
 
 def _trainer(layers: int, device: torch.device) -> MaskTrainer:
     """After two steps of Adam on made-up gradients."""
-    network = nn.Sequential(*(nn.Linear(_WIDTH, _WIDTH, bias=False) for _ in range(layers))).to(device)
-    masked = magnitude_masked_model(network, pattern=NMPattern(2, 4), layout="channel")
-    objective: Any = None
-    trainer = MaskTrainer(
-        TrainerConfig(),
-        masked=masked,
-        objective=objective,
-        validation=HeldOutSamples(objective, 0, network),
-        teacher=objective or (lambda indices: indices),
-        initial=HeldOutMeans(1.0, 1.0),
-    )
+    budgets = Budgets(max_samples=1, report_samples=1, validation_samples=1, selection_samples=1, test_samples=2)
+    workload = toy_workload(perceptron(_WIDTH, layers, bias=False), width=_WIDTH, budgets=budgets)
+    trainer = build_trainer(workload, TrainerConfig(), MaskFormat("2:4", "channel"), seed=0, device=device)
     generator = torch.Generator(device).manual_seed(0)
     for _ in range(2):
         trainer.logits.grad = torch.randn(trainer.logits.shape, generator=generator, device=device)

@@ -29,8 +29,8 @@ import typer
 
 from benchmarks.report import hardware_line, print_table
 from maskpro.cli import run_command
-from maskpro.evaluation.comparison import recovery
-from maskpro.evaluation.fidelity import fidelity
+from maskpro.fidelity import fidelity
+from maskpro.metrics import recovery
 from maskpro.runs import MaskFormat, RunCache, build_trainer, initial_masked
 from maskpro.trainer import MaskTrainer, StoredLogits
 from maskpro.trainer_config import TrainerConfig

@@ -7,18 +7,18 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from maskpro.images import ImageSplits
-from maskpro.workloads import Budgets, Workload
+from maskpro.workloads.diffusion import DiffusionWorkload, ImageBudgets
 
 
-def made_up_workload(network: UNet2DModel, scheduler: DDPMScheduler, images: Tensor) -> Workload:
+def made_up_workload(network: UNet2DModel, scheduler: DDPMScheduler, images: Tensor) -> DiffusionWorkload:
     """The network with the same images, uint8 `[count, C, H, W]`, in every split; each held-out set is one sample."""
-    return Workload(
+    return DiffusionWorkload(
         name="made up",
         model=network,
         scheduler=scheduler,
         images=ImageSplits(train=images, validation=images, test=images),
         features="none",
-        budgets=Budgets(
+        budgets=ImageBudgets(
             max_samples=1,
             report_samples=1,
             validation_samples=1,

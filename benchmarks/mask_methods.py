@@ -14,18 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from maskpro.errors import MaskproError
-from maskpro.evaluation.comparison import evaluate_models, recovery
-from maskpro.evaluation.fidelity import estimate_fidelity
+from maskpro.evaluation.comparison import evaluate_models
+from maskpro.fidelity import estimate_fidelity
 from maskpro.hidden_targets import MEASURED_EVALUATIONS
 from maskpro.initial_masks import ONE_SHOT_SAMPLES, magnitude_mask, one_shot_mask
 from maskpro.masked_model import MaskedModel, maskable_layers
+from maskpro.metrics import recovery
 from maskpro.names import Precision
 from maskpro.objectives.diffusion import PILOT_EVALUATIONS
 from maskpro.pattern import NMPattern
 from maskpro.runs import MaskFormat, RunCache, build_trainer
 from maskpro.trainer import MaskTrainer
 from maskpro.trainer_config import TrainerConfig
-from maskpro.workloads import Workload, open_workload
+from maskpro.workloads.diffusion import DiffusionWorkload
+from maskpro.workloads.opening import open_images
 
 # Sample evaluations of a learned mask, and of the early look at it, which is all that patterns after the first get.
 EVALUATIONS = 100_000
@@ -144,9 +146,9 @@ class Setting:
 
 
 @cache
-def _open(setting: Setting) -> Workload:
+def _open(setting: Setting) -> DiffusionWorkload:
     """Once a process: to read tens of thousands of images takes as long as to learn a mask."""
-    opened = open_workload(setting.workload, model=setting.model, data=setting.data)
+    opened = open_images(setting.workload, model=setting.model, data=setting.data)
     held_out, generated, budgets = setting.held_out, setting.num_generated, opened.budgets
     if held_out is not None:
         budgets = replace(budgets, validation_samples=held_out, test_samples=held_out)
@@ -204,7 +206,7 @@ def run_job(job: Job, setting: Setting) -> dict[str, Any]:
         masked.set_mask(magnitude)
         started = _clock(place)
         wanted = settings.get("timesteps") == "importance"
-        shares = workload.timestep_shares(masked.model, place, setting.precision) if wanted else None
+        shares = workload.importance_shares(masked.model, place, setting.precision) if wanted else None
         spent = _clock(place) - started
         settings["precision"] = setting.precision
         learned, early, mask = _learn(_trainer(job, settings, shares, workload, targets, place), job)
@@ -243,7 +245,7 @@ def _trainer(
     job: Job,
     settings: dict[str, Any],
     shares: tuple[float, ...] | None,
-    workload: Workload,
+    workload: DiffusionWorkload,
     targets: tuple[str, ...],
     device: torch.device,
 ) -> MaskTrainer:

@@ -28,7 +28,7 @@ from benchmarks.report import hardware_line, print_table
 from benchmarks.simulated_search import SimulatedSearch
 from maskpro.cli import run_command
 from maskpro.errors import MaskproError
-from maskpro.evaluation.fidelity import Estimate, estimate_fidelity, estimate_gain
+from maskpro.fidelity import Estimate, estimate_fidelity, estimate_gain
 from maskpro.runs import RunCache, build_trainer
 from maskpro.trainer import MaskTrainer
 from maskpro.trainer_config import TrainerConfig

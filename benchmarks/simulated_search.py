@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from maskpro.evaluation.fidelity import fidelity
+from maskpro.fidelity import fidelity
 from maskpro.tuning.early_stopping import SuccessiveHalving, make_pruner
 from maskpro.tuning.history import HISTORY_FILE, METRIC, History, drop_torn_line
 from maskpro.tuning.journal import STUDY_FILE

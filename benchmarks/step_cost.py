@@ -41,7 +41,8 @@ from maskpro.precision import autocast, parse_precision
 from maskpro.runs import MaskFormat, RunCache, build_trainer, table_name
 from maskpro.trainer import MaskTrainer
 from maskpro.trainer_config import TrainerConfig
-from maskpro.workloads import Workload, open_workload
+from maskpro.workloads.diffusion import DiffusionWorkload
+from maskpro.workloads.opening import open_images
 
 PATTERN = NMPattern(2, 4)
 _FORMAT = MaskFormat(str(PATTERN), "channel")
@@ -70,7 +71,7 @@ CIFAR10_UNET: dict[str, Any] = {
 def open_network(name: str) -> tuple[UNet2DModel, DDPMScheduler, Tensor]:
     """The network (frozen, evaluation mode), its noise schedule and 256 images: "embedded", or "cifar10" untrained."""
     if name == "embedded":
-        workload = open_workload("digits")
+        workload = open_images("digits")
         return workload.model, workload.scheduler, workload.images.train[:256]
     if name == "cifar10":
         generator = torch.Generator().manual_seed(0)
@@ -170,7 +171,7 @@ def _seconds(run: Variant, device: torch.device) -> float:
     return (time.perf_counter() - started) / repeats
 
 
-def _trainer(workload: Workload, cache: RunCache, batch_size: int, **settings: Any) -> MaskTrainer:
+def _trainer(workload: DiffusionWorkload, cache: RunCache, batch_size: int, **settings: Any) -> MaskTrainer:
     """With the values of the samples that its steps look at computed before."""
     config = TrainerConfig(
         batch_size=batch_size, dataset_size=256, budget_samples=10**9, target="teacher", logits=5.0, **settings
@@ -189,7 +190,7 @@ def _repeated(run: Callable[[], object]) -> Variant:
     return several
 
 
-def _variants(workload: Workload, batch_size: int, precision: Precision, compiled: bool) -> dict[str, Variant]:
+def _variants(workload: DiffusionWorkload, batch_size: int, precision: Precision, compiled: bool) -> dict[str, Variant]:
     dense, device, cache = workload.model, objective_device(workload.model), RunCache()
     ours = {
         name: _trainer(workload, cache, batch_size, estimator=name, precision=precision, compile=compiled)

@@ -28,13 +28,14 @@ from torch import Tensor, nn
 
 from benchmarks.report import hardware_line, print_table
 from maskpro.cli import run_command
-from maskpro.evaluation.fidelity import estimate_fidelity, estimate_gain
+from maskpro.fidelity import estimate_fidelity, estimate_gain
 from maskpro.names import Precision
 from maskpro.precision import autocast
 from maskpro.runs import MaskFormat, RunCache, build_trainer
 from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.space import load_space
-from maskpro.workloads import Workload, open_workload
+from maskpro.workload import Workload
+from maskpro.workloads import open_workload
 
 _SPACE = Path(__file__).parents[1] / "search_spaces" / "default.py"
 _SETTINGS = "best known"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import wraps
@@ -320,7 +320,7 @@ def train(
 ) -> None:
     """Learn one mask, outside a search."""
     from maskpro import pipeline
-    from maskpro.evaluation.fidelity import NO_DIFFERENCE, format_share
+    from maskpro.fidelity import NO_DIFFERENCE, format_share
     from maskpro.initial_masks import parse_initial_mask
     from maskpro.pattern import NMPattern, parse_layout
     from maskpro.trackers import swanlab_log
@@ -387,16 +387,23 @@ def evaluate(
 ) -> None:
     """Compare the dense network with its initial and its learned mask."""
     from maskpro import pipeline
-    from maskpro.evaluation.comparison import masked_copy
-    from maskpro.evaluation.fidelity import learned_against_dense
-    from maskpro.evaluation.sampling import parse_sampler
-    from maskpro.evaluation.timesteps import parse_spacing
+    from maskpro.fidelity import learned_against_dense
+    from maskpro.metrics import masked_copy
     from maskpro.pattern import NMPattern, parse_layout
-    from maskpro.precision import parse_sampling_precision
+    from maskpro.workloads import workload_options
 
     if (masks is None) == (checkpoint_path is None):
         raise MaskproError("masks and checkpoint_path are both given or both missing; allowed: exactly one of them")
-    parsed_sampler, spacing = parse_sampler(sampling.sampler), parse_spacing(sampling.timestep_spacing)
+    for name in ("features", "inception_weights", "reference_statistics"):
+        value = getattr(judging, name)
+        if value is not None and not compute_fid:
+            raise MaskproError(f"{name} is {value} without compute_fid; allowed: together with --compute-fid")
+    further = {
+        "num_generated": (num_samples, 1000),
+        "frechet": (compute_fid, False),
+        "save_images": (save_images, False),
+    }
+    _, options = workload_options(str(source.workload), source, sampling, judging, further=further)
     opened = _opened(source, output_dir)
     parsed, parsed_layout = NMPattern.parse(pattern), parse_layout(layout)
     if masks is not None:
@@ -409,7 +416,7 @@ def evaluate(
             opened, str(checkpoint_path), pattern=parsed, layout=parsed_layout
         )
     form: dict[str, Any] = {"pattern": parsed, "layout": parsed_layout, "covered": covered}
-    _preflight(opened, **form, sampling=sampling, device=device)
+    _preflight(opened, **form, options=options, device=device)
     report = pipeline.evaluate(
         opened,
         output_dir,
@@ -417,17 +424,7 @@ def evaluate(
         **form,
         initial=None if initial_masks is None else pipeline.load_masks_for(opened, initial_masks),
         test_samples=judging.test_samples,
-        num_samples=num_samples,
-        sampler=parsed_sampler,
-        sampling_steps=sampling.sampling_steps,
-        timestep_spacing=spacing,
-        sampling_precision=parse_sampling_precision(sampling.sampling_precision),
-        compile_sampling=sampling.compile_sampling,
-        compute_fid=compute_fid,
-        save_images=save_images,
-        features=judging.features,
-        inception_weights=judging.inception_weights,
-        reference_statistics=judging.reference_statistics,
+        options=options,
         cache=cache,
         device=pipeline.parse_device(device),
     )
@@ -446,9 +443,10 @@ def reference_statistics(
 ) -> None:
     """Write mean and covariance of the real images' features into a .npz file (mu, sigma)."""
     from maskpro import pipeline
+    from maskpro.workloads.judging import reference_statistics as write_statistics
 
     opened = _opened(source, output)
-    found = pipeline.reference_statistics(
+    found = write_statistics(
         opened,
         output,
         features=judging.features,
@@ -473,12 +471,15 @@ def doctor(
 
     from maskpro.doctor import understood
     from maskpro.pattern import NMPattern, parse_layout
+    from maskpro.workloads import workload_options
 
     form: dict[str, Any] = {"pattern": NMPattern.parse(pattern), "layout": parse_layout(layout)}
     is_embedded = source.model is None and source.data is None
-    opened = _opened(replace(source, workload=source.workload or ("digits" if is_embedded else "cifar10")), quiet=True)
-    found = _preflight(opened, **form, sampling=sampling, device=device)
-    rows = understood(opened, found, **form)
+    name = source.workload or ("digits" if is_embedded else "cifar10")
+    _, options = workload_options(name, source, sampling)
+    opened = _opened(replace(source, workload=name), quiet=True)
+    found = _preflight(opened, **form, options=options, device=device)
+    rows = understood(opened, found, opened.evaluation(options), **form)
     if not is_terminal(sys.stdout):  # whole lines, to be searched
         for name, text in rows.items():
             print(f"{name}: {text}")
@@ -522,20 +523,17 @@ def _opened(source: SourceOptions, output: Path | None = None, *, quiet: bool = 
 
     Unless `quiet`, what was converted or left out of its model is printed.
     """
-    from maskpro.images import IMAGE_CACHE
-    from maskpro.workloads import open_workload
+    from maskpro.workloads import open_workload, workload_options
 
     if output is not None:
         check_new(output, "output file" if output.suffix == ".npz" else "output folder")
-    cache = None if output is None else output.absolute().parent / IMAGE_CACHE
     assert source.workload is not None
     opened = open_workload(
         source.workload,
         model=source.model,
         data=source.data,
-        ema=source.ema,
-        reading=source.reading,
-        image_cache=cache,
+        options=workload_options(source.workload, source)[0],
+        cache=None if output is None else output.absolute().parent,
         say=say_aside,
     )
     for note in () if quiet else opened.notes:
@@ -543,24 +541,17 @@ def _opened(source: SourceOptions, output: Path | None = None, *, quiet: bool = 
     return opened
 
 
-def _preflight(workload: Any, *, sampling: SamplingOptions | None = None, device: str = "cpu", **form: Any) -> Any:
-    """What the preflight of a job finds; what can't work is an error before anything is written."""
+def _preflight(workload: Any, *, options: Mapping[str, Any] | None = None, device: str = "cpu", **form: Any) -> Any:
+    """What the preflight of a job finds; what can't work is an error before anything is written.
+
+    Args:
+        options: by which networks will be judged.
+    """
     from maskpro import pipeline
-    from maskpro.evaluation.comparison import resolve_sampling
-    from maskpro.evaluation.sampling import parse_sampler
-    from maskpro.evaluation.timesteps import parse_spacing
     from maskpro.preflight import run_preflight
 
-    sampling = sampling or SamplingOptions()
-    sampler, spacing = parse_sampler(sampling.sampler), parse_spacing(sampling.timestep_spacing)
-    return run_preflight(
-        workload,
-        sampler=sampler,
-        sampling_steps=resolve_sampling(workload, sampler, sampling.sampling_steps, spacing),
-        timestep_spacing=spacing,
-        device=pipeline.parse_device(device),
-        **form,
-    )
+    evaluation = workload.evaluation(options or {})
+    return run_preflight(workload, evaluation=evaluation, device=pipeline.parse_device(device), **form)
 
 
 def _masks_or_magnitude(workload: Any, masks: Path | None, pattern: str, layout: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskpro.errors import MaskproError
 from maskpro.masked_model import MaskedModel, maskable_layers, width_problem
 from maskpro.pattern import Layout, NMPattern
 
@@ -20,7 +19,7 @@ _LEFT_OUT = "is left out by the mask"
 
 @dataclass(frozen=True, kw_only=True)
 class DenseLayer:
-    """A Conv2d or Linear layer without a mask: its weights, its multiply-adds for an image, and why it stays dense."""
+    """A Conv2d or Linear layer without a mask: its weights, its multiply-adds for a sample, and why it stays dense."""
 
     layer: str
     weights: int
@@ -52,14 +51,14 @@ class DenseLayers:
 
 
 def dense_layers(
-    model: nn.Module, masked: Collection[str], *, pattern: NMPattern, layout: Layout, shape: Sequence[int]
+    model: nn.Module, masked: Collection[str], *, pattern: NMPattern, layout: Layout, run: Callable[[], object]
 ) -> DenseLayers:
-    """The maskable layers of a diffusion network that are not among the `masked` ones.
+    """The maskable layers of a network that are not among the `masked` ones.
 
     Args:
-        shape: of an image, `[C, H, W]`, for the multiply-adds.
+        run: runs the network on one sample, for the multiply-adds.
     """
-    costs = multiply_adds(model, shape)
+    costs = multiply_adds(model, run)
     sizes = {name: module.weight.numel() for name, module in model.named_modules() if name in costs}
     rows = tuple(
         DenseLayer(
@@ -79,8 +78,8 @@ def dense_layers(
 
 
 @torch.no_grad()
-def multiply_adds(model: nn.Module, shape: Sequence[int]) -> dict[str, int]:
-    """Layer name to its multiplications for one image of `shape`, of every Conv2d and Linear layer, zeros counted."""
+def multiply_adds(model: nn.Module, run: Callable[[], object]) -> dict[str, int]:
+    """Layer name to its multiplications while the network runs, of every Conv2d and Linear layer, zeros counted."""
     counts: dict[str, int] = {}
 
     def count(name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -88,17 +87,11 @@ def multiply_adds(model: nn.Module, shape: Sequence[int]) -> dict[str, int]:
         weight = module.get_parameter("weight")
         counts[name] = counts.get(name, 0) + weight.numel() * (output.numel() // weight.shape[0])
 
-    parameter = next(model.parameters())
     with ExitStack() as hooks:
         for name, module in model.named_modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 hooks.enter_context(module.register_forward_hook(partial(count, name)))
-        image = torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype)
-        try:
-            model(image, torch.zeros(1, dtype=torch.int64, device=parameter.device))
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise MaskproError(f"network can't be run on images of {list(shape)} ({reason}); name another model") from error
+        run()
     return counts
 
 

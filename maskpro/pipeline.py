@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,40 +13,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from maskpro.dense_layers import dense_layers, dense_rows
 from maskpro.errors import MaskproError
-from maskpro.evaluation.comparison import (
-    evaluate_models,
-    loss_improvement,
-    masked_copy,
-    recovery,
-    sparsity,
-    with_recovery,
-)
-from maskpro.evaluation.features import open_features
-from maskpro.evaluation.fidelity import advice, fidelity, format_share
-from maskpro.evaluation.references import real_features, write_reference
-from maskpro.evaluation.sampling import Sampler
-from maskpro.evaluation.timesteps import TimestepSpacing
+from maskpro.fidelity import advice, fidelity, format_share
 from maskpro.files import atomic_folder, check_new, write_json
 from maskpro.initial_masks import InitialMaskMethod, extract_masks, magnitude_masked_model, one_shot_mask
 from maskpro.layer_statistics import layer_statistics
 from maskpro.mask_file import MaskFile, inspect_mask_file, load_mask_file, save_mask_file
 from maskpro.masked_model import MaskedModel, layer_problems, maskable_layers, model_hash
-from maskpro.names import SamplingPrecision
+from maskpro.metrics import loss_improvement, masked_copy, recovery, sparsity
 from maskpro.objectives import HeldOutMeans, HeldOutSamples
 from maskpro.pattern import Layout, NMPattern
 from maskpro.precision import check_precision
-from maskpro.pretrained import load_pretrained, resolution, save_pipeline
 from maskpro.runs import MaskFormat, RunCache, build_trainer
 from maskpro.trackers import Log, no_log
 from maskpro.trainer import MaskTrainer, logit_statistics
 from maskpro.trainer_config import TrainerConfig
-from maskpro.workloads import Workload
+from maskpro.workload import LoadedNetwork, Say, Workload
+from maskpro.workloads import DEFAULT_WORKLOAD, workload_kind
 
 MASKS_FILE = "masks.safetensors"
 # Of a training run, what its mask file tells.
@@ -54,8 +41,6 @@ _PROVENANCE = ("model", "config", "targets", "fidelity", "val_loss", "recovery",
 
 # Held-out samples that `layer_statistics` judges each layer by.
 _STATISTICS_SAMPLES = 256
-
-Say = Callable[[str], None]
 
 
 def parse_device(text: str) -> torch.device:
@@ -91,7 +76,7 @@ def load_masks_for(workload: Workload, path: Path) -> MaskFile:
 
 def check_base(content: MaskFile, path: Path, workload: Workload) -> None:
     """Raise where a mask file names other weights than those of the workload's model as its base."""
-    found = model_hash(workload.model)
+    found = workload.fingerprint()
     if content.base_hash not in ("", found):
         raise MaskproError(
             f"mask file {path} is for another model (hash {content.base_hash[:12]}; "
@@ -107,7 +92,7 @@ def magnitude_mask_file(
     return MaskFile(
         pattern=pattern,
         layout=layout,
-        base_hash=model_hash(workload.model),
+        base_hash=workload.fingerprint(),
         masks=masked.layer_masks(),
         provenance={"method": "magnitude", "model": workload.model_source},
     )
@@ -116,7 +101,7 @@ def magnitude_mask_file(
 def prune(
     workload: Workload, output: Path, *, pattern: NMPattern, layout: Layout, method: InitialMaskMethod, seed: int = 0
 ) -> nn.Module:
-    """Prune the dense network to n:m in one shot and write it as a diffusers folder; its weights are zeroed, not changed.
+    """Prune the dense network to n:m in one shot and write it as its own library does; its weights are zeroed, not changed.
 
     Raises:
         MaskproError: `output` exists.
@@ -126,7 +111,7 @@ def prune(
     objective = workload.training_objective(seed=seed, device=torch.device("cpu"))
     masked.set_mask(one_shot_mask(masked, method, objective=objective, generator=torch.Generator().manual_seed(seed)))
     with atomic_folder(output) as folder:
-        save_pipeline(folder, masked.model, workload.scheduler, ema=workload.ema)
+        workload.save(folder, masked.model)
     return masked.model
 
 
@@ -139,21 +124,24 @@ def extract(
     original_model: str | None = None,
     nearest: bool = False,
     ema: bool = False,
+    workload: str = DEFAULT_WORKLOAD,
     say: Say = print,
 ) -> MaskFile:
-    """Write `masks.safetensors` with the masks of a pruned diffusers folder's zeros.
+    """Write `masks.safetensors` with the masks of a pruned network's zeros; it is of the kind of that workload.
 
     Without the original model the file names no base model, and later checks see layer names and shapes only. With
     `nearest`, which needs it, zeros that are not n:m become the nearest n:m masks (`extract_masks`). With `ema` the
-    original model's weights are those of its `unet_ema/`.
+    original model's weights are their average over the training.
 
     Raises:
         MaskproError: no zeros, zeros that are not n:m, an original of another architecture, or `output` exists.
     """
     if nearest and original_model is None:
         raise MaskproError("nearest is True without original_model; allowed: with it (its weights decide between masks)")
-    pruned = _loaded(pruned_model, say)
-    original = None if original_model is None else _loaded(original_model, say, ema=ema)
+    load = workload_kind(workload).load
+    found = _told(pruned_model, load(pruned_model), say)
+    pruned = found.model
+    original = None if original_model is None else _told(original_model, load(original_model, ema=ema), say).model
     if original is not None:
         _check_same_architecture(pruned, original, f"model_path {pruned_model}", str(original_model))
     try:
@@ -166,8 +154,6 @@ def extract(
     zeros = maskable_layers(pruned)
     differing = sum(int((mask != (zeros[name] != 0)).sum()) for name, mask in masks.items())
     total = sum(mask.numel() for mask in masks.values())
-    side = resolution(pruned)
-    shape = (pruned.config["in_channels"], side, side)
     content = MaskFile(
         pattern=pattern,
         layout=layout,
@@ -176,7 +162,7 @@ def extract(
         provenance={
             "extracted_from": pruned_model,
             "share_of_positions_that_differ_from_the_zeros": differing / total,
-            "dense_layers": dense_layers(pruned, masks, pattern=pattern, layout=layout, shape=shape).describe(),
+            "dense_layers": dense_layers(pruned, masks, pattern=pattern, layout=layout, run=found.run).describe(),
         },
     )
     with atomic_folder(output) as folder:
@@ -216,25 +202,24 @@ def unmasked_layers(path: Path, workload: Workload | None = None) -> dict[str, s
 def load_masked_checkpoint(
     workload: Workload, source: str, *, pattern: NMPattern, layout: Layout, say: Say = print
 ) -> tuple[nn.Module, list[str]]:
-    """The network of a diffusers folder whose weights are already masked, and the names of its masked layers.
+    """A network whose weights are already masked, and the names of its masked layers.
 
     Groups keep at most n: where the dense weights hold zeros of their own, a mask may keep these.
 
     Raises:
         MaskproError: it is of another architecture than the workload's, holds no zeros, or its zeros are not n:m.
     """
-    model = _loaded(source, say)
+    model = _told(source, workload.load_network(source), say).model
     _check_same_architecture(model, workload.model, f"checkpoint_path {source}", workload.model_source)
     masks = extract_masks(model, pattern=pattern, layout=layout, dense=workload.model)
     return model, list(masks)
 
 
-def _loaded(source: str, say: Say, *, ema: bool = False) -> UNet2DModel:
-    """The network of a folder or the hub; what was converted or left out on the way is said."""
-    found = load_pretrained(source, ema=ema)
+def _told(source: str, found: LoadedNetwork, say: Say) -> LoadedNetwork:
+    """The network, once it was said what was converted or left out when it was loaded."""
     for note in found.notes:
         say(f"model {source}: {note}")
-    return found.unet
+    return found
 
 
 def _check_same_architecture(model: nn.Module, expected: nn.Module, what: str, source: str) -> None:
@@ -303,7 +288,7 @@ def train(
 ) -> dict[str, Any]:
     """Learn one mask, as one trial of a search does, and write what the original wrote.
 
-    The folder holds `checkpoint/` (a pipeline that `DDPMPipeline.from_pretrained` loads, masked), `masks.safetensors`,
+    The folder holds `checkpoint/` (masked, as its own library loads it), `masks.safetensors`,
     `loss_training.npy` (mean training loss of each step), `loss_improvements.npy` (initial minus current held-out loss at
     each validation), `training_summary.json`, `training_curves.png`, `layers.csv` (`layer_statistics`, a row per learned
     layer), and with `save_logits` `logits/`.
@@ -388,7 +373,7 @@ def train(
             )
         _plot_curves(folder / "training_curves.png", losses, curve, trainer.initial.error, summary)
         (folder / "checkpoint").mkdir()
-        save_pipeline(folder / "checkpoint", masked.model, workload.scheduler, ema=workload.ema)
+        workload.save(folder / "checkpoint", masked.model)
         write_json(folder / "training_summary.json", summary)
     hint = advice(
         fidelity(trainer.initial.error, trainer.best.error),
@@ -411,47 +396,27 @@ def evaluate(
     layout: Layout,
     initial: MaskFile | None = None,
     test_samples: int | None = None,
-    num_samples: int = 1000,
-    sampler: Sampler = "ddim",
-    sampling_steps: int | None = None,
-    timestep_spacing: TimestepSpacing | None = None,
-    sampling_precision: SamplingPrecision = "auto",
-    compile_sampling: bool | None = None,
-    compute_fid: bool = False,
-    save_images: bool = False,
-    features: str | None = None,
-    inception_weights: Path | None = None,
-    reference_statistics: Path | None = None,
+    options: Mapping[str, Any] | None = None,
     cache: Path | None = None,
     device: torch.device,
     say: Say = print,
 ) -> dict[str, Any]:
-    """Compare dense, initial (default: magnitude) and learned networks; sample grids and `report.json` in `output`.
+    """Compare dense, initial (default: magnitude) and learned networks; pictures and `report.json` in `output`.
 
-    `compute_fid` judges images by `features` (default: the workload's; see `open_features`); it is FID with Inception's
-    alone. With `save_images`, every generated image is also written to `images/<model>/`. An evaluation that was
-    interrupted goes on from what it left in the folder `cache`.
+    An evaluation that was interrupted goes on from what it left in the folder `cache`.
 
     Args:
         covered: the layers that the learned mask is of, to which the initial mask is held; None: all that can have one.
         test_samples: of the losses and of fidelity; None: the workload's.
+        options: how networks are judged (`Workload.evaluation`).
 
     Raises:
         MaskproError: `initial` lacks one of these layers, or `output` exists.
     """
-    given = {"features": features, "inception_weights": inception_weights, "reference_statistics": reference_statistics}
-    for name, value in given.items():
-        if value is not None and not compute_fid:
-            raise MaskproError(f"{name} is {value} without compute_fid; allowed: together with --compute-fid")
-    workload = replace(
-        workload,
-        budgets=replace(
-            workload.budgets,
-            num_generated=num_samples,
-            test_samples=workload.budgets.test_samples if test_samples is None else test_samples,
-        ),
-        features=workload.features if features is None else features,
-    )
+    if test_samples is not None:
+        workload = replace(workload, budgets=replace(workload.budgets, test_samples=test_samples))
+    evaluation = workload.evaluation(options or {})
+    workload = evaluation.workload
     first = initial or magnitude_mask_file(workload, pattern=pattern, layout=layout, covered=covered)
     if covered is not None:
         first = _of_layers(first, covered, say)
@@ -461,25 +426,8 @@ def evaluate(
         "learned": learned,
     }
     with atomic_folder(output) as folder:
-        compared = evaluate_models(
-            workload,
-            models,
-            device=device,
-            folder=folder,
-            cache=cache,
-            sampler=sampler,
-            sampling_steps=sampling_steps,
-            timestep_spacing=timestep_spacing,
-            sampling_precision=sampling_precision,
-            compile_sampling=compile_sampling,
-            compute_frechet=compute_fid,
-            save_images=save_images,
-            inception_weights=inception_weights,
-            reference_statistics=reference_statistics,
-            reference_cache=cache,
-            say=say,
-        )
-        report = with_recovery(compared, "learned")
+        compared = evaluation.evaluate(models, device=device, folder=folder, cache=cache, reference_cache=cache, say=say)
+        report = evaluation.compare(compared, "learned")
         left = workload.dense_layers(first.masks, pattern=first.pattern, layout=first.layout)
         if left.layers:
             say(left.line())
@@ -487,30 +435,6 @@ def evaluate(
         report["parameters"] = {name: parameter_statistics(model) for name, model in models.items()}
         write_json(folder / "report.json", report)
     return report
-
-
-def reference_statistics(
-    workload: Workload,
-    output: Path,
-    *,
-    features: str | None = None,
-    inception_weights: Path | None = None,
-    device: torch.device,
-) -> dict[str, Any]:
-    """Write a .npz file with the statistics (mu, sigma) of the workload's real images; what they are of is returned.
-
-    Raises:
-        MaskproError: `output` exists or is no .npz name, or features that can't be had.
-    """
-    check_new(output, "output file")
-    if output.suffix != ".npz":
-        raise MaskproError(f"output is {output}; allowed: a name that ends in .npz")
-    shape = tuple(workload.images.train.shape[1:])
-    extractor = open_features(
-        features or workload.features, device=device, shape=shape, inception_weights=inception_weights
-    )
-    write_reference(output, real_features(workload, extractor, None))
-    return {"features": extractor.name, "features_sha256": extractor.weights_hash, "num_features": extractor.width}
 
 
 def _of_layers(initial: MaskFile, covered: Collection[str], say: Say) -> MaskFile:

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import copy
 import json
-import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from maskpro.dense_layers import DenseLayers
 from maskpro.errors import MaskproError
-from maskpro.evaluation.comparison import GENERATION_SEED, protocol
-from maskpro.evaluation.sampling import Sampler, SamplingPlan
-from maskpro.evaluation.timesteps import TimestepSpacing
+from maskpro.hardware import seconds_now
 from maskpro.initial_masks import magnitude_mask
 from maskpro.masked_model import MaskedModel, maskable_layers
-from maskpro.objectives.diffusion import DiffusionObjective
+from maskpro.objectives import Objective
 from maskpro.pattern import Layout, NMPattern
-from maskpro.pretrained import resolution
-from maskpro.workloads import Workload
+from maskpro.workload import TRIAL_SEED, Evaluation, Workload
 
-# Of the samples; held-out sets and users' seeds are elsewhere.
-_SEED = 2**32 + 6
 # Networks whose passes take less are timed with as many samples as a step usually has, and on one thread, as a trial has.
 _SHORT_SECONDS = 0.5
 _STEP_SAMPLES = 32
@@ -48,7 +42,6 @@ class Preflight:
         forward_seconds, training_seconds: of a sample, for a forward pass alone, and with its backward pass.
         step_bytes: memory of a training step of 32 samples, weights, logits and optimizer included.
         device, threads: that it was measured on.
-        plan: how images will be sampled, of which the first step was tried.
     """
 
     parameters: int
@@ -60,7 +53,6 @@ class Preflight:
     step_bytes: int
     device: str
     threads: int
-    plan: SamplingPlan
 
     @property
     def host_bytes(self) -> int:
@@ -81,42 +73,33 @@ def run_preflight(
     layout: Layout,
     targets: tuple[str, ...] = ("all",),
     covered: Collection[str] | None = None,
-    sampler: Sampler = "ddim",
-    sampling_steps: int,
-    timestep_spacing: TimestepSpacing | None = None,
+    evaluation: Evaluation | None = None,
     device: torch.device,
 ) -> Preflight:
-    """Run the network dense at the first, a middle and the last timestep, mask it, read the mask back, take a gradient and
-    the sampler's first step, and write the records into memory.
+    """Run the network dense, mask it, read the mask back, take a gradient and the evaluation's first step, and write the
+    records into memory.
 
     Args:
         covered: the layers that a given mask is of.
+        evaluation: how networks will be judged; None: as the workload does where nothing is asked for.
 
     Raises:
         MaskproError: one of them does not work; the sentence says which, of which model.
     """
+    evaluation = workload.evaluation({}) if evaluation is None else evaluation
     masked = MaskedModel(copy.deepcopy(workload.model), pattern=pattern, layout=layout, targets=targets, covered=covered)
     masked.model.to(device)
     if device.type != "cpu":  # the flat buffer is made where the weights are
         masked = MaskedModel(masked.model, pattern=pattern, layout=layout, targets=targets, covered=covered)
-    is_fast = _check_dense_passes(workload, masked.model, device) < _SHORT_SECONDS
+    is_fast = workload.check_passes(masked.model, device) < _SHORT_SECONDS
     masked.set_mask(magnitude_mask(masked))
     _check_mask(workload, masked)
-    objective = workload.training_objective(seed=_SEED, device=device)
+    objective = workload.training_objective(seed=TRIAL_SEED, device=device)
     threads = 1 if is_fast else torch.get_num_threads()
     with _threads(threads):
-        forward, training, activations = _timed_passes(workload, objective, masked, _STEP_SAMPLES if is_fast else 1)
-    plan = SamplingPlan(
-        scheduler=workload.scheduler,
-        shape=tuple(workload.images.train.shape[1:]),
-        sampler=sampler,
-        steps=sampling_steps,
-        spacing=timestep_spacing,
-        seed=GENERATION_SEED,
-        batch_size=1,
-    )
-    _check_finite(workload, plan.first_step(masked.model), f"first step of sampler {sampler}")
-    check_record(workload, lambda: protocol(workload, None, device, plan=plan))
+        forward, training, activations = _timed_passes(workload, objective, masked, _STEP_SAMPLES if is_fast else 1, device)
+    record = evaluation.try_out(masked.model, device)
+    check_record(workload, lambda: record)
     parameters = sum(parameter.numel() for parameter in workload.model.parameters())
     names = [layer.name for layer in masked.layers]
     return Preflight(
@@ -129,55 +112,7 @@ def run_preflight(
         step_bytes=4 * (2 * parameters + _MASKABLE_COPIES * masked.base.numel()) + activations * _STEP_SAMPLES,
         device=device.type,
         threads=threads,
-        plan=plan,
     )
-
-
-@torch.no_grad()
-def _check_dense_passes(workload: Workload, model: nn.Module, device: torch.device) -> float:
-    """A real image at the first, a middle and the last timestep, each on its own; seconds of the fastest."""
-    last = workload.scheduler.config["num_train_timesteps"] - 1
-    objective = workload.training_objective(seed=_SEED, device=device)
-    seconds: list[float] = []
-    for timestep in sorted({0, last // 2, last}):
-        batch = objective.at(torch.tensor([timestep]))
-        started = _now(device)
-        prediction = _passed(workload, lambda batch=batch: objective.predict(model, batch))  # type: ignore[misc]
-        seconds.append(_now(device) - started)
-        if prediction.shape != batch.images.shape:
-            made, taken = list(prediction.shape[1:]), list(batch.images.shape[1:])
-            raise MaskproError(
-                f"model {workload.model_source} makes {made} of images of {taken}; allowed: the same shape (--model)"
-            )
-        _check_finite(workload, prediction, f"output at timestep {timestep}")
-        _check_finite(workload, objective.losses(prediction, batch), f"loss at timestep {timestep}")
-    return min(seconds)
-
-
-def _passed(workload: Workload, run: Callable[[], Tensor]) -> Tensor:
-    """What a pass gives; why the network can't take the images is a MaskproError."""
-    try:
-        return run()
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        config, side = workload.model.config, resolution(workload.model)
-        factor = 2 ** (len(config["block_out_channels"]) - 1)
-        if side % factor:
-            levels = len(config["block_out_channels"])
-            raise MaskproError(
-                f"sample_size of model {workload.model_source} is {side}; allowed with its {levels} levels: a multiple of "
-                f"{factor} (--model)"
-            ) from error
-        reason = " ".join(str(error).split())[:200]
-        raise MaskproError(
-            f"model {workload.model_source} can't be run on images of {side}x{side} ({reason}); name another with --model"
-        ) from error
-
-
-def _check_finite(workload: Workload, values: Tensor, what: str) -> None:
-    if not values.isfinite().all():
-        raise MaskproError(f"{what} of model {workload.model_source} is not finite; allowed: a finite one (check --model)")
 
 
 def _check_mask(workload: Workload, masked: MaskedModel) -> None:
@@ -192,7 +127,7 @@ def _check_mask(workload: Workload, masked: MaskedModel) -> None:
 
 
 def _timed_passes(
-    workload: Workload, objective: DiffusionObjective, masked: MaskedModel, size: int
+    workload: Workload, objective: Objective, masked: MaskedModel, size: int, device: torch.device
 ) -> tuple[float, float, int]:
     """Seconds of a sample's forward pass, of it with its backward pass, and the bytes that it keeps in between."""
     batch = objective.batch(torch.arange(size))
@@ -203,18 +138,18 @@ def _timed_passes(
         kept += value.numel() * value.element_size()
         return value
 
-    started = _now(batch.images.device)
+    started = seconds_now(device)
     with torch.no_grad():
         prediction = objective.predict(masked.model, batch)
-    forward = _now(batch.images.device) - started
-    _check_finite(workload, prediction, "output under a mask")
+    forward = seconds_now(device) - started
+    workload.check_finite(prediction, "output under a mask")
     gradient = masked.weight_gradient().zero_()
-    started = _now(batch.images.device)
+    started = seconds_now(device)
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda value: value):
         loss = objective.losses(objective.predict(masked.model, batch), batch).mean()
     loss.backward()
-    training = _now(batch.images.device) - started
-    _check_finite(workload, gradient, "gradient of the masked weights")
+    training = seconds_now(device) - started
+    workload.check_finite(gradient, "gradient of the masked weights")
     return forward / size, training / size, kept // size
 
 
@@ -226,12 +161,6 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.monotonic()
 
 
 def check_record(workload: Workload, record: Callable[[], Any]) -> None:

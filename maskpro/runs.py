@@ -26,7 +26,7 @@ from maskpro.objectives import (
 from maskpro.pattern import NMPattern, parse_layout
 from maskpro.trainer import MaskTrainer
 from maskpro.trainer_config import TrainerConfig
-from maskpro.workloads import Workload
+from maskpro.workload import Workload
 
 
 class MaskFormat(NamedTuple):
@@ -88,7 +88,7 @@ class RunCache:
         if config.timesteps == "importance":
             if config.precision not in self.shares:
                 assert initial is not None
-                self.shares[config.precision] = workload.timestep_shares(initial, device, config.precision)
+                self.shares[config.precision] = workload.importance_shares(initial, device, config.precision)
             shares = self.shares[config.precision]
         return workload.training_objective(seed=config.seed, device=device, shares=shares)
 

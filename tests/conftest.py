@@ -27,7 +27,9 @@ from maskpro.pattern import NMPattern
 from maskpro.pretrained import save_pipeline
 from maskpro.trainer import MaskTrainer
 from maskpro.trainer_config import TrainerConfig
-from maskpro.workloads import WORKLOADS, Opener, Workload, open_workload
+from maskpro.workload import WorkloadKind
+from maskpro.workloads import WORKLOADS, open_workload
+from maskpro.workloads.diffusion import DiffusionWorkload
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
@@ -55,11 +57,11 @@ def generator() -> torch.Generator:
 
 
 @pytest.fixture(scope="session")
-def digits() -> Workload:
+def digits() -> DiffusionWorkload:
     return open_workload("digits")
 
 
-def with_few_held_out(workload: Workload) -> Workload:
+def with_few_held_out(workload: DiffusionWorkload) -> DiffusionWorkload:
     """The workload with some held-out samples of each kind instead of thousands, on which tests would spend their time."""
     few = dict.fromkeys(("validation_samples", "selection_samples", "test_samples"), FEW_HELD_OUT)
     return replace(workload, budgets=replace(workload.budgets, **few))
@@ -73,12 +75,12 @@ FEW_HELD_OUT = 40
 def few_held_out() -> Iterator[None]:
     """All workloads that are opened in this process are `with_few_held_out`."""
 
-    def few(opener: Opener) -> Opener:
-        return lambda *arguments: with_few_held_out(opener(*arguments))
+    def few(kind: WorkloadKind) -> WorkloadKind:
+        return replace(kind, open=lambda *arguments: with_few_held_out(kind.open(*arguments)))
 
     with pytest.MonkeyPatch.context() as patch:
-        for name, opener in WORKLOADS.items():
-            patch.setitem(WORKLOADS, name, few(opener))
+        for name, kind in WORKLOADS.items():
+            patch.setitem(WORKLOADS, name, few(kind))
         yield
 
 
@@ -101,7 +103,7 @@ def seeded_unet(seed: int = 0, **overrides: object) -> UNet2DModel:
 
 
 @pytest.fixture(scope="session")
-def tiny(digits: Workload) -> Workload:
+def tiny(digits: DiffusionWorkload) -> DiffusionWorkload:
     """The digits with a small network of random weights, for laws that hold whatever a network can do."""
     return with_few_held_out(replace(digits, model=seeded_unet(sample_size=8, in_channels=1, out_channels=1)))
 
@@ -234,7 +236,7 @@ RAY_IN_PROCESS = [
 
 
 def make_trainer(
-    workload: Workload,
+    workload: DiffusionWorkload,
     *,
     targets: tuple[str, ...] = ("all",),
     pattern: str = "2:4",

@@ -9,8 +9,8 @@ import torch
 from maskpro.errors import MaskproError
 from maskpro.evaluation.distances import FeatureStatistics, frechet_distance
 from maskpro.evaluation.features import open_features
-from maskpro.evaluation.fidelity import estimate_fidelity, estimate_gain
 from maskpro.evaluation.sampling import SamplingPlan
+from maskpro.fidelity import estimate_fidelity, estimate_gain
 from maskpro.initial_masks import magnitude_masked_model
 from maskpro.objectives import HeldOutSamples, teacher_outputs
 from maskpro.pattern import NMPattern

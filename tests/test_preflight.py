@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -19,12 +20,13 @@ from maskpro.cli import app
 from maskpro.data import to_model_range
 from maskpro.dense_layers import dense_layers, multiply_adds
 from maskpro.errors import MaskproError
-from maskpro.evaluation.comparison import recovery, resolve_sampling
-from maskpro.evaluation.fidelity import format_share
+from maskpro.evaluation.comparison import resolve_sampling
 from maskpro.evaluation.sampling import SamplingPlan
+from maskpro.fidelity import format_share
 from maskpro.initial_masks import extract_masks, magnitude_mask
 from maskpro.mask_file import load_mask_file, save_mask_file
 from maskpro.masked_model import MaskedModel, maskable_layers, model_hash
+from maskpro.metrics import recovery
 from maskpro.noise_schedule import BETA_SCHEDULES, PREDICTION_TYPES
 from maskpro.objectives.diffusion import DiffusionObjective
 from maskpro.pattern import NMPattern
@@ -33,6 +35,7 @@ from maskpro.pretrained import load_pretrained, save_pipeline
 from maskpro.tuning.options import SearchOptions
 from maskpro.tuning.search import prepare_search
 from maskpro.workloads import open_workload
+from maskpro.workloads.diffusion import run_on_zeros
 
 pytestmark = pytest.mark.usefixtures("few_held_out")
 
@@ -86,8 +89,9 @@ def cifar10(model, images):
 
 
 def preflight(workload, **options):
-    settings = {"pattern": TWO_OF_FOUR, "layout": "channel", "sampling_steps": 10, "device": CPU}
-    return run_preflight(workload, **{**settings, **options})
+    judging = {name: options.pop(name) for name in ("sampling_steps", "timestep_spacing") if name in options}
+    evaluation = workload.evaluation({"sampling_steps": 10} | judging)
+    return run_preflight(workload, pattern=TWO_OF_FOUR, layout="channel", evaluation=evaluation, device=CPU, **options)
 
 
 def refused(workload, **options):
@@ -296,8 +300,9 @@ def test_the_dense_layers_shares_are_those_of_weights_and_multiply_adds(opened):
     workload = opened(**ODD)
     model = workload.model
     masked = [name for name, weight in maskable_layers(model).items() if weight.shape[1] % 4 == 0]
-    found = dense_layers(model, masked, pattern=TWO_OF_FOUR, layout="channel", shape=(3, 8, 8))
-    costs = multiply_adds(model, (3, 8, 8))
+    run = partial(run_on_zeros, model, (3, 8, 8))
+    found = dense_layers(model, masked, pattern=TWO_OF_FOUR, layout="channel", run=run)
+    costs = multiply_adds(model, run)
     assert costs["conv_in"] == 30 * 3 * 9 * 64
     assert costs["down_blocks.0.downsamplers.0.conv"] == 30 * 30 * 9 * 16
     assert costs["time_embedding.linear_1"] == model.time_embedding.linear_1.weight.numel()
@@ -325,7 +330,11 @@ def test_depthwise_and_narrow_convolutions_stay_dense():
     model = Mixed()
     masked = MaskedModel(model, pattern=TWO_OF_FOUR)
     assert list(masked.dense) == ["depthwise", "skip"]
-    assert multiply_adds(model, (3, 8, 8)) == {"skip": 24 * 64, "depthwise": 72 * 64, "plain": 576 * 64}
+    assert multiply_adds(model, partial(run_on_zeros, model, (3, 8, 8))) == {
+        "skip": 24 * 64,
+        "depthwise": 72 * 64,
+        "plain": 576 * 64,
+    }
     with pytest.raises(
         MaskproError, match=r"targets holds 'skip', which matches only layers that can't be 2:4: skip is 3 wide"
     ):
@@ -505,8 +514,9 @@ def test_doctor_shows_what_was_understood(made, images):
 
 def test_the_spacing_of_timesteps_is_the_one_asked_for(opened, made, images):
     workload = opened()
-    found = preflight(workload, sampling_steps=10, timestep_spacing="quad")
-    assert found.plan.timesteps == [800, 632, 483, 355, 246, 158, 88, 39, 9, 0]
+    preflight(workload, sampling_steps=10, timestep_spacing="quad")
+    plan = workload.evaluation({"sampling_steps": 10, "timestep_spacing": "quad"}).plan
+    assert plan.timesteps == [800, 632, 483, 355, 246, 158, 88, 39, 9, 0]
     model = made("other")
     for spacing, visited in (("quad", "from 800 down to 0"), ("trailing", "from 999 down to 99"), ("linspace", "from 999")):
         shown = run("doctor", model, images, "--sampling-steps", 10, "--timestep-spacing", spacing)

@@ -46,6 +46,47 @@ def listed_rooms():
     return places
 
 
+# Rooms that serve every kind of network, and what knows one of them.
+_FOR_EVERY_KIND = (
+    "trainer.py",
+    "runs.py",
+    "workload.py",
+    "metrics.py",
+    "hidden_targets.py",
+    "layer_statistics.py",
+    "preflight.py",
+    "doctor.py",
+    "pipeline.py",
+    "tuning",
+)
+_OF_ONE_KIND = (
+    "diffusers",
+    "transformers",
+    "maskpro.evaluation",
+    "maskpro.images",
+    "maskpro.pretrained",
+    "maskpro.samples",
+)
+_OF_ONE_KIND += ("maskpro.noise_schedule", "maskpro.objectives.", "maskpro.workloads.", "maskpro.embedded")
+
+
+@pytest.mark.parametrize("path", [*MODULES, *sorted((ROOT / "analysis").glob("*.py"))], ids=lambda path: path.name)
+def test_what_serves_every_kind_of_network_imports_none(path):
+    parts = path.relative_to(ROOT).parts
+    if parts[0] == "analysis" or parts[1] in _FOR_EVERY_KIND:
+        assert [name for name in imported(path) if name.startswith(_OF_ONE_KIND)] == []
+
+
+def test_one_function_alone_builds_trainers():
+    called = [
+        path.relative_to(ROOT).as_posix()
+        for path in (*MODULES, *sorted((ROOT / "benchmarks").rglob("*.py")))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "MaskTrainer"
+    ]
+    assert called == []
+
+
 def runtime_nodes(tree):
     for node in ast.iter_child_nodes(tree):
         if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):

@@ -12,7 +12,7 @@ from maskpro.errors import MaskproError
 from maskpro.images import ImageReading
 from maskpro.masked_model import maskable_layers, model_hash
 from maskpro.pretrained import ModelNotFoundError, load_pretrained, save_pipeline
-from maskpro.workloads import open_workload
+from maskpro.workloads.opening import open_images as open_workload
 
 
 def test_the_embedded_workload_is_a_trained_diffusers_model(digits):

@@ -27,7 +27,7 @@ from benchmarks.report import hardware_line
 from maskpro.errors import MaskproError
 from maskpro.files import atomic_folder, atomic_path, remove_leftovers, write_text
 from maskpro.names import Precision
-from maskpro.workloads import open_workload
+from maskpro.workloads.opening import open_images
 
 ROOT = Path(__file__).parents[2]
 # Of an image's side; a rehearsal's are made smaller, as the workload makes them, to the side of its network.
@@ -182,7 +182,7 @@ def workload_images(folder: Path, work: Path, network: UNet2DModel) -> dict[str,
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as model:
         DDPMPipeline(unet=network, scheduler=DDPMScheduler(num_train_timesteps=1000)).save_pretrained(model)
-        splits = open_workload("cifar10", model=model, data=folder).images
+        splits = open_images("cifar10", model=model, data=folder).images
     images = {split: getattr(splits, split).contiguous() for split in _SPLITS}
     counts = ", ".join(f"{len(part):,} {split}" for split, part in images.items())
     if not (folder / "test").is_dir() and not (folder / "cifar-10-batches-py").is_dir():

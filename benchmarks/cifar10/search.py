@@ -48,14 +48,14 @@ from benchmarks.made_up_workload import made_up_workload
 from benchmarks.resumable import Rows
 from maskpro.cli import run_command
 from maskpro.errors import MaskproError
-from maskpro.evaluation.fidelity import Estimate
+from maskpro.fidelity import Estimate
 from maskpro.files import read_json, write_json
 from maskpro.names import Precision
 from maskpro.precision import autocast
 from maskpro.runs import MaskFormat, build_trainer
 from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.history import EVALUATION_FILE, HISTORY_FILE
-from maskpro.workloads import Workload
+from maskpro.workload import Workload
 
 # Batch sizes at which a trial's speed is measured; the space's own lie between them.
 _BATCHES = (8, 64)

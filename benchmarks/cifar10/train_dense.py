@@ -49,7 +49,7 @@ from maskpro.evaluation.sampling import SamplingPlan, save_grid
 from maskpro.files import atomic_folder, atomic_path, write_json, write_text
 from maskpro.objectives import HeldOutSamples
 from maskpro.objectives.diffusion import DiffusionObjective
-from maskpro.workloads import TEST_SEED, VALIDATION_SEED
+from maskpro.workload import TEST_SEED, VALIDATION_SEED
 
 _SHARD = "12MB"
 # Kept for the held-out losses, the samples and the folder: seconds, and at most that share of the time.

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-import json
-import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from maskpro.errors import MaskproError
 from maskpro.evaluation.cache import ModelCache
 from maskpro.evaluation.distances import (
-    NEIGHBOURS,
-    SAMPLE_SEED,
-    SAMPLE_SIZE,
     FeatureSet,
     FrechetDistances,
     KernelDistance,
@@ -34,18 +26,19 @@ from maskpro.evaluation.distances import (
     precision_recall,
 )
 from maskpro.evaluation.features import FeatureExtractor, open_features
-from maskpro.evaluation.fidelity import estimate_fidelity, paired_difference
-from maskpro.evaluation.references import Reference, images_hash, read_reference, real_features
-from maskpro.evaluation.sampling import Sampler, SamplingPlan, check_sampling, sampling_protocol, write_images
+from maskpro.evaluation.protocol import protocol
+from maskpro.evaluation.references import Reference, read_reference, real_features
+from maskpro.evaluation.sampling import Sampler, SamplingPlan, check_sampling, write_images
 from maskpro.evaluation.timesteps import TimestepSpacing
-from maskpro.files import file_hash
-from maskpro.masked_model import MaskedModel, maskable_layers, model_hash
+from maskpro.fidelity import estimate_fidelity, paired_difference
+from maskpro.metrics import sparsity, with_recovery
 from maskpro.names import SamplingPrecision
 from maskpro.objectives import HeldOutSamples
-from maskpro.objectives.diffusion import PREDICTED
-from maskpro.pattern import Layout, NMPattern
 from maskpro.precision import resolve_sampling_precision
-from maskpro.workloads import TEST_SEED, VALIDATION_SEED, Workload
+from maskpro.workload import PartMaker, Say, make_parts
+
+if TYPE_CHECKING:
+    from maskpro.workloads.diffusion import DiffusionWorkload
 
 # Of the generated images; far from seeds that users choose.
 GENERATION_SEED = 2**32 + 3
@@ -59,68 +52,24 @@ _TENTHS = 10
 # Of the picture of a network's first images.
 _GRID_IMAGES = 64
 
-Say = Callable[[str], None]
-# Makes the chunks of images of a network, in their order.
-ChunkMaker = Callable[[nn.Module, SamplingPlan, Sequence[range]], Iterator[Tensor]]
 
-
-def make_chunks(model: nn.Module, plan: SamplingPlan, chunks: Sequence[range]) -> Iterator[Tensor]:
-    """Make the images of each chunk here, one after the other, on the network's device."""
-    return (plan.images(model, chunk) for chunk in chunks)
-
-
-def recovery(initial: float, learned: float, dense: float) -> float | None:
-    """(L_initial - L_learned) / (L_initial - L_dense): 0 = initial mask, 1 = dense; None where the two are equal."""
-    return None if initial == dense else (initial - learned) / (initial - dense)
-
-
-def loss_improvement(initial: float, learned: float) -> float:
-    """(L_initial - L_learned) / L_initial; 0 where nothing changed, of a loss of 0 too."""
-    return 0.0 if initial == learned else (initial - learned) / initial if initial else -math.inf
-
-
-def sparsity(model: nn.Module) -> float:
-    """Share of zeros in the weights of the maskable layers, counted in the weights themselves."""
-    weights = maskable_layers(model).values()
-    return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
-
-
-def masked_copy(model: nn.Module, masks: Mapping[str, Tensor], pattern: NMPattern, layout: Layout) -> nn.Module:
-    """A copy of a dense model with the masks (layer name to bool mask) multiplied into its weights."""
-    masked = MaskedModel(copy.deepcopy(model), pattern=pattern, layout=layout, covered=masks.keys())
-    masked.set_mask(masked.groups(masks))
-    return masked.model
-
-
-def with_recovery(report: Mapping[str, Any], learned: str) -> dict[str, Any]:
-    """A report of `evaluate_models` with what the network named `learned` comes to beside "initial" and "dense".
-
-    Its fidelity, of the test errors; recovery and loss_improvement, of the test losses; and what its Frechet and kernel
-    distance are larger than the dense network's, over the same disjoint sets of images.
+def with_distances(report: Mapping[str, Any], learned: str) -> dict[str, Any]:
+    """`with_recovery`, and what the Frechet and kernel distance of the network named `learned` are larger than the dense
+    network's, over the same disjoint sets of images.
 
     Raises:
         MaskproError: the report lacks that network, "initial" or "dense".
     """
-    models = report["models"]
-    for name in ("dense", "initial", learned):
-        if name not in models:
-            raise MaskproError(f"models lacks {name!r}, which recovery needs; there are: {', '.join(models)}")
-    dense, initial, loss = (models[name]["test_loss"] for name in ("dense", "initial", learned))
+    beside, models = with_recovery(report, learned), report["models"]
     differences = {}
     for distance, parts in (("frechet_distance", "by_set"), ("kernel_distance", "by_part")):
         found = paired_difference(*(models[name].get(f"{distance}_{parts}", ()) for name in ("dense", learned)))
         differences[distance] = None if found is None else found._asdict()
-    return {
-        **report,
-        **{name: models[learned].get(name) for name in ("fidelity", "fidelity_error")},
-        "recovery": recovery(initial, loss, dense),
-        "loss_improvement": loss_improvement(initial, loss),
-        "distance_to_dense": differences,
-    }
+    return {**beside, "distance_to_dense": differences}
 
 
 def evaluate_models(
-    workload: Workload,
+    workload: DiffusionWorkload,
     models: Mapping[str, nn.Module],
     *,
     device: torch.device,
@@ -136,7 +85,7 @@ def evaluate_models(
     inception_weights: Path | None = None,
     reference_statistics: Path | None = None,
     reference_cache: Path | None = None,
-    make: ChunkMaker = make_chunks,
+    make: PartMaker = make_parts,
     generation_seed: int = GENERATION_SEED,
     initials: Mapping[str, str] | None = None,
     say: Say = lambda text: None,
@@ -235,7 +184,7 @@ def _warnings(extractor: FeatureExtractor | None, record: Mapping[str, Any]) -> 
 
 
 def resolve_sampling(
-    workload: Workload, sampler: Sampler, steps: int | None, spacing: TimestepSpacing | None = None
+    workload: DiffusionWorkload, sampler: Sampler, steps: int | None, spacing: TimestepSpacing | None = None
 ) -> int:
     """The sampler's steps (None: the workload's for "ddim", all of the noise schedule for "ddpm").
 
@@ -254,12 +203,12 @@ class _Evaluation:
 
     def __init__(
         self,
-        workload: Workload,
+        workload: DiffusionWorkload,
         extractor: FeatureExtractor | None,
         device: torch.device,
         *,
         plan: SamplingPlan,
-        make: ChunkMaker,
+        make: PartMaker,
         reference: Reference | None,
         reference_cache: Path | None,
         is_doubtful: bool,
@@ -360,7 +309,7 @@ class _Evaluation:
         if taken:
             self._say(f"sampling {name}: {taken} of {total} images are in the cache")
         report = _sampling_progress(name, taken, total, self._say)
-        made = iter(self._make(model, self._plan, missing))
+        made = iter(self._make(model, self._plan.images, missing))
         for chunk in chunks:
             if chunk in missing:
                 images = next(made)
@@ -384,66 +333,6 @@ class _Evaluation:
     def _reference(self) -> Reference:
         assert self._extractor is not None
         return self._given_reference or real_features(self._workload, self._extractor, self._reference_cache)
-
-
-def protocol(
-    workload: Workload,
-    extractor: FeatureExtractor | None,
-    device: torch.device,
-    *,
-    plan: SamplingPlan,
-    reference_statistics: Path | None = None,
-) -> dict[str, Any]:
-    """All that a figure depends on besides the network's weights, as plain JSON: figures are kept under its hash."""
-    images, budgets = workload.images, workload.budgets
-    splits = {"train": images.train, "validation": images.validation, "test": images.test}
-    schedule = json.loads(workload.scheduler.to_json_string())
-    return {
-        "workload": workload.name,
-        "model": workload.model_source,
-        "model_hash": model_hash(workload.model),
-        "model_ema": workload.ema,
-        "data": workload.data_source,
-        "image_reading": dict(images.counts.reading),
-        "num_images": {split: len(part) for split, part in splits.items()},
-        "images_sha256": {split: images_hash(part) for split, part in splits.items()},
-        "loss": f"MSE of the {PREDICTED[schedule['prediction_type']]} prediction; timesteps stratified over the schedule",
-        "num_loss_samples": {"validation": budgets.validation_samples, "test": budgets.test_samples},
-        "num_generated": budgets.num_generated,
-        **sampling_protocol(plan),
-        "noise_schedule": {name: value for name, value in schedule.items() if not name.startswith("_")},
-        "seeds": {"validation": VALIDATION_SEED, "test": TEST_SEED, "generation": plan.seed},
-        "frechet_features": extractor and extractor.name,
-        "frechet_features_sha256": extractor and extractor.weights_hash,
-        "frechet_resizing": extractor and extractor.resizing,
-        **_reference_protocol(workload, extractor, reference_statistics),
-        "device": device.type,
-        "dtype": str(workload.model.dtype).removeprefix("torch."),
-        "tf32_convolutions": device.type == "cuda" and torch.backends.cudnn.allow_tf32,
-        "versions": {
-            "torch": str(torch.__version__),
-            **{package: version(package) for package in ("torch-fidelity", "diffusers")},
-        },
-    }
-
-
-def _reference_protocol(
-    workload: Workload, extractor: FeatureExtractor | None, reference_statistics: Path | None
-) -> dict[str, Any]:
-    """What generated images are compared with, and how; None where they are not."""
-    given = None if extractor is None else reference_statistics
-    real = None if extractor is None or given else len(workload.images.train) + len(workload.images.validation)
-    sampled = real and min(SAMPLE_SIZE, real, workload.budgets.num_generated)
-    return {
-        "num_frechet_features": extractor and extractor.width,
-        "frechet_reference": extractor and (f"file {given.name}" if given else "training and validation images"),
-        "frechet_reference_sha256": given and file_hash(given),
-        "num_frechet_reference": real,
-        "kernel_distance": real and "unbiased MMD^2, kernel (x.y / F + 1)^3, mean and standard error of disjoint parts",
-        "precision_recall": real and f"balls to neighbour {NEIGHBOURS}",
-        "num_kernel_precision_recall": sampled,
-        "kernel_precision_recall_seed": real and SAMPLE_SEED,
-    }
 
 
 def _sampling_progress(name: str, taken: int, total: int, say: Say) -> Callable[[int], None]:

@@ -10,7 +10,7 @@ import zlib
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,7 +22,9 @@ from maskpro.errors import MaskproError
 from maskpro.evaluation.distances import SAMPLE_SEED, SAMPLE_SIZE, FeatureSet
 from maskpro.evaluation.features import FeatureExtractor
 from maskpro.files import atomic_path
-from maskpro.workloads import Workload
+
+if TYPE_CHECKING:
+    from maskpro.workloads.diffusion import DiffusionWorkload
 
 # Real images whose features are taken at a time.
 _CHUNK = 256
@@ -43,7 +45,7 @@ class Reference:
     sample: Tensor | None
 
 
-def real_features(workload: Workload, extractor: FeatureExtractor, cache: Path | None) -> Reference:
+def real_features(workload: DiffusionWorkload, extractor: FeatureExtractor, cache: Path | None) -> Reference:
     """Features of the real images: of the whole training set, as FID's protocol has it.
 
     In `cache` they are kept under the hash of the images, the extractor and the versions that they were made with.

@@ -14,30 +14,17 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from maskpro.evaluation.fidelity import format_share, learned_against_dense
-from maskpro.evaluation.sampling import SamplingPlan
+from maskpro.fidelity import format_share, learned_against_dense
 from maskpro.files import says_no_room
 from maskpro.process import is_terminal
 from maskpro.tuning.driver_log import driver_log, say
 from maskpro.tuning.experiment import Experiment, open_experiment, running_session, trial_resources, write_trials
 from maskpro.tuning.history import METRIC
 from maskpro.tuning.interruption import Interruption, interruptible
-from maskpro.tuning.parallel_sampling import ray_chunks
-from maskpro.tuning.promotion import best_trials, confirmation_plans, promote, write_best
+from maskpro.tuning.parallel_parts import ray_parts
+from maskpro.tuning.promotion import best_trials, confirmation_plans, correlation_name, figure_label, promote, write_best
 from maskpro.tuning.search import Search
-
-# Of the final evaluation's figures, those that the terminal has room for.
-_SHOWN = (
-    "fidelity",
-    "fidelity_error",
-    "test_loss",
-    "frechet_distance",
-    "frechet_distance_extrapolated",
-    "kernel_distance",
-    "precision",
-    "recall",
-    "sparsity",
-)
+from maskpro.workload import Produce
 
 
 def run_main_job(search: Search, *, resume: bool, extend: int = 0) -> int:
@@ -65,7 +52,7 @@ def run_main_job(search: Search, *, resume: bool, extend: int = 0) -> int:
             if interruption.reason:
                 return _leave(experiment, interruption)
             write_trials(experiment)
-            report = promote(experiment, make=partial(_make_chunks, experiment))
+            report = promote(experiment, make=partial(_make_parts, experiment))
             _summarise(experiment, report)
         except Exception as error:
             if not says_no_room(str(error)):
@@ -97,9 +84,9 @@ def _run_trials(experiment: Experiment) -> Interruption:
     return interruption
 
 
-def _make_chunks(experiment: Experiment, model: nn.Module, plan: SamplingPlan, chunks: Sequence[range]) -> Iterator[Tensor]:
-    """Images by all of Ray's nodes; Ray is started only if there are any to be made."""
-    return ray_chunks(trial_resources(experiment))(model, plan, chunks)
+def _make_parts(experiment: Experiment, model: nn.Module, produce: Produce, parts: Sequence[range]) -> Iterator[Tensor]:
+    """Parts by all of Ray's nodes; Ray is started only if there are any to be made."""
+    return ray_parts(trial_resources(experiment))(model, produce, parts)
 
 
 def _leave(experiment: Experiment, interruption: Interruption) -> int:
@@ -140,16 +127,19 @@ def _summarise(experiment: Experiment, report: dict[str, Any]) -> None:
     console.print(_table("trials, best first", experiment.trials().sort_values(METRIC)[columns]))
     if len(report["candidates"]) > 1:
         console.print(_table(f"candidates, picked by {report['picked_by']}", pd.DataFrame(report["candidates"])))
-    models = pd.DataFrame(list(report["models"].values()), index=list(report["models"]))[list(_SHOWN)]
-    console.print(_table("final evaluation on test images", models.reset_index(names="model")))
+    shown = list(experiment.search.evaluation.shown)
+    models = pd.DataFrame(list(report["models"].values()), index=list(report["models"]))[shown]
+    console.print(_table("final evaluation on test samples", models.reset_index(names="model")))
     for text in report["warnings"]:
         say(f"warning: {text}")
     say(learned_against_dense(report))
     prediction = report["prediction"]
     if prediction is not None:
-        correlation = prediction["spearman_of_val_error_and_frechet_distance"]
-        shown = "undefined" if correlation is None else f"{correlation:.2f}"
-        say(f"rank correlation of validation error and Frechet distance over {len(report['candidates'])} masks: {shown}")
+        figure = experiment.search.evaluation.picked_by or ""
+        correlation = prediction[correlation_name(figure)]
+        text = "undefined" if correlation is None else f"{correlation:.2f}"
+        what = f"validation error and {figure_label(figure)} over {len(report['candidates'])} masks"
+        say(f"rank correlation of {what}: {text}")
     say(f"results: {experiment.folder}")
 
 

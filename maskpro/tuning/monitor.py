@@ -11,7 +11,7 @@ from ray.tune import Callback
 from rich.console import Console
 from rich.live import Live
 
-from maskpro.evaluation.fidelity import format_share
+from maskpro.fidelity import format_share
 from maskpro.tuning.adapters import NUMBER
 from maskpro.tuning.devices import DeviceMeter
 from maskpro.tuning.history import History, TrialRecord

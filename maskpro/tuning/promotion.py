@@ -1,4 +1,4 @@
-"""The best trials' masks, promoted to the final evaluation and to a checkpoint that diffusers loads."""
+"""The best trials' masks, promoted to the final evaluation and to a checkpoint that the network's own library loads."""
 
 from __future__ import annotations
 
@@ -14,18 +14,14 @@ from torch import nn
 
 from maskpro.dense_layers import dense_rows
 from maskpro.errors import MaskproError
-from maskpro.evaluation.comparison import ChunkMaker, evaluate_models, make_chunks, masked_copy, with_recovery
-from maskpro.evaluation.fidelity import advice, fidelity, format_share
-from maskpro.evaluation.sampling import parse_sampler
-from maskpro.evaluation.timesteps import parse_spacing
+from maskpro.fidelity import advice, fidelity, format_share
 from maskpro.files import read_json, replaced_folder, write_json
 from maskpro.layer_statistics import layer_changes
 from maskpro.mask_file import MaskFile, save_mask_file
-from maskpro.masked_model import MaskedModel, model_hash
+from maskpro.masked_model import MaskedModel
+from maskpro.metrics import masked_copy
 from maskpro.objectives import HeldOutMeans
 from maskpro.pattern import PackedMask
-from maskpro.precision import parse_sampling_precision
-from maskpro.pretrained import save_pipeline
 from maskpro.runs import MaskFormat
 from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.checkpoints import read_counters, read_part
@@ -36,20 +32,17 @@ from maskpro.tuning.shared import initial_masked, mask_format
 from maskpro.tuning.space import FORMAT
 from maskpro.tuning.state import Plan
 from maskpro.tuning.trainable import split_targets
+from maskpro.workload import PartMaker, make_parts
 
 BEST_FOLDER = "best"
 # In BEST_FOLDER: what the mask changed in each layer.
 LAYERS_FILE = "layers.csv"
-# Sample grids of all candidates, and what an evaluation that was killed goes on from.
+# Pictures of all candidates, and what an evaluation that was killed goes on from.
 EVALUATION_FOLDER = "evaluation"
-# Beside the experiments: feature statistics of real images.
+# Beside the experiments: what evaluations know of the data.
 REFERENCE_FOLDER = ".reference_statistics"
 # Errors of the best trials' masks on the selection samples.
 SELECTION_FILE = "selection.json"
-# Of each candidate, in `final_evaluation.json`.
-_CANDIDATE_FIGURES = ("test_error", "test_loss", "frechet_distance", "kernel_distance", "precision", "recall")
-# Of the images that pick one of several candidates: other ones than those that are reported.
-PICKING_SEED = 2**32 + 7
 # Trials that are judged on the selection samples, if there are so many.
 _CONTENDERS = 5
 
@@ -115,13 +108,13 @@ def confirmation_plans(experiment: Experiment) -> list[Plan]:
     ]
 
 
-def promote(experiment: Experiment, *, make: ChunkMaker = make_chunks) -> dict[str, Any]:
+def promote(experiment: Experiment, *, make: PartMaker = make_parts) -> dict[str, Any]:
     """Evaluate the best trials, write `best/` of the one that is picked, and `final_evaluation.json`; returns the latter.
 
     The masks of the trial with the lowest validation error are written before the evaluation starts, so that a failed
     evaluation never loses them. What has been evaluated already is taken from an earlier call. Where several masks are
-    candidates, other images than those that are reported pick one of them: the lowest of several distances is also the
-    luckiest.
+    candidates, other randomness than that of the figures that are reported picks one of them: the lowest of several is
+    also the luckiest.
     """
     search, folder = experiment.search, experiment.folder
     (best,) = best_trials(experiment.history.searched, 1)
@@ -132,21 +125,12 @@ def promote(experiment: Experiment, *, make: ChunkMaker = make_chunks) -> dict[s
         best = candidates[0][0]
         write_best(experiment, best)
     reached = format_share(_kept_figures(experiment, best)["fidelity"])
-    say(f"best trial: {best.number} (validation fidelity {reached}); evaluating on test images")
+    say(f"best trial: {best.number} (validation fidelity {reached}); evaluating on test samples")
     evaluate = partial(
-        evaluate_models,
-        search.workload,
+        search.evaluation.evaluate,
         device=search.options.evaluation_device,
         folder=folder / EVALUATION_FOLDER,
         cache=folder / EVALUATION_FOLDER / "cache",
-        sampler=parse_sampler(search.options.sampler),
-        sampling_steps=search.options.sampling_steps,
-        timestep_spacing=parse_spacing(search.options.timestep_spacing),
-        sampling_precision=parse_sampling_precision(search.options.sampling_precision),
-        compile_sampling=search.options.compile_sampling,
-        compute_frechet=search.options.frechet,
-        inception_weights=search.options.inception_weights,
-        reference_statistics=search.options.reference_statistics,
         # Shared by all experiments beside this one.
         reference_cache=folder.parent / REFERENCE_FOLDER,
         make=make,
@@ -185,20 +169,22 @@ def _candidates(experiment: Experiment) -> list[list[TrialRecord]]:
 def _pick(
     experiment: Experiment, candidates: list[list[TrialRecord]], evaluate: Callable[..., dict[str, Any]]
 ) -> tuple[TrialRecord, dict[str, Any]]:
-    """Of the parameters with the lowest mean Frechet distance over their seeds, the mask with the lowest one.
+    """Of the parameters with the lowest mean of the figure that picks, over their seeds, the mask with the lowest one.
 
-    Without Frechet distances the error on the selection samples decides; test images never do.
+    Without such a figure the error on the selection samples decides; test samples never do.
 
     Returns: the trial, and what `final_evaluation.json` says of the choice.
     """
     every = [record for group in candidates for record in group]
+    evaluation = experiment.search.evaluation
+    figure = evaluation.picked_by
     figures: Mapping[str, Any] = {}
     if len(every) == 1:
         picked_by, values = "held-out error", {every[0].name: 0.0}
-    elif experiment.search.options.frechet:
+    elif figure is not None:
         models = {record.name: _learned(experiment, record) for record in every}
-        figures = evaluate(models, generation_seed=PICKING_SEED)["models"]
-        picked_by, values = "Frechet distance", {name: found["frechet_distance"] for name, found in figures.items()}
+        figures = evaluate(models, is_picking=True)["models"]
+        picked_by, values = figure_label(figure), {name: found[figure] for name, found in figures.items()}
     else:
         picked_by, values = "selection error", _selection_errors(experiment, every)
 
@@ -210,17 +196,16 @@ def _pick(
             "source": record.source,
             "seed": record.seed,
             **{f"val_{name.removeprefix('val_')}": value for name, value in _kept_figures(experiment, record).items()},
-            **{name: figures[record.name][name] for name in _CANDIDATE_FIGURES if record.name in figures},
+            **{name: figures[record.name][name] for name in evaluation.candidate_figures if record.name in figures},
         }
         for record in every
     ]
-    return picked, {"picked_by": picked_by, "candidates": rows, "prediction": _prediction(rows)}
+    return picked, {"picked_by": picked_by, "candidates": rows, "prediction": _prediction(rows, figure)}
 
 
 def _final_report(experiment: Experiment, picked: TrialRecord, report: dict[str, Any]) -> dict[str, Any]:
-    for name in report["models"]:
-        grid = experiment.folder / EVALUATION_FOLDER / f"samples_{name}.png"
-        shutil.copyfile(grid, experiment.folder / BEST_FOLDER / f"samples_{name}.png")
+    for name in report["pictures"]:
+        shutil.copyfile(experiment.folder / EVALUATION_FOLDER / name, experiment.folder / BEST_FOLDER / name)
     protocol = report["protocol"] | {
         **_format(experiment, picked)._asdict(),
         "trial_id": picked.name,
@@ -229,7 +214,7 @@ def _final_report(experiment: Experiment, picked: TrialRecord, report: dict[str,
     }
     hint = _advice(experiment, picked)
     warnings = [*report["warnings"], *([hint] if hint else [])]
-    return with_recovery(report | {"protocol": protocol, "warnings": warnings}, "learned")
+    return experiment.search.evaluation.compare(report | {"protocol": protocol, "warnings": warnings}, "learned")
 
 
 def _advice(experiment: Experiment, record: TrialRecord) -> str:
@@ -242,16 +227,23 @@ def _advice(experiment: Experiment, record: TrialRecord) -> str:
     )
 
 
-def _prediction(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """How well the search's held-out error told the order of the Frechet distances; None for fewer than 3 candidates."""
+def figure_label(name: str) -> str:
+    """A figure's name for people to read."""
+    return name.replace("_", " ").capitalize()
+
+
+def correlation_name(figure: str) -> str:
+    """Of the rank correlation with a figure, in `final_evaluation.json`."""
+    return f"spearman_of_val_error_and_{figure}"
+
+
+def _prediction(rows: Sequence[Mapping[str, Any]], figure: str | None) -> dict[str, Any] | None:
+    """How well the search's held-out error told the order of a figure; None for fewer than 3 candidates, or without it."""
     table = pd.DataFrame(rows)
-    if len(table) < 3 or "frechet_distance" not in table:
+    if len(table) < 3 or figure is None or figure not in table:
         return None
-    correlation = table["val_error"].corr(table["frechet_distance"], method="spearman")
-    return {
-        "spearman_of_val_error_and_frechet_distance": None if pd.isna(correlation) else float(correlation),
-        "num_candidates": len(table),
-    }
+    correlation = table["val_error"].corr(table[figure], method="spearman")
+    return {correlation_name(figure): None if pd.isna(correlation) else float(correlation), "num_candidates": len(table)}
 
 
 def write_best(experiment: Experiment, record: TrialRecord) -> dict[str, Any]:
@@ -262,7 +254,7 @@ def write_best(experiment: Experiment, record: TrialRecord) -> dict[str, Any]:
     content = MaskFile(
         pattern=masked.pattern,
         layout=masked.layout,
-        base_hash=model_hash(search.workload.model),
+        base_hash=search.workload.fingerprint(),
         masks=masked.layer_masks(),
         provenance={
             "experiment": search.options.experiment,
@@ -278,7 +270,7 @@ def write_best(experiment: Experiment, record: TrialRecord) -> dict[str, Any]:
         pd.DataFrame(rows).to_csv(new / LAYERS_FILE, index=False)
         learned = masked_copy(search.workload.model, content.masks, content.pattern, content.layout)
         (new / "checkpoint").mkdir()
-        save_pipeline(new / "checkpoint", learned, search.workload.scheduler, ema=search.workload.ema)
+        search.workload.save(new / "checkpoint", learned)
     return facts
 
 

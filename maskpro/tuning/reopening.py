@@ -10,7 +10,6 @@ from typing import Any
 
 from maskpro.errors import MaskproError
 from maskpro.files import read_json
-from maskpro.masked_model import model_hash
 from maskpro.tuning.history import EXPERIMENT_FILE, HISTORY_FILE, METRIC, History
 from maskpro.tuning.options import PLACE_OPTIONS, SESSION_OPTIONS, SearchOptions
 from maskpro.tuning.remnants import SPACE_FILE, is_remnant, refuse_begun
@@ -87,7 +86,7 @@ def replay_search(
 
 
 def _of_same_model(search: Search, described: Mapping[str, Any]) -> Search:
-    found, expected = model_hash(search.workload.model), described["workload"]["model_hash"]
+    found, expected = search.workload.fingerprint(), described["workload"]["model_hash"]
     if found != expected:
         raise MaskproError(
             f"model {search.workload.model_source} has changed since the experiment began "
@@ -125,10 +124,9 @@ def warm_started(search: Search, folder: Path) -> Search:
     """
     described = read_experiment(folder, "warm_start")
     mine = search.describe()
+    their_data, my_data = (search.workload.comparable(record["workload"]) for record in (described, mine))
     for what, theirs, ours in (
-        ("another model", described["workload"]["model_hash"], mine["workload"]["model_hash"]),
-        ("other data", described["workload"]["data"], mine["workload"]["data"]),
-        ("another resize, crop or background", _reading(described), _reading(mine)),
+        *((name, value, my_data[name]) for name, value in their_data.items()),
         ("another max_samples", described["trial"]["max_samples"], mine["trial"]["max_samples"]),
         ("another precision of validation", _validated_in(described), _validated_in(mine)),
         ("other fixed parameters", _fixed(described), _fixed(mine)),
@@ -148,11 +146,6 @@ def warm_started(search: Search, folder: Path) -> Search:
             f"warm_start is {folder}; none of its trials fits; allowed: a search over {', '.join(distributions)}"
         )
     return replace(search, warm_start=tuple(told))
-
-
-def _reading(described: Mapping[str, Any]) -> dict[str, Any]:
-    reading: dict[str, Any] = described["workload"].get("images", {}).get("reading", {})
-    return reading
 
 
 def _validated_in(described: Mapping[str, Any]) -> str:

@@ -15,15 +15,9 @@ import torch
 from maskpro.dense_layers import DenseLayers
 from maskpro.doctor import understood
 from maskpro.errors import MaskproError
-from maskpro.evaluation.comparison import resolve_sampling
-from maskpro.evaluation.features import open_features
-from maskpro.evaluation.references import read_reference
-from maskpro.evaluation.sampling import parse_sampler
-from maskpro.evaluation.timesteps import parse_spacing
 from maskpro.hardware import hardware
-from maskpro.images import IMAGE_CACHE
 from maskpro.initial_masks import parse_initial_mask
-from maskpro.masked_model import MaskedModel, model_hash
+from maskpro.masked_model import MaskedModel
 from maskpro.pattern import NMPattern, parse_layout
 from maskpro.precision import check_precision
 from maskpro.preflight import Preflight, check_record, run_preflight
@@ -38,10 +32,11 @@ from maskpro.tuning.shared import TrialContext
 from maskpro.tuning.space import SearchSpace, load_space
 from maskpro.tuning.state import Plan
 from maskpro.tuning.trainable import split_targets
-from maskpro.workloads import Workload, open_workload
+from maskpro.workload import Evaluation, Workload
+from maskpro.workloads import open_workload, workload_kind, workload_options
 
 EXPERIMENT_FORMAT = 5
-_PACKAGES = ("maskpro", "torch", "torchvision", "diffusers", "ray", "optuna", "torch-fidelity", "pandas")
+_PACKAGES = ("maskpro", "torch", "ray", "optuna", "pandas")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +48,7 @@ class Search:
         num_trials: of the search when it is new; a history knows better.
         preflight: what was measured of the first format of the space.
         warm_start: (parameters, value, source) of another experiment's trials; of a new search only.
-        judged_by: name and sha256 of the features that judge images; empty where none are judged.
+        judged_by: what judges beside the held-out samples, as the evaluation says it.
         is_replay: True for a search that follows another one's history: it stops trials where that one did.
     """
 
@@ -76,9 +71,13 @@ class Search:
     def understood(self) -> dict[str, str]:
         """What `maskpro doctor` shows, with this search's budget of a trial."""
         form = self.context.formats[0]
-        return understood(
-            self.workload, self.preflight, pattern=NMPattern.parse(form.pattern), layout=parse_layout(form.layout)
-        )
+        pattern, layout = NMPattern.parse(form.pattern), parse_layout(form.layout)
+        return understood(self.workload, self.preflight, self.evaluation, pattern=pattern, layout=layout)
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """How the networks are judged in the end."""
+        return self.workload.evaluation(workload_options(self.workload.name, self.options)[1])
 
     @property
     def scheduler(self) -> Scheduler:
@@ -96,22 +95,12 @@ class Search:
         context = {
             name: getattr(self.context, name) for name in ("max_samples", "report_samples", "seed", "validation_precision")
         }
+        packages = (*_PACKAGES, *workload_kind(self.workload.name).packages)
         return {
             "format": EXPERIMENT_FORMAT,
             "options": self.options.describe(),
             "space": self.space.describe(),
-            "workload": {
-                "name": self.workload.name,
-                "model": self.workload.model_source,
-                "model_hash": model_hash(self.workload.model),
-                "model_ema": self.workload.ema,
-                "model_notes": list(self.workload.notes),
-                "prediction_type": self.workload.scheduler.config["prediction_type"],
-                "dense_layers": self.dense_layers.describe(),
-                "data": self.workload.data_source,
-                "images": self.workload.images.counts.describe(),
-                "budgets": asdict(self.workload.budgets),
-            },
+            "workload": self.workload.describe() | {"dense_layers": self.dense_layers.describe()},
             "judged_by": dict(self.judged_by),
             "searcher": searcher_name(self.searcher),
             "scheduler": scheduler_name(self.scheduler),
@@ -119,7 +108,7 @@ class Search:
             "planned": [asdict(plan) for plan in self.planned],
             "is_replay": self.is_replay,
             "trial": context,
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
             "hardware": hardware(),
         }
 
@@ -149,30 +138,28 @@ def prepare_search(options: SearchOptions) -> Search:
 
 def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Plan, ...], num_trials: int) -> Search:
     """A search whose trials are decided on, with its model and data."""
+    name = options.workload or space.workload
+    opening, judging = workload_options(name, options)
     workload = open_workload(
-        options.workload or space.workload,
+        name,
         model=options.model,
         data=options.data,
-        ema=options.ema,
-        reading=options.reading,
-        image_cache=options.results_dir.absolute() / IMAGE_CACHE,
+        options=opening,
+        cache=options.results_dir.absolute(),
         say=say_aside,
     )
-    judging = {name: getattr(options, name) for name in ("selection_samples", "test_samples", "num_generated")}
-    given_sizes = {name: size for name, size in judging.items() if size is not None}
+    given = {part: getattr(options, part) for part in ("selection_samples", "test_samples")}
+    given_sizes = {part: size for part, size in given.items() if size is not None}
     workload = replace(workload, budgets=replace(workload.budgets, **given_sizes))
-    if options.features is not None:
-        workload = replace(workload, features=options.features)
-    given = (options.features, options.inception_weights, options.reference_statistics)
-    judged_by = _judged_by(options, workload) if options.frechet or any(given) else {}
+    evaluation = workload.evaluation(judging)
+    workload = evaluation.workload
+    judged_by = evaluation.judged_by()
     # A space's budget is meant for the space's own workload.
     space_samples = space.max_samples if workload.name == space.workload else None
     max_samples = options.max_samples or space_samples or workload.budgets.max_samples
     report_samples = math.ceil(max_samples / space.num_reports)
     workload = replace(workload, budgets=replace(workload.budgets, max_samples=max_samples, report_samples=report_samples))
-    spacing = parse_spacing(options.timestep_spacing)
-    sampler = parse_sampler(options.sampler)
-    sampling_steps = resolve_sampling(workload, sampler, options.sampling_steps, spacing)
+    evaluation = workload.evaluation(judging)
     context = _context(options, space, workload, max_samples)
     for targets in (space.targets, *(split_targets(text) for text in space.choices("targets", None))):
         for form in context.formats if targets else ():
@@ -188,7 +175,7 @@ def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Pl
                 f"masks_per_step is {masks}; allowed: a divisor of max_samples, {max_samples}, and of the samples between "
                 f"two reports, {report_samples} (max_samples / num_reports)"
             )
-    check_precision(options.sampling_precision, options.evaluation_device, field="sampling_precision")
+    evaluation.check(options.evaluation_device)
     for precision in space.choices("precision", TrainerConfig().precision):
         check_precision(precision, options.evaluation_device)
     form = context.formats[0]
@@ -196,9 +183,7 @@ def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Pl
         workload,
         pattern=NMPattern.parse(form.pattern),
         layout=parse_layout(form.layout),
-        sampler=sampler,
-        sampling_steps=sampling_steps,
-        timestep_spacing=spacing,
+        evaluation=evaluation,
         device=torch.device("cuda" if torch.cuda.is_available() and options.gpus_per_trial != 0 else "cpu"),
     )
     search = Search(
@@ -215,23 +200,9 @@ def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Pl
     return search
 
 
-def _judged_by(options: SearchOptions, workload: Workload) -> dict[str, Any]:
-    """What judges images, opened and tried: a search of hours must not end in an evaluation that can't be made."""
-    extractor = open_features(
-        workload.features,
-        device=torch.device("cpu"),
-        shape=tuple(workload.images.train.shape[1:]),
-        inception_weights=options.inception_weights,
-    )
-    if options.reference_statistics is not None:
-        read_reference(options.reference_statistics, extractor)
-    return {"features": extractor.name, "features_sha256": extractor.weights_hash, "num_features": extractor.width}
-
-
 def _context(options: SearchOptions, space: SearchSpace, workload: Workload, max_samples: int) -> TrialContext:
     return TrialContext(
-        # Without the test images: no trial can see them.
-        workload=replace(workload, images=replace(workload.images, test=workload.images.test[:0])),
+        workload=workload.without_test(),
         pattern=space.pattern,
         layout=space.layout,
         initial_mask=parse_initial_mask(space.initial_mask),

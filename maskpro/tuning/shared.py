@@ -22,7 +22,7 @@ from maskpro.objectives import HeldOutMeans
 from maskpro.runs import MaskFormat, RunCache
 from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.tables import start_keeper
-from maskpro.workloads import Workload
+from maskpro.workload import Workload
 
 # Of a node's object store that a table may take; a larger one is computed by each trial's process for itself.
 _STORE_SHARE = 0.3
@@ -159,7 +159,7 @@ def _fits(context: TrialContext) -> bool:
 
 
 def _bytes_per_sample(context: TrialContext) -> int:
-    return 4 * math.prod(context.workload.images.train.shape[1:])
+    return 4 * context.workload.output_numbers
 
 
 def _judged(
@@ -175,9 +175,8 @@ def _judged(
         initial = initial_masked(context, dense, form).model
         figures[form] = validation.judge(initial).means()
         if "importance" in context.timesteps and not shares:
-            shares = {
-                precision: context.workload.timestep_shares(initial, device, precision) for precision in context.precisions
-            }
+            measure = context.workload.importance_shares
+            shares = {precision: measure(initial, device, precision) for precision in context.precisions}
     return validation.judge(dense).means().loss, figures, shares
 
 

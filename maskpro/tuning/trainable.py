@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from ray.tune import Trainable
 
-from maskpro.evaluation.comparison import loss_improvement, recovery
-from maskpro.evaluation.fidelity import fidelity
+from maskpro.fidelity import fidelity
+from maskpro.metrics import loss_improvement, recovery
 from maskpro.objectives import HeldOutMeans, Shelf
 from maskpro.runs import MaskFormat, RunCache, build_trainer
 from maskpro.trainer import MaskTrainer, NonFiniteLossError

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from maskpro.evaluation.fidelity import format_share
+from maskpro.fidelity import format_share
 from maskpro.tuning.history import METRIC, History, TrialRecord
 
 # Between two changes of a live view.

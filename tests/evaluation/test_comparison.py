@@ -13,13 +13,16 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from maskpro.errors import MaskproError
 from maskpro.evaluation import comparison
-from maskpro.evaluation.comparison import evaluate_models, masked_copy, protocol, with_recovery
+from maskpro.evaluation.comparison import evaluate_models, with_distances
 from maskpro.evaluation.distances import FeatureStatistics
+from maskpro.evaluation.protocol import protocol
 from maskpro.evaluation.sampling import SamplingPlan
 from maskpro.files import read_json
 from maskpro.masked_model import model_hash
+from maskpro.metrics import masked_copy
 from maskpro.pattern import NMPattern
-from maskpro.pipeline import magnitude_mask_file, reference_statistics
+from maskpro.pipeline import magnitude_mask_file
+from maskpro.workloads.judging import reference_statistics
 
 CPU = torch.device("cpu")
 
@@ -175,11 +178,11 @@ def test_saved_images_are_complete_even_where_the_figures_are_known(workload, mo
 
 def test_without_a_cache_the_figures_are_the_same_and_nothing_is_kept(workload, models, tmp_path):
     models = {**models, "learned": models["initial"]}
-    report = with_recovery(evaluate_models(workload, models, device=CPU, folder=tmp_path / "out", cache=None), "learned")
+    report = with_distances(evaluate_models(workload, models, device=CPU, folder=tmp_path / "out", cache=None), "learned")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {f"samples_{name}.png" for name in models}
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
     cached, _ = evaluated(workload, models, tmp_path)
-    assert report == with_recovery(cached, "learned")
+    assert report == with_distances(cached, "learned")
     assert report["recovery"] == 0
 
 
@@ -188,11 +191,11 @@ def test_recovery_is_that_of_the_named_network(workload):
     report = {"protocol": {}, "models": {name: {"test_loss": loss} for name, loss in losses.items()}}
     undefined = dict.fromkeys(("fidelity", "fidelity_error"))
     beside = undefined | {"distance_to_dense": dict.fromkeys(("frechet_distance", "kernel_distance"))}
-    assert with_recovery(report, "trial_7") == {**report, **beside, "recovery": 0.75, "loss_improvement": 0.5}
-    assert with_recovery(report, "learned")["recovery"] == 0.25
+    assert with_distances(report, "trial_7") == {**report, **beside, "recovery": 0.75, "loss_improvement": 0.5}
+    assert with_distances(report, "learned")["recovery"] == 0.25
     assert report.keys() == {"protocol", "models"}
     with pytest.raises(MaskproError, match="models lacks 'trial_8', which recovery needs; there are: dense, initial"):
-        with_recovery(report, "trial_8")
+        with_distances(report, "trial_8")
 
 
 def test_the_protocol_names_all_that_figures_depend_on(workload, models, tmp_path):
@@ -276,7 +279,7 @@ def test_a_distance_of_too_few_images_has_a_warning_beside_it(workload, models, 
     assert ", of too few images: see the warning (" in said[-1]
     again, said = evaluated(few, {"dense": models["dense"]}, tmp_path)
     assert again == report, "also from the cache"
-    assert with_recovery({**report, "models": dict.fromkeys(("dense", "initial", "x"), report["models"]["dense"])}, "x")[
+    assert with_distances({**report, "models": dict.fromkeys(("dense", "initial", "x"), report["models"]["dense"])}, "x")[
         "warnings"
     ]
 

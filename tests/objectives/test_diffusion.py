@@ -33,11 +33,11 @@ def test_timesteps_are_sampled_more_often_where_the_initial_mask_adds_more_to_th
     masked = magnitude_masked_model(
         copy.deepcopy(digits.model), pattern=NMPattern(2, 4), layout="channel", targets=("all",)
     )
-    shares = digits.timestep_shares(masked.model, CPU)
+    shares = digits.importance_shares(masked.model, CPU)
     assert sum(shares) == pytest.approx(1)
     assert min(shares) >= 0.3 / len(shares)
     assert shares[0] > 5 * shares[8] > 5 * 0.3 / len(shares)
-    assert digits.timestep_shares(digits.model, CPU) == (1 / len(shares),) * len(shares), "where it adds nothing"
+    assert digits.importance_shares(digits.model, CPU) == (1 / len(shares),) * len(shares), "where it adds nothing"
 
 
 def test_shares_in_bfloat16_differ_by_less_than_those_of_two_pilots(digits, monkeypatch):
@@ -45,13 +45,15 @@ def test_shares_in_bfloat16_differ_by_less_than_those_of_two_pilots(digits, monk
     masked = magnitude_masked_model(copy.deepcopy(digits.model), pattern=NMPattern(2, 4), layout="channel")
 
     def shares(precision):
-        return torch.tensor(digits.timestep_shares(masked.model, CPU, precision))
+        return torch.tensor(digits.importance_shares(masked.model, CPU, precision))
 
     exact, rounded = shares("float32"), shares("bfloat16")
     monkeypatch.setattr("maskpro.objectives.diffusion._PILOT_SEED", 2**32 + 6)
     between_pilots = (shares("float32") - exact).abs().sum()
     assert 0 < (rounded - exact).abs().sum() < between_pilots / 4
-    assert digits.timestep_shares(digits.model, CPU, "bfloat16") == (1 / len(exact),) * len(exact), "where it adds nothing"
+    assert digits.importance_shares(digits.model, CPU, "bfloat16") == (1 / len(exact),) * len(exact), (
+        "where it adds nothing"
+    )
 
 
 def test_losses_of_importance_samples_have_the_mean_of_uniform_ones(digits):

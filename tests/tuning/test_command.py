@@ -296,3 +296,25 @@ def test_how_images_are_read_is_recorded_and_kept_by_a_search_that_goes_on(parse
     assert parse(resume=folder).options.crop == "centre"
     on_black = parse(**given, background="#000", experiment="black").describe()["workload"]["images"]["reading"]
     assert on_black == {"resize": "box", "crop": "none", "background": "black"}
+
+
+def test_an_experiment_of_the_version_before_is_resumed_and_done_again(tmp_path):
+    """Its record has every option by its name, those of the workload among the others."""
+    record = Path(__file__).parents[1] / "records" / "experiment_format_5.json"
+    described = json.loads(record.read_text())
+    folder = tmp_path / "earlier"
+    folder.mkdir()
+    (folder / "experiment.json").write_text(record.read_text())
+    (folder / "space.py").write_text(described["space"]["source"])
+    resumed = parse_command({"num_generated": 32}, JobOptions(resume=folder), now=NOW)
+    replayed = parse_command({"results_dir": tmp_path}, JobOptions(replay=folder), now=NOW)
+    for search, changed in ((resumed, {"num_generated": 32}), (replayed, {})):
+        again = json.loads(json.dumps(search.describe()))
+        wanted = described["options"] | changed | {"max_concurrent": None}  # of one session
+        for name in ("space", "experiment", "results_dir"):
+            del again["options"][name], wanted[name]
+        assert {name: again["options"][name] for name in wanted} == wanted
+        assert again["workload"] == described["workload"] | {"budgets": described["workload"]["budgets"] | changed}
+        assert again["judged_by"] == described["judged_by"]
+        assert again["trial"] == described["trial"]
+        assert [plan.params for plan in search.planned] == [plan["params"] for plan in described["planned"]]

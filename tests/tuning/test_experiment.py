@@ -83,7 +83,11 @@ def test_a_search_without_trials_has_an_empty_table():
 def search(tmp_path):
     (tmp_path / "space.py").write_text(SPACE)
     options = SearchOptions(
-        space=tmp_path / "space.py", experiment="x", results_dir=tmp_path / "results", max_samples=64, frechet=False
+        space=tmp_path / "space.py",
+        experiment="x",
+        results_dir=tmp_path / "results",
+        max_samples=64,
+        frechet=False,
     )
     return prepare_search(options)
 

@@ -21,6 +21,7 @@ from maskpro.tuning.search import prepare_search
 from maskpro.tuning.shared import SharedValues
 from maskpro.tuning.state import PlannedTrials
 from maskpro.tuning.trainable import MaskTrainable
+from maskpro.workloads.judging import PICKING_SEED
 
 # All of them need the trials that `trained` runs.
 pytestmark = pytest.mark.slow
@@ -175,7 +176,7 @@ def test_the_best_are_confirmed_with_fresh_seeds_and_the_lowest_distance_is_pick
     assert config["config"]["seed"] == rows[picked]["seed"]
     assert report["models"]["learned"]["frechet_distance"] != rows[picked]["frechet_distance"], "other images are reported"
     assert report["models"]["learned"]["test_loss"] == rows[picked]["test_loss"]
-    assert report["protocol"]["seeds"]["generation"] != promotion.PICKING_SEED
+    assert report["protocol"]["seeds"]["generation"] != PICKING_SEED
     assert report["picked_by"] == "Frechet distance"
     assert report["prediction"]["num_candidates"] == 4
     assert -1 <= report["prediction"]["spearman_of_val_error_and_frechet_distance"] <= 1

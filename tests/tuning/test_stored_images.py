@@ -15,7 +15,7 @@ from maskpro.tuning.interruption import Interruption
 from maskpro.tuning.options import SearchOptions
 from maskpro.tuning.reopening import reopen_search
 from maskpro.tuning.search import prepare_search
-from maskpro.workloads import open_workload
+from maskpro.workloads.opening import open_images as open_workload
 
 pytestmark = [*RAY_IN_PROCESS, pytest.mark.slow]
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from maskpro.evaluation.fidelity import (
+from maskpro.fidelity import (
     Estimate,
     advice,
     estimate_fidelity,

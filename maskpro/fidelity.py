@@ -68,6 +68,17 @@ def learned_against_dense(report: Mapping[str, Any]) -> str:
     return f"{text}."
 
 
+def images_judged_by(protocol: Mapping[str, Any]) -> str:
+    """What images were judged by, in a sentence; "" where they were not, or the protocol does not say."""
+    features = protocol.get("frechet_features")
+    if not features:
+        return ""
+    return (
+        f"Frechet distance, kernel distance, precision and recall: {protocol['num_generated']:,} images of each network "
+        f"against {protocol['frechet_reference']}, in the features {features}."
+    )
+
+
 def estimate_fidelity(initial: Tensor, learned: Tensor) -> Estimate | None:
     """`fidelity` of the samples' errors `[size]`, and its standard error over samples.
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from conftest import RAY_IN_PROCESS
 
-from maskpro.evaluation.comparison import make_chunks
 from maskpro.evaluation.sampling import SamplingPlan
-from maskpro.tuning.parallel_sampling import ray_chunks
+from maskpro.tuning.parallel_parts import ray_parts
 from maskpro.tuning.resources import start_ray
+from maskpro.workload import make_parts
 
 pytestmark = [*RAY_IN_PROCESS, pytest.mark.slow]
 
@@ -24,10 +24,10 @@ def test_all_nodes_together_make_the_images_that_one_process_makes(digits, resou
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as many as a task has
     try:
-        expected = list(make_chunks(digits.model, plan, chunks))
+        expected = list(make_parts(digits.model, plan.images, chunks))
     finally:
         torch.set_num_threads(threads)
-    found = list(ray_chunks(resources)(digits.model, plan, chunks))
+    found = list(ray_parts(resources)(digits.model, plan.images, chunks))
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
-    other = list(ray_chunks(resources)(digits.model, plan, chunks[1:]))
+    other = list(ray_parts(resources)(digits.model, plan.images, chunks[1:]))
     assert all(torch.equal(*pair) for pair in zip(other, expected[1:], strict=True))

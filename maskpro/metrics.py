@@ -1,0 +1,58 @@
+"""What a network comes to beside the dense one and the one with the initial mask."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from maskpro.errors import MaskproError
+from maskpro.masked_model import MaskedModel, maskable_layers
+from maskpro.pattern import Layout, NMPattern
+
+
+def recovery(initial: float, learned: float, dense: float) -> float | None:
+    """(L_initial - L_learned) / (L_initial - L_dense): 0 = initial mask, 1 = dense; None where the two are equal."""
+    return None if initial == dense else (initial - learned) / (initial - dense)
+
+
+def loss_improvement(initial: float, learned: float) -> float:
+    """(L_initial - L_learned) / L_initial; 0 where nothing changed, of a loss of 0 too."""
+    return 0.0 if initial == learned else (initial - learned) / initial if initial else -math.inf
+
+
+def sparsity(model: nn.Module) -> float:
+    """Share of zeros in the weights of the maskable layers, counted in the weights themselves."""
+    weights = maskable_layers(model).values()
+    return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+
+
+def masked_copy(model: nn.Module, masks: Mapping[str, Tensor], pattern: NMPattern, layout: Layout) -> nn.Module:
+    """A copy of a dense model with the masks (layer name to bool mask) multiplied into its weights."""
+    masked = MaskedModel(copy.deepcopy(model), pattern=pattern, layout=layout, covered=masks.keys())
+    masked.set_mask(masked.groups(masks))
+    return masked.model
+
+
+def with_recovery(report: Mapping[str, Any], learned: str) -> dict[str, Any]:
+    """A report of an evaluation with what the network named `learned` comes to beside "initial" and "dense".
+
+    Its fidelity, of the test errors; recovery and loss_improvement, of the test losses.
+
+    Raises:
+        MaskproError: the report lacks that network, "initial" or "dense".
+    """
+    models = report["models"]
+    for name in ("dense", "initial", learned):
+        if name not in models:
+            raise MaskproError(f"models lacks {name!r}, which recovery needs; there are: {', '.join(models)}")
+    dense, initial, loss = (models[name]["test_loss"] for name in ("dense", "initial", learned))
+    return {
+        **report,
+        **{name: models[learned].get(name) for name in ("fidelity", "fidelity_error")},
+        "recovery": recovery(initial, loss, dense),
+        "loss_improvement": loss_improvement(initial, loss),
+    }

@@ -1,0 +1,348 @@
+"""What a workload is: all that mask learning, the search and the records need of a kind of network and its data.
+
+A kind of network is a class made from `Workload`, and where it is judged by more than its held-out samples, one made from
+`Evaluation`; `maskpro.workloads` lists those that there are.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from maskpro.dense_layers import DenseLayers, dense_layers
+from maskpro.errors import MaskproError
+from maskpro.fidelity import estimate_fidelity
+from maskpro.hardware import seconds_now
+from maskpro.masked_model import model_hash
+from maskpro.metrics import sparsity, with_recovery
+from maskpro.names import Precision
+from maskpro.objectives import HeldOutSamples, Objective
+from maskpro.pattern import Layout, NMPattern
+
+# Seeds of the fixed held-out sets, far from those that users choose for calibration samples and masks.
+VALIDATION_SEED = 2**32 + 1
+TEST_SEED = 2**32 + 2
+SELECTION_SEED = 2**32 + 4
+# Of the samples that a job is tried on before it begins.
+TRIAL_SEED = 2**32 + 6
+HeldOut = Literal["validation", "selection", "test"]
+HELD_OUT_SEEDS: dict[HeldOut, int] = {"validation": VALIDATION_SEED, "selection": SELECTION_SEED, "test": TEST_SEED}
+
+Say = Callable[[str], None]
+# Makes a part of what an evaluation needs of a network, such as the outputs of the indices in the range.
+Produce = Callable[[nn.Module, range], Tensor]
+# Makes all parts, in their order.
+PartMaker = Callable[[nn.Module, Produce, Sequence[range]], Iterator[Tensor]]
+
+
+def make_parts(model: nn.Module, produce: Produce, parts: Sequence[range]) -> Iterator[Tensor]:
+    """Make the parts here, one after the other, on the network's device."""
+    return (produce(model, part) for part in parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budgets:
+    """Sizes of a workload's jobs; samples are calibration samples.
+
+    Attributes:
+        max_samples: of a trial that runs to the end.
+        report_samples: between two reports of a trial.
+        validation_samples: held-out samples that drive the search.
+        selection_samples: held-out samples that decide between the best trials of a search.
+        test_samples: held-out samples of the final evaluation.
+    """
+
+    max_samples: int
+    report_samples: int
+    validation_samples: int
+    selection_samples: int
+    test_samples: int
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise MaskproError(f"{name} is {value}; allowed: a whole number of at least 1")
+        if self.test_samples < 2:
+            raise MaskproError(f"test_samples is {self.test_samples}; allowed: at least 2 (a standard error needs them)")
+
+
+class LoadedNetwork(NamedTuple):
+    """A dense or pruned network from a file, a sentence for each thing that was converted, and what runs it on a sample."""
+
+    model: nn.Module
+    notes: tuple[str, ...]
+    run: Callable[[], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload(ABC):
+    """A frozen dense network with its data.
+
+    Attributes:
+        model_source, data_source: where they came from, for the records.
+        notes: what was converted, left out or guessed of the model when it was loaded, a sentence each.
+    """
+
+    name: str
+    model: nn.Module
+    budgets: Budgets
+    model_source: str
+    data_source: str
+    notes: tuple[str, ...] = ()
+
+    # What the network learns from, and is held to.
+
+    @abstractmethod
+    def training_objective(self, *, seed: int, device: torch.device, shares: Sequence[float] | None = None) -> Objective:
+        """The calibration samples of a seed with their loss; `shares` as `importance_shares` gives them."""
+
+    @abstractmethod
+    def held_out_objective(self, split: HeldOut, device: torch.device) -> Objective:
+        """The samples of a fixed held-out set, by the seed of `HELD_OUT_SEEDS`, with their loss.
+
+        Validation drives a search, selection judges its best trials, test is for the final evaluation only: its data are
+        nobody else's.
+        """
+
+    def held_out_samples(self, split: HeldOut, device: torch.device, precision: Precision = "float32") -> HeldOutSamples:
+        """A fixed held-out set, with the dense network's outputs.
+
+        Selection, with the validation data and other randomness, is larger: a search that takes the best of many
+        validation losses also takes the luckiest, which a loss that had no part in it can tell.
+        """
+        size: int = getattr(self.budgets, f"{split}_samples")
+        return HeldOutSamples(self.held_out_objective(split, device), size, self.model.to(device), precision)
+
+    def importance_shares(
+        self, initial: nn.Module, device: torch.device, precision: Precision = "float32"
+    ) -> tuple[float, ...]:
+        """How often each part of the samples is to be drawn in training that begins with the network `initial`."""
+        raise MaskproError(f"timesteps is importance with workload {self.name}, which has none; allowed: uniform")
+
+    @property
+    @abstractmethod
+    def output_numbers(self) -> int:
+        """Numbers in the network's output on a sample, of which the search keeps a table."""
+
+    @abstractmethod
+    def without_test(self) -> Self:
+        """The workload as trials get it: they can't see the test data."""
+
+    # What the network is.
+
+    def fingerprint(self) -> str:
+        """Of the weights: two networks with the same fingerprint are the same."""
+        return model_hash(self.model)
+
+    def run_once(self) -> object:
+        """Run the dense network on one sample."""
+        objective = self.training_objective(seed=TRIAL_SEED, device=next(self.model.parameters()).device)
+        return objective.predict(self.model, objective.batch(torch.arange(1)))
+
+    def dense_layers(self, masked: Collection[str], *, pattern: NMPattern, layout: Layout) -> DenseLayers:
+        """The maskable layers of the network that are not among the `masked` ones."""
+        return dense_layers(self.model, masked, pattern=pattern, layout=layout, run=self.run_once)
+
+    @abstractmethod
+    def load_network(self, source: str) -> LoadedNetwork:
+        """A network of this kind from a folder or the hub, such as one whose weights are masked already.
+
+        Raises:
+            MaskproError: there is none.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path, model: nn.Module) -> None:
+        """Write a (masked) network into an empty folder, so that its own library loads it."""
+
+    # How it is judged and described.
+
+    def evaluation(self, options: Mapping[str, Any]) -> Evaluation:
+        """How networks are judged in the end, as the user asked for it.
+
+        Raises:
+            MaskproError: an option that this kind of workload does not have, or a value that is not allowed.
+        """
+        for name, value in options.items():
+            raise MaskproError(f"{name} is {value} with workload {self.name}; allowed: without {name}")
+        return Evaluation(workload=self)
+
+    @torch.no_grad()
+    def check_passes(self, model: nn.Module, device: torch.device) -> float:
+        """Run the dense network `model` on its first sample; seconds of the pass.
+
+        Raises:
+            MaskproError: it can't be run, or gives what is not finite.
+        """
+        objective = self.training_objective(seed=TRIAL_SEED, device=device)
+        batch = objective.batch(torch.arange(1))
+        started = seconds_now(device)
+        prediction = objective.predict(model, batch)
+        seconds = seconds_now(device) - started
+        self.check_finite(prediction, "output")
+        self.check_finite(objective.losses(prediction, batch), "loss")
+        return seconds
+
+    def check_finite(self, values: Tensor, what: str) -> None:
+        """Raise a MaskproError where a value is NaN or infinite."""
+        if not values.isfinite().all():
+            raise MaskproError(f"{what} of model {self.model_source} is not finite; allowed: a finite one (check --model)")
+
+    def describe(self) -> dict[str, Any]:
+        """What a search records of it, as plain JSON."""
+        return {
+            "name": self.name,
+            "model": self.model_source,
+            "model_hash": self.fingerprint(),
+            "model_notes": list(self.notes),
+            "data": self.data_source,
+            "budgets": asdict(self.budgets),
+        }
+
+    def comparable(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """What must be equal in the records (`describe`) of two searches whose trials are compared, by its name."""
+        return {"another model": record["model_hash"], "other data": record["data"]}
+
+    def network_line(self) -> str:
+        """The kind and shape of the network, for people to read."""
+        return type(self.model).__name__
+
+    def understood(self) -> dict[str, str]:
+        """Name to what was understood of network and data, in the order in which it is read."""
+        return {"data": self.data_source}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How the networks of a workload are judged: here by the test samples alone.
+
+    Attributes:
+        shown: the figures that the terminal has room for.
+        candidate_figures: those that the record keeps of each of several candidates.
+    """
+
+    workload: Workload
+    shown: ClassVar[tuple[str, ...]] = ("fidelity", "fidelity_error", "test_loss", "sparsity")
+    candidate_figures: ClassVar[tuple[str, ...]] = ("test_error", "test_loss")
+
+    @property
+    def picked_by(self) -> str | None:
+        """The figure whose lowest value picks one of several candidates; None: the error on the selection samples."""
+        return None
+
+    def judged_by(self) -> dict[str, Any]:
+        """What judges beside the held-out samples, opened and tried, as plain JSON."""
+        return {}
+
+    def check(self, device: torch.device) -> None:
+        """Raise a MaskproError where the networks can't be judged so on a device."""
+
+    def try_out(self, model: nn.Module, device: torch.device) -> Any:
+        """The first of what `evaluate` does with a network, done; raises a MaskproError where it can't be."""
+        return self.protocol(device)
+
+    def understood(self) -> dict[str, str]:
+        """Name to how networks are judged, for people to read."""
+        return {}
+
+    def protocol(self, device: torch.device) -> dict[str, Any]:
+        """All that a figure depends on besides the network's weights, as plain JSON."""
+        workload = self.workload
+        return {
+            "workload": workload.name,
+            "model": workload.model_source,
+            "model_hash": workload.fingerprint(),
+            "data": workload.data_source,
+            "num_loss_samples": {
+                "validation": workload.budgets.validation_samples,
+                "test": workload.budgets.test_samples,
+            },
+            "seeds": {"validation": VALIDATION_SEED, "test": TEST_SEED},
+            "device": device.type,
+        }
+
+    def evaluate(
+        self,
+        models: Mapping[str, nn.Module],
+        *,
+        device: torch.device,
+        folder: Path,
+        cache: Path | None,
+        reference_cache: Path | None = None,
+        make: PartMaker = make_parts,
+        is_picking: bool = False,
+        say: Say = lambda text: None,
+    ) -> dict[str, Any]:
+        """Judge networks, each under a name of its own, on the same data; pictures of them are written into `folder`.
+
+        Fidelity is measured from the network named "initial", where there is one.
+
+        Args:
+            cache: folder that keeps what an evaluation that is killed goes on from.
+            reference_cache: folder that keeps what is known of the data.
+            make: makes parts of what the figures need; here, or spread over several processes.
+            is_picking: the figures pick one of several candidates: other randomness than that of those that are reported.
+
+        Returns: "protocol", "warnings" (sentences about what the figures can't tell), "models" with the figures of each,
+            and "pictures", file name to caption.
+        """
+        workload = self.workload
+        test, validation = (workload.held_out_samples(split, device) for split in ("test", "validation"))
+        figures: dict[str, dict[str, Any]] = {}
+        errors: dict[str, Tensor] = {}
+        for name, model in models.items():
+            judged, means = test.judge(model.to(device)), validation.judge(model).means()
+            errors[name] = judged.errors
+            figures[name] = {
+                "test_error": judged.means().error,
+                "val_error": means.error,
+                "val_loss": means.loss,
+                "test_loss": judged.means().loss,
+                **self.further_figures(model, device),
+                "sparsity": sparsity(model),
+            }
+            say(f"evaluated {name}: test error {judged.means().error:.3g}, loss {judged.means().loss:.5f}")
+        for name in figures if "initial" in models else ():
+            reached = estimate_fidelity(errors["initial"], errors[name])
+            value, error = (None, None) if reached is None else reached
+            figures[name] = {"fidelity": value, "fidelity_error": error} | figures[name]
+        folder.mkdir(parents=True, exist_ok=True)
+        pictures = self.draw_pictures(models, device, folder)
+        return {"protocol": self.protocol(device), "warnings": [], "models": figures, "pictures": pictures}
+
+    def further_figures(self, model: nn.Module, device: torch.device) -> dict[str, Any]:
+        """Figures of a network beside those of the held-out samples."""
+        return {}
+
+    def draw_pictures(self, models: Mapping[str, nn.Module], device: torch.device, folder: Path) -> dict[str, str]:
+        """Write pictures of the networks into `folder`; file name to caption."""
+        return {}
+
+    def compare(self, report: Mapping[str, Any], learned: str) -> dict[str, Any]:
+        """A report of `evaluate` with what the network named `learned` comes to beside "initial" and "dense"."""
+        return with_recovery(report, learned)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkloadKind:
+    """How the workloads of a name are opened and judged.
+
+    Attributes:
+        open: gives the workload; its arguments are model, data, the checked options of `opening`, a folder for what is
+            kept of large data, and who hears what was converted.
+        load: reads a network of this kind from a folder or the hub (`source`, `ema`).
+        opening, judging: frozen dataclasses, whose fields are the options by which it is opened and judged.
+        packages: whose versions a search records.
+    """
+
+    open: Callable[..., Workload]
+    load: Callable[..., LoadedNetwork]
+    opening: type
+    judging: type
+    packages: tuple[str, ...] = ()
