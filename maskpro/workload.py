@@ -329,6 +329,11 @@ class Evaluation:
         return with_recovery(report, learned)
 
 
+def no_file(name: str, value: Any) -> bool:
+    """Of a kind of workload none of whose options names a file."""
+    return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class WorkloadKind:
     """How the workloads of a name are opened and judged.
@@ -338,6 +343,7 @@ class WorkloadKind:
             kept of large data, and who hears what was converted.
         load: reads a network of this kind from a folder or the hub (`source`, `ema`).
         opening, judging: frozen dataclasses, whose fields are the options by which it is opened and judged.
+        is_file: whether an option of that name and value, a text, names a file.
         packages: whose versions a search records.
     """
 
@@ -346,3 +352,4 @@ class WorkloadKind:
     opening: type
     judging: type
     packages: tuple[str, ...] = ()
+    is_file: Callable[[str, Any], bool] = no_file

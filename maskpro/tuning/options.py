@@ -89,7 +89,6 @@ class SearchOptions(JudgingOptions, SamplingOptions, SourceOptions):
     mlflow: str | None = option(None, "MLflow experiment to log to as well (extra mlflow).")
 
     def __post_init__(self) -> None:
-        from maskpro.evaluation.timesteps import parse_spacing
         from maskpro.precision import parse_sampling_precision
         from maskpro.tuning.early_stopping import check_scheduler
         from maskpro.tuning.searcher import check_searcher
@@ -106,7 +105,6 @@ class SearchOptions(JudgingOptions, SamplingOptions, SourceOptions):
         if self.scheduler is not None:
             check_scheduler(self.scheduler)
         _ = self.reading  # refuses what isn't allowed
-        parse_spacing(self.timestep_spacing)
         parse_sampling_precision(self.sampling_precision)
         for tracker in get_args(Tracker):
             check_tracker(tracker, getattr(self, tracker))
@@ -146,12 +144,12 @@ class SearchOptions(JudgingOptions, SamplingOptions, SourceOptions):
 
     def describe(self) -> dict[str, Any]:
         """The options as JSON; paths are made absolute, so that a search can be resumed from anywhere."""
-        from maskpro.evaluation.features import feature_names
+        from maskpro.workloads import names_a_file
 
         stored = asdict(self)
         for name, value in stored.items():
             is_file = (name == "model" and value is not None and Path(value).is_dir()) or (
-                name == "features" and value is not None and value not in feature_names()
+                value is not None and names_a_file(name, value)
             )
             if is_file or isinstance(value, Path):
                 stored[name] = str(Path(value).absolute())

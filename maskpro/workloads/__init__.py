@@ -12,7 +12,7 @@ from maskpro.errors import MaskproError
 from maskpro.option_groups import ReadingOptions
 from maskpro.workload import Say, Workload, WorkloadKind
 from maskpro.workloads.diffusion import load_diffusion_network
-from maskpro.workloads.judging import ImageJudging
+from maskpro.workloads.judging import ImageJudging, is_features_file
 from maskpro.workloads.opening import open_diffusion
 
 DEFAULT_WORKLOAD = "digits"
@@ -24,6 +24,7 @@ def _diffusion(name: str) -> WorkloadKind:
         load=load_diffusion_network,
         opening=ReadingOptions,
         judging=ImageJudging,
+        is_file=is_features_file,
         packages=("torchvision", "diffusers", "torch-fidelity"),
     )
 
@@ -93,6 +94,11 @@ def workload_options(
 def option_names(part: type) -> tuple[str, ...]:
     """Names of the options of a part of a `WorkloadKind`."""
     return tuple(field.name for field in fields(part))
+
+
+def names_a_file(option: str, value: Any) -> bool:
+    """Whether an option of any workload names a file, whose path is then made absolute in the records."""
+    return any(kind.is_file(option, value) for kind in WORKLOADS.values())
 
 
 def _known(name: str, part: type, options: Mapping[str, Any]) -> Mapping[str, Any]:

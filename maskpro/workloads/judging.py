@@ -13,7 +13,7 @@ from torch import nn
 
 from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import GENERATION_SEED, evaluate_models, resolve_sampling, with_distances
-from maskpro.evaluation.features import open_features
+from maskpro.evaluation.features import feature_names, open_features
 from maskpro.evaluation.protocol import protocol
 from maskpro.evaluation.references import read_reference, real_features, write_reference
 from maskpro.evaluation.sampling import SamplingPlan, parse_sampler
@@ -65,6 +65,11 @@ class ImageJudging:
         parse_sampler(self.sampler)
         parse_spacing(self.timestep_spacing)
         parse_sampling_precision(self.sampling_precision)
+
+
+def is_features_file(name: str, value: Any) -> bool:
+    """Whether an option of `ImageJudging` names a program that judges images by its file."""
+    return name == "features" and value not in feature_names()
 
 
 @dataclass(frozen=True, kw_only=True)
