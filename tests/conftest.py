@@ -140,9 +140,10 @@ def cifar10_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Files whose tests start Ray or join the one of `ray_cluster`. One worker runs them all, one after the other; they come
 # first, as they take the longest.
 RAY_FILES = {
+    "tests/test_toy_workload.py",
     "tests/test_tune_main.py",
     "tests/tuning/test_cluster.py",
-    "tests/tuning/test_parallel_sampling.py",
+    "tests/tuning/test_parallel_parts.py",
     "tests/tuning/test_stored_images.py",
     "tests/tuning/test_tables.py",
 }
