@@ -25,9 +25,10 @@ from maskpro.distribution import (
     entropy,
     estimate_inclusion_gradient,
     inclusion_gradient,
-    inclusion_probabilities,
     mode,
     perturb,
+    relaxed_inclusion,
+    relaxed_inclusion_gradient,
     sample,
     score,
 )
@@ -210,16 +211,9 @@ class LinearSpace:
 
 @dataclass(frozen=True)
 class RelaxedLinearSpace(LinearSpace):
-    """A logit a weight; masks are relaxed to inclusion probabilities, annealed over the run's budget.
-
-    Raises:
-        MaskproError: a group has more than 70 masks.
-    """
+    """A logit a weight; masks are relaxed (`relaxed_inclusion`), annealed over the run's budget."""
 
     sharpening: Sharpening = field(default_factory=Sharpening)
-
-    def __post_init__(self) -> None:
-        check_enumerable(self.pattern)
 
     def entropy(self, logits: Tensor, generator: torch.Generator) -> Tensor:
         """That of the masks at the end of the annealing."""
@@ -229,13 +223,13 @@ class RelaxedLinearSpace(LinearSpace):
         """pi((scale * logits + Gumbel noise) / temperature): each row sums to n, and is a drawn mask once that is cold."""
         temperature, scale = self.sharpening.at(progress)
         sharpened = perturb(scale * logits, generator).div_(temperature)
-        return Draw(inclusion_probabilities(sharpened, self.pattern.n), sharpened)
+        return Draw(relaxed_inclusion(sharpened, self.pattern.n), sharpened)
 
     def gradient(self, logits: Tensor, progress: float, draw: Draw, values: Tensor) -> Tensor:
         """Through the inclusion probabilities of the draw."""
         temperature, scale = self.sharpening.at(progress)
         assert draw.context is not None
-        return inclusion_gradient(draw.context, self.pattern.n, values).mul_(scale / temperature)
+        return relaxed_inclusion_gradient(draw.context, self.pattern.n, values).mul_(scale / temperature)
 
 
 class CandidateSpace:

@@ -3,7 +3,15 @@ import math
 import pytest
 import torch
 
-from maskpro.distribution import candidate_log_probs, log_prob, mode, perturb, sample
+from maskpro.distribution import (
+    candidate_log_probs,
+    log_prob,
+    mode,
+    perturb,
+    relaxed_inclusion,
+    relaxed_inclusion_gradient,
+    sample,
+)
 from maskpro.errors import MaskproError
 from maskpro.estimators import (
     CandidateSpace,
@@ -85,15 +93,20 @@ def test_gumbel_softmax_differentiates_its_own_mixture(pattern, progress, genera
 @pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("pattern", [NMPattern(1, 4), TWO_OF_FOUR, NMPattern(3, 4), NMPattern(4, 8)], ids=str)
 def test_relaxed_subset_differentiates_its_own_mask(pattern, progress, generator):
-    """The gradient equals autograd through the relaxed mask, whose probabilities come of the list of all masks."""
+    """The gradient equals autograd through the relaxed mask, whose probabilities come of the list of all masks.
+
+    From three kept positions on a mask's chance goes with the exponential of the sum of its logits.
+    """
     space = RelaxedLinearSpace(pattern)
     logits = torch.randn(5, pattern.m, generator=generator, dtype=torch.float64).requires_grad_(True)
     values = torch.randn(5, pattern.m, generator=generator, dtype=torch.float64)
     draw = space.draw(logits.detach(), progress, torch.Generator().manual_seed(1))
     temperature, scale = 4.0 * (0.05 / 4.0) ** progress, 1.0 + 4.0 * progress
     noise = perturb(torch.zeros_like(logits), torch.Generator().manual_seed(1))
-    chances = candidate_log_probs((scale * logits + noise) / temperature, pattern.n).exp()
-    relaxed = chances @ pattern.candidates().double()
+    sharpened, candidates = (scale * logits + noise) / temperature, pattern.candidates().double()
+    drawn_in_turn = candidate_log_probs(sharpened, pattern.n)
+    log_chances = drawn_in_turn if pattern.n <= 2 else (sharpened @ candidates.t()).log_softmax(dim=1)
+    relaxed = log_chances.exp() @ candidates
     (expected,) = torch.autograd.grad((relaxed * values).sum(), logits)
     assert torch.allclose(draw.mask, relaxed, rtol=1e-9)
     assert torch.allclose(space.gradient(logits.detach(), progress, draw, values), expected, atol=1e-8)
@@ -157,10 +170,22 @@ def test_the_temperature_falls_from_4_to_a_twentieth(annealing, halfway):
         assert torch.allclose(shares, expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("space", [CandidateSpace, RelaxedLinearSpace])
-def test_the_relaxations_refuse_more_than_70_masks_a_group(space):
+def test_gumbel_softmax_refuses_more_than_70_masks_a_group():
     with pytest.raises(MaskproError, match="pattern is 8:16, which has 12,870 masks a group; allowed here: at most 70"):
-        space(NMPattern(8, 16))
+        CandidateSpace(NMPattern(8, 16))
+
+
+@pytest.mark.parametrize("pattern", [NMPattern(3, 4), NMPattern(4, 8), NMPattern(8, 16), NMPattern(7, 8)], ids=str)
+@pytest.mark.parametrize("size", [1.0, 30.0, 1_000.0])
+def test_relaxed_masks_of_any_pattern_sum_to_n_however_far_logits_lead(pattern, size, generator):
+    logits = size * torch.randn(200, pattern.m, generator=generator)
+    relaxed = relaxed_inclusion(logits, pattern.n)
+    assert torch.allclose(relaxed.sum(dim=1), torch.full((200,), float(pattern.n)), rtol=1e-3)
+    assert relaxed.min() >= 0
+    assert relaxed.max() <= 1 + 1e-3
+    assert torch.equal(relaxed.round().bool(), mode(logits, pattern.n)) or size < 1_000
+    gradient = relaxed_inclusion_gradient(logits, pattern.n, torch.randn(200, pattern.m, generator=generator))
+    assert gradient.isfinite().all()
 
 
 def test_leave_one_out_compares_each_loss_with_the_mean_of_the_others():
