@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -160,7 +161,11 @@ def test_monitor_shows_changes_and_ends_with_the_search(folder):
 def test_ctrl_c_leaves_the_monitor_quietly_and_the_search_running(folder):
     command = [sys.executable, "-c", "from maskpro.cli import main; main()", "monitor", str(folder)]
     with held(folder) as holder:
-        watching = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        # A shell without job control lets what it starts in the background ignore Ctrl-C, this process and its children too.
+        hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        watching = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=hear
+        )
         assert watching.stdout.readline() == f"{folder}: running\n"
         watching.send_signal(signal.SIGINT)
         _, errors = watching.communicate(timeout=20)
