@@ -161,7 +161,7 @@ def test_monitor_shows_changes_and_ends_with_the_search(folder):
 def test_ctrl_c_leaves_the_monitor_quietly_and_the_search_running(folder):
     command = [sys.executable, "-c", "from maskpro.cli import main; main()", "monitor", str(folder)]
     with held(folder) as holder:
-        # A shell without job control lets what it starts in the background ignore Ctrl-C, this process and its children too.
+        # A shell without job control lets what it starts in the background ignore Ctrl-C, children included.
         hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         watching = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=hear
