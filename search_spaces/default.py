@@ -3,7 +3,7 @@
 lr is in units of 0.1 of a logit a step. logits is the magnitude of the initial logits, and magnitude_prior is what the
 weights' sizes add to them. hidden_targets is the weight of the dense network's blocks as further targets. dataset_size is a
 number of calibration samples. Bounds of lograndint exclude the upper one. A seed point is run first, exactly as it stands:
-the original's five configurations, and the best settings known without hidden targets, whose weight is left to the search.
+the original's five configurations, and the best settings known.
 """
 
 from ray import tune
@@ -46,6 +46,6 @@ seed_points = [
         "lr": 1.0,
         "logits": 3.0,
         "magnitude_prior": 1.4,
-        "hidden_targets": 0.0,
+        "hidden_targets": 1.0,
     },
 ]
