@@ -17,6 +17,7 @@ from analysis.trials import has_evaluation, load_curves, load_description, load_
 from maskpro.cli import run_command
 from maskpro.errors import MaskproError
 from maskpro.files import read_json
+from maskpro.schedule.folder import BEST_FOLDER, CONFIG_FILE, EXPERIMENT_FILE
 
 # Of what experiment.json says, what makes one search another one.
 _COMPARED = (
@@ -89,10 +90,10 @@ def differences(experiments: list[Path]) -> pd.DataFrame:
     """
     columns: dict[str, dict[str, Any]] = {}
     for number, experiment in enumerate(experiments):
-        described = _flat(load_description(experiment)) if (experiment / "experiment.json").is_file() else {}
+        described = _flat(load_description(experiment)) if (experiment / EXPERIMENT_FILE).is_file() else {}
         settings = {name: described.get(name) for name in _COMPARED}
         settings |= {name: value for name, value in described.items() if name.startswith("space.param_space.")}
-        path = experiment / "best" / "config.json"
+        path = experiment / BEST_FOLDER / CONFIG_FILE
         best = read_json(path) if path.is_file() else {}
         settings |= {f"best mask: {name}": value for name, value in best.get("config", {}).items()}
         columns[f"{number + 1}: {experiment.absolute().name}"] = settings

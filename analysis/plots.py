@@ -26,7 +26,8 @@ from matplotlib.figure import Figure
 from analysis.trials import load_curves, load_description, load_layers, load_timesteps, load_trials, searched_parameters
 from maskpro.cli import run_command
 from maskpro.errors import MaskproError
-from maskpro.tuning.history import METRIC
+from maskpro.schedule.folder import EXPERIMENT_FILE
+from maskpro.schedule.history import METRIC
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -383,7 +384,7 @@ def all_figures(experiment: Path, *themes: Theme) -> tuple[list[dict[str, Figure
     trials, curves, layers, timesteps = (
         load(experiment) for load in (load_trials, load_curves, load_layers, load_timesteps)
     )
-    has_description = (experiment / "experiment.json").is_file()
+    has_description = (experiment / EXPERIMENT_FILE).is_file()
     parameters = searched_parameters(experiment) if has_description else {}
     parameters = {name: value for name, value in parameters.items() if name in trials.columns}
     marks = rungs(experiment) if has_description else []

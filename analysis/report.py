@@ -33,8 +33,9 @@ from maskpro.cli import run_command
 from maskpro.errors import MaskproError
 from maskpro.fidelity import format_share, images_judged_by, learned_against_dense
 from maskpro.files import read_json, write_text
-from maskpro.tuning.history import METRIC
-from maskpro.tuning.trial_table import FIGURES, single_figures
+from maskpro.schedule.folder import BEST_FOLDER, CONFIG_FILE, EXPERIMENT_FILE, REPORT_FILE
+from maskpro.schedule.history import METRIC
+from maskpro.schedule.trial_table import FIGURES, single_figures
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -98,11 +99,11 @@ def gather(experiment: Path) -> Report:
             return {}
         return found
 
-    description = optional("the description of the search (experiment.json)", "experiment.json")
+    description = optional("the description of the search (experiment.json)", EXPERIMENT_FILE)
     evaluated = read_evaluation(experiment) if has_evaluation(experiment) else {}
     if not evaluated:
         missing.append("the final evaluation (the search has not come to its end)")
-    config = optional("a promoted mask (best/)", "best/config.json")
+    config = optional("a promoted mask (best/)", f"{BEST_FOLDER}/{CONFIG_FILE}")
     evaluation = load_evaluation(experiment) if evaluated else pd.DataFrame()
     parameters = searched_parameters(experiment) if description else {}
     columns = ["trial", *(name for name in parameters if name in trials), "status", "num_samples_seen"]
@@ -267,11 +268,11 @@ def write_report(experiment: Path) -> Path:
     figures = {name: (_png(light[name]), _png(dark[name])) for name in CAPTIONS if name in light}
     grids = {
         report.pictures.get(path.name, path.stem.replace("_", " ")): _inline(path.read_bytes())
-        for path in sorted((experiment / "best").glob("*.png"))
+        for path in sorted((experiment / BEST_FOLDER).glob("*.png"))
     }
-    write_text(experiment / "report.html", render_html(report, figures, grids))
+    write_text(experiment / REPORT_FILE, render_html(report, figures, grids))
     write_text(experiment / "report.md", render_markdown(report))
-    return experiment / "report.html"
+    return experiment / REPORT_FILE
 
 
 def main(experiment: Path) -> None:

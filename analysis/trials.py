@@ -18,8 +18,9 @@ import pandas as pd
 from maskpro.cli import run_command
 from maskpro.errors import MaskproError
 from maskpro.files import read_json
-from maskpro.tuning.history import EVALUATION_FILE, HISTORY_FILE, METRIC, History
-from maskpro.tuning.trial_table import FIGURES, single_figures, tabulate_trials
+from maskpro.schedule.folder import BEST_FOLDER, EVALUATION_FILE, EXPERIMENT_FILE, HISTORY_FILE, LAYERS_FILE
+from maskpro.schedule.history import METRIC, History
+from maskpro.schedule.trial_table import FIGURES, single_figures, tabulate_trials
 
 _CURVE_COLUMNS = [
     "num_samples_seen",
@@ -45,7 +46,6 @@ _TRIAL_COLUMNS = [
     "failure",
 ]
 _TEXT_COLUMNS = ("trial_id", "status", "failure")
-_EXPERIMENT_FILE = "experiment.json"
 
 
 def load_history(experiment: Path) -> History:
@@ -66,9 +66,9 @@ def load_description(experiment: Path) -> dict[str, Any]:
     Raises:
         MaskproError: there is none.
     """
-    described = read_json(experiment / _EXPERIMENT_FILE)
+    described = read_json(experiment / EXPERIMENT_FILE)
     if not isinstance(described, dict):
-        raise MaskproError(f"{experiment / _EXPERIMENT_FILE} holds no description of a search")
+        raise MaskproError(f"{experiment / EXPERIMENT_FILE} holds no description of a search")
     return described
 
 
@@ -88,7 +88,7 @@ def load_trials(*experiments: Path) -> pd.DataFrame:
     for experiment in experiments:
         history = load_history(experiment)
         fixed: dict[str, Any] = {}
-        if (experiment / _EXPERIMENT_FILE).is_file():
+        if (experiment / EXPERIMENT_FILE).is_file():
             space = load_description(experiment).get("space", {}).get("param_space", {})
             fixed = {name: None if isinstance(value, dict) else value for name, value in space.items()}
         names = dict.fromkeys(name for record in history.searched for name in record.params)
@@ -123,7 +123,7 @@ def load_curves(*experiments: Path) -> pd.DataFrame:
 
 def load_layers(*experiments: Path) -> pd.DataFrame:
     """A row per layer of each experiment's best mask: weights, sparsity, changed positions; none without a mask."""
-    paths = ((experiment, experiment / "best" / "layers.csv") for experiment in experiments)
+    paths = ((experiment, experiment / BEST_FOLDER / LAYERS_FILE) for experiment in experiments)
     parts = [_of(experiment, _read_table(path)) for experiment, path in paths if path.is_file()]
     columns = ["experiment", "layer", "weights", "learned", "sparsity", "changed", "changed_share"]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)

@@ -22,10 +22,10 @@ from benchmarks.report import hardware_line, print_table
 from benchmarks.toy_workload import perceptron, toy_workload
 from maskpro.cli import run_command
 from maskpro.runs import MaskFormat, build_trainer
+from maskpro.schedule.checkpoints import part_file, write_checkpoint
+from maskpro.schedule.history import PARTS
 from maskpro.trainer import MaskTrainer
 from maskpro.trainer_config import TrainerConfig
-from maskpro.tuning.checkpoints import part_file, write_checkpoint
-from maskpro.tuning.history import PARTS
 from maskpro.workload import Budgets
 
 _WIDTH = 2048

@@ -19,16 +19,16 @@ from ray.tune import Callback, Trainable
 
 from benchmarks.report import hardware_line, print_table
 from maskpro.cli import run_command
+from maskpro.schedule.early_stopping import SuccessiveHalving
+from maskpro.schedule.folder import HISTORY_FILE, STUDY_FILE
+from maskpro.schedule.history import METRIC, History
+from maskpro.schedule.searcher import SearchStudy
+from maskpro.schedule.state import SearchState
 from maskpro.tuning.adapters import NUMBER, HistoryCallback
-from maskpro.tuning.early_stopping import SuccessiveHalving
 from maskpro.tuning.experiment import run_trials
-from maskpro.tuning.history import HISTORY_FILE, METRIC, History
-from maskpro.tuning.journal import STUDY_FILE
 from maskpro.tuning.monitor import SearchMonitor
 from maskpro.tuning.resources import start_ray
-from maskpro.tuning.searcher import SearchStudy
 from maskpro.tuning.space import load_space
-from maskpro.tuning.state import SearchState
 
 _UNIT = 100
 

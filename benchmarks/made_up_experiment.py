@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from maskpro.evaluation.sampling import save_grid
-from maskpro.tuning.history import History
+from maskpro.schedule.history import History
 
 _DOMAINS = {
     "lr": {"name": "FloatDistribution", "attributes": {"step": None, "low": 0.4, "high": 4.0, "log": True}},

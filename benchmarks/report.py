@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from maskpro.hardware import hardware
+from maskpro.machine.hardware import hardware
 
 
 def hardware_line() -> str:

@@ -20,8 +20,9 @@ from analysis.trials import load_curves, load_trials
 from benchmarks.made_up_experiment import make_experiment
 from benchmarks.report import hardware_line, print_table
 from maskpro.cli import run_command
-from maskpro.tuning.history import HISTORY_FILE, HistoryReader
-from maskpro.tuning.view import take_snapshot
+from maskpro.monitoring.view import take_snapshot
+from maskpro.schedule.folder import HISTORY_FILE
+from maskpro.schedule.history import HistoryReader
 
 
 def _seconds(run: Callable[[], Any]) -> float:

@@ -30,13 +30,13 @@ from maskpro.cli import run_command
 from maskpro.errors import MaskproError
 from maskpro.fidelity import Estimate, estimate_fidelity, estimate_gain
 from maskpro.runs import RunCache, build_trainer
+from maskpro.schedule.history import METRIC
+from maskpro.schedule.state import MIN_COMPLETED, Plan
+from maskpro.search_options import SearchOptions
 from maskpro.trainer import MaskTrainer
 from maskpro.trainer_config import TrainerConfig
-from maskpro.tuning.history import METRIC
-from maskpro.tuning.options import SearchOptions
 from maskpro.tuning.search import prepare_search
 from maskpro.tuning.shared import initial_masked
-from maskpro.tuning.state import MIN_COMPLETED, Plan
 from maskpro.tuning.trainable import split_targets
 
 _SEED_POINTS = "the seed points at full budget"

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from maskpro.fidelity import fidelity
-from maskpro.tuning.early_stopping import SuccessiveHalving, make_pruner
-from maskpro.tuning.history import HISTORY_FILE, METRIC, History, drop_torn_line
-from maskpro.tuning.journal import STUDY_FILE
-from maskpro.tuning.searcher import SearchStudy
-from maskpro.tuning.state import Plan, SearchState, TrialSource
+from maskpro.schedule.early_stopping import SuccessiveHalving, make_pruner
+from maskpro.schedule.folder import HISTORY_FILE, STUDY_FILE
+from maskpro.schedule.history import METRIC, History, drop_torn_line
+from maskpro.schedule.searcher import SearchStudy
+from maskpro.schedule.state import Plan, SearchState, TrialSource
 
 _INITIAL_ERROR = 1.0
 _LOSSES = ("val_loss", "val_loss_now", "best_val_loss", "initial_val_loss", "recovery", "loss_improvement")

@@ -23,7 +23,7 @@ import typer
 from benchmarks.report import hardware_line, print_table
 from maskpro.cli import run_command
 from maskpro.objectives import teacher_outputs
-from maskpro.tuning.history import HISTORY_FILE
+from maskpro.schedule.folder import HISTORY_FILE
 from maskpro.workloads import open_workload
 
 _POLL_SECONDS = 0.05

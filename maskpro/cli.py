@@ -1,4 +1,4 @@
-"""The `maskpro` commands: thin wrappers of `maskpro.pipeline`, and of `maskpro.tuning.control` for searches."""
+"""The `maskpro` commands: thin wrappers of `maskpro.pipeline`, and of `maskpro.monitoring.control` for searches."""
 
 from __future__ import annotations
 
@@ -15,11 +15,9 @@ import typer
 
 from maskpro.errors import MaskproError
 from maskpro.files import NO_ROOM, check_new, says_no_room
-from maskpro.installation import check_installation, limit_threads
-from maskpro.limits import usable_cores
-from maskpro.option_groups import FeatureOptions, JudgingOptions, SamplingOptions, SourceOptions
-from maskpro.options import Given, expanded, option
-from maskpro.process import (
+from maskpro.machine.installation import check_installation, limit_threads
+from maskpro.machine.limits import usable_cores
+from maskpro.machine.process import (
     check_texts,
     current_folder,
     is_terminal,
@@ -28,8 +26,10 @@ from maskpro.process import (
     say_aside,
     show_all_characters,
 )
+from maskpro.monitoring.driver_log import kept_output
+from maskpro.option_groups import FeatureOptions, JudgingOptions, SamplingOptions, SourceOptions
+from maskpro.options import Given, expanded, option
 from maskpro.trainer_config import TrainerConfig
-from maskpro.tuning.driver_log import kept_output
 
 _SETTINGS: dict[str, Any] = {
     "add_completion": False,
@@ -500,7 +500,7 @@ def monitor(
     """Show a search that runs in another terminal, until it has ended, or how one has ended."""
     from rich.console import Console
 
-    from maskpro.tuning.control import monitor_search, newest_experiment
+    from maskpro.monitoring.control import monitor_search, newest_experiment
 
     with suppress(KeyboardInterrupt):
         monitor_search(experiment or newest_experiment(Path("results")), once=once, console=Console())
@@ -513,7 +513,7 @@ def stop(
     timeout: Annotated[float, typer.Option(help="Seconds to wait for its end.")] = 120.0,
 ) -> None:
     """End a search that runs on this machine, so that tune_main.py --resume goes on with it later."""
-    from maskpro.tuning.control import stop_search
+    from maskpro.monitoring.control import stop_search
 
     print(stop_search(experiment, timeout=timeout))
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from maskpro.dense_layers import DenseLayers
 from maskpro.errors import MaskproError
-from maskpro.hardware import seconds_now
 from maskpro.initial_masks import magnitude_mask
+from maskpro.machine.hardware import seconds_now
 from maskpro.masked_model import MaskedModel, maskable_layers
 from maskpro.objectives import Objective
 from maskpro.pattern import Layout, NMPattern

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from maskpro.dense_layers import DenseLayers, dense_layers
 from maskpro.errors import MaskproError
 from maskpro.fidelity import estimate_fidelity
-from maskpro.hardware import seconds_now
+from maskpro.machine.hardware import seconds_now
 from maskpro.masked_model import model_hash
 from maskpro.metrics import sparsity, with_recovery
 from maskpro.names import Precision

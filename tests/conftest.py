@@ -20,7 +20,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from xdist.scheduler import LoadFileScheduling
 
 from maskpro.initial_masks import magnitude_masked_model
-from maskpro.limits import usable_cores
+from maskpro.machine.limits import usable_cores
 from maskpro.objectives import HeldOutSamples, baseline_losses, teacher_outputs
 from maskpro.objectives.diffusion import DiffusionObjective
 from maskpro.pattern import NMPattern

@@ -14,7 +14,7 @@ from analysis.trials import load_curves, load_evaluation, load_trials
 from analysis.trials import main as print_trials
 from benchmarks.made_up_experiment import make_experiment
 from maskpro.errors import MaskproError
-from maskpro.tuning.history import History
+from maskpro.schedule.history import History
 
 
 @pytest.fixture

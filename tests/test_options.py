@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from maskpro.errors import MaskproError
 from maskpro.option_groups import SESSION
 from maskpro.options import Given, check_options, expanded, names_in, option, parsed
-from maskpro.tuning.options import SESSION_OPTIONS, SearchOptions
-from maskpro.tuning.options_page import page
+from maskpro.options_page import page
+from maskpro.search_options import SESSION_OPTIONS, SearchOptions
 
 ROOT = Path(__file__).parent.parent
 
@@ -100,4 +100,4 @@ def test_other_commands_get_the_whole_class_with_its_defaults():
 
 
 def test_the_page_of_options_is_that_of_the_code():
-    assert (ROOT / "docs" / "options.md").read_text() == page(), "python -m maskpro.tuning.options_page > docs/options.md"
+    assert (ROOT / "docs" / "options.md").read_text() == page(), "python -m maskpro.options_page > docs/options.md"

@@ -32,7 +32,7 @@ from maskpro.objectives.diffusion import DiffusionObjective
 from maskpro.pattern import NMPattern
 from maskpro.preflight import run_preflight
 from maskpro.pretrained import load_pretrained, save_pipeline
-from maskpro.tuning.options import SearchOptions
+from maskpro.search_options import SearchOptions
 from maskpro.tuning.search import prepare_search
 from maskpro.workloads import open_workload
 from maskpro.workloads.diffusion import run_on_zeros

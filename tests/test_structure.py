@@ -22,27 +22,36 @@ def imported(path):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_only_tuning_knows_ray_and_optuna_and_nothing_above_imports_it(path):
+def test_only_tuning_knows_ray_only_the_schedule_optuna_and_nothing_above_imports_them(path):
+    room = path.relative_to(ROOT / "maskpro").parts[0]
     names = set(imported(path))
-    if "tuning" not in path.parts:
-        assert not {name for name in names if name.split(".")[0] in ("ray", "optuna")}
-        # The commands stand below all rooms; what they take of tuning knows no Ray either (see test_control.py).
-        allowed = {"maskpro.tuning.control", "maskpro.tuning.driver_log"} if path.name == "cli.py" else set()
-        assert {name for name in names if name.startswith("maskpro.tuning")} <= allowed
+    if room != "tuning":
+        assert not {name for name in names if name.split(".")[0] == "ray" or name.startswith("maskpro.tuning")}
+    if room not in ("tuning", "schedule"):
+        assert not {name for name in names if name.split(".")[0] == "optuna"}
+
+
+def test_tuning_holds_no_more_than_what_needs_ray():
+    assert len(list((ROOT / "maskpro" / "tuning").glob("*.py"))) <= 16
+
+
+# The rooms whose modules stand in an order of their own.
+_SEARCH_ROOMS = ("schedule", "monitoring", "tuning")
 
 
 def listed_rooms():
-    """Modules of maskpro by the place of their row in CONTRIBUTING.md: (row, row of tuning's own list)."""
-    places, tuning = {}, None
+    """Modules of maskpro by the place of their row in CONTRIBUTING.md: (row, row of the search rooms' own list)."""
+    places, rooms = {}, {}
     rows = re.findall(r"^\| (`.*?) \|", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.MULTILINE)
     for number, names in enumerate(re.findall(r"`([^`]+)`", row) for row in rows):
-        if names == ["maskpro/tuning/"]:
-            tuning = number
+        room = names[0].split("/")[0]
+        if names[0].removeprefix("maskpro/").rstrip("/") in _SEARCH_ROOMS:
+            rooms[names[0].split("/")[1]] = number
         elif names[0].startswith("maskpro/"):
             paths = [ROOT / "maskpro" / name.removeprefix("maskpro/") for name in names]
-            places |= {path: (number, 0) for path in MODULES if any(path.is_relative_to(room) for room in paths)}
-        elif "/" not in names[0]:
-            places |= {ROOT / "maskpro" / "tuning" / name: (tuning, number) for name in names}
+            places |= {path: (number, 0) for path in MODULES if any(path.is_relative_to(found) for found in paths)}
+        elif room in _SEARCH_ROOMS:
+            places |= {ROOT / "maskpro" / room / name.removeprefix(f"{room}/"): (rooms[room], number) for name in names}
     return places
 
 
@@ -57,6 +66,8 @@ _FOR_EVERY_KIND = (
     "preflight.py",
     "doctor.py",
     "pipeline.py",
+    "schedule",
+    "monitoring",
     "tuning",
 )
 _OF_ONE_KIND = (
@@ -107,7 +118,7 @@ def test_every_module_stands_in_the_list_of_rooms_and_imports_go_up_it():
     modules = [
         path
         for path in MODULES
-        if path.relative_to(ROOT / "maskpro").as_posix() not in ("__init__.py", "tuning/__init__.py")
+        if path.name != "__init__.py" or path.parent.name not in ("maskpro", *_SEARCH_ROOMS)
     ]
     assert set(places) == set(modules)
     down = [

@@ -16,9 +16,9 @@ from maskpro.errors import MaskproError
 from maskpro.files import read_json
 from maskpro.mask_file import load_mask_file
 from maskpro.masked_model import model_hash
+from maskpro.search_options import JobOptions
 from maskpro.tuning.command import parse_command
 from maskpro.tuning.main_job import run_main_job
-from maskpro.tuning.options import JobOptions
 from maskpro.workloads import WORKLOADS
 
 SPACE = """

@@ -53,8 +53,8 @@ from maskpro.files import read_json, write_json
 from maskpro.names import Precision
 from maskpro.precision import autocast
 from maskpro.runs import MaskFormat, build_trainer
+from maskpro.schedule.folder import EVALUATION_FILE, HISTORY_FILE
 from maskpro.trainer_config import TrainerConfig
-from maskpro.tuning.history import EVALUATION_FILE, HISTORY_FILE
 from maskpro.workload import Workload
 
 # Batch sizes at which a trial's speed is measured; the space's own lie between them.

@@ -24,8 +24,8 @@ from maskpro.images.listing import beside, find_images, split_folders
 from maskpro.images.reading import ImageReading, UnreadableImageError, read_image
 from maskpro.images.splits import DataNotFoundError, ImageCounts, ImageSplits, Split, split_indices
 from maskpro.images.storage import StoredImages, as_tensor, store_images, stored_path, stored_record
-from maskpro.limits import usable_cores
-from maskpro.process import is_terminal
+from maskpro.machine.limits import usable_cores
+from maskpro.machine.process import is_terminal
 
 Say = Callable[[str], None]
 

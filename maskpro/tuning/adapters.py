@@ -8,14 +8,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pyarrow.fs import FileSystem
 from ray.tune import Callback, Checkpoint
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from maskpro.tuning.checkpoints import remove_all_but, remove_checkpoint
-from maskpro.tuning.history import METRIC
-from maskpro.tuning.state import TrialSource
+from maskpro.schedule.checkpoints import remove_all_but, remove_checkpoint
+from maskpro.schedule.history import METRIC
+from maskpro.schedule.state import TrialSource
 
 # Beside a trial's own settings in its Tune config: number, seed, what it goes on from ("": nothing), whether after a stop,
 # and its folder.
@@ -43,6 +44,12 @@ def failure_text(trial: Trial) -> str:
         with suppress(OSError):
             return Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
     return str(trial.get_error() or "")
+
+
+def open_checkpoint(storage: str, path: str) -> Checkpoint:
+    """The checkpoint at `path` in the trials' storage, a folder or a URI."""
+    filesystem, root = FileSystem.from_uri(storage)
+    return Checkpoint(f"{root}/{path}", filesystem=filesystem)
 
 
 class SourceSearcher(Searcher):
@@ -155,7 +162,8 @@ class HistoryCallback(Callback):
         kept.append(checkpoint)
         while len(kept) > _CHECKPOINTS_KEPT:
             # Tune's num_to_keep would copy the whole experiment's state to storage with every second checkpoint.
-            remove_checkpoint(kept.pop(0))
+            dropped = kept.pop(0)
+            remove_checkpoint(dropped.filesystem, dropped.path)
         self.remove_unneeded(number)
 
     def remove_unneeded(self, number: int) -> None:
@@ -167,7 +175,7 @@ class HistoryCallback(Callback):
         kept = self._checkpoints.get(number)
         needed = record.needed_parts(may_go_on=self._source.stopped_may_go_on)
         if kept and len(needed) < len(record.checkpoint_parts):
-            remove_all_but(record, kept[-1], needed)
+            remove_all_but(record, kept[-1].filesystem, kept[-1].path, needed)
             self._checkpoints[number] = kept[-1:]
             self._source.history.removed(number, needed)
 

@@ -1,17 +1,27 @@
-"""From what the command line gives to a checked search: a new one, one to resume, or one to do again."""
+"""From what the command line gives to a checked search: a new one, or one made of an earlier one.
+
+An earlier search is resumed, done again (`--replay`), or gives its trials to the searcher (`--warm-start`).
+"""
 
 from __future__ import annotations
 
 import datetime
+import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from maskpro.errors import MaskproError
+from maskpro.files import read_json
 from maskpro.options import parsed
-from maskpro.tuning.options import PLACE_OPTIONS, SESSION_OPTIONS, JobOptions, SearchOptions
-from maskpro.tuning.reopening import reopen_search, replay_search, warm_started
-from maskpro.tuning.search import Search, prepare_search
+from maskpro.schedule.folder import EXPERIMENT_FILE, HISTORY_FILE, SPACE_FILE
+from maskpro.schedule.history import METRIC, History
+from maskpro.schedule.remnants import is_remnant, refuse_begun
+from maskpro.schedule.state import Plan
+from maskpro.search_options import PLACE_OPTIONS, SESSION_OPTIONS, JobOptions, SearchOptions
+from maskpro.tuning.search import EXPERIMENT_FORMAT, Search, load_search, prepare_search
+from maskpro.tuning.space import FORMAT, contains, load_space
 
 
 def parse_command(given: Mapping[str, Any], job: JobOptions, *, now: datetime.datetime) -> Search:
@@ -58,3 +68,143 @@ def _with_config(given: Mapping[str, Any], config: int | None) -> dict[str, Any]
     if config < 1:
         raise MaskproError(f"config is {config}; allowed: the number of a seed point")
     return options | {"seed_points": (config,), "only_seed_points": True}
+
+
+def reopen_search(folder: Path, *, refused: Mapping[str, Any], session: Mapping[str, Any]) -> Search:
+    """The search that `experiment.json` in `folder` describes, to be gone on with.
+
+    Args:
+        refused: options given beside `folder`, which the experiment brings itself; any one is an error.
+        session: options of this session.
+
+    Raises:
+        MaskproError: `folder` is not an experiment, of another format, or its model has changed.
+    """
+    for name, value in refused.items():
+        allowed = ", ".join(sorted((*SESSION_OPTIONS, "extend", "dry_run")))
+        raise MaskproError(f"{name} is {value} together with resume; allowed with resume: {allowed}")
+    described = read_experiment(folder, "resume")
+    options = SearchOptions.of_record(
+        described["options"],
+        space=folder / SPACE_FILE,
+        results_dir=folder.absolute().parent,
+        experiment=folder.absolute().name,
+        **session,
+    )
+    planned = tuple(Plan(**plan) for plan in described["planned"])
+    search = load_search(options, load_space(options.space_file), planned=planned, num_trials=described["num_trials"])
+    return _of_same_model(replace(search, is_replay=described["is_replay"]), described)
+
+
+def replay_search(
+    source: Path, *, refused: Mapping[str, Any], place: Mapping[str, Any], session: Mapping[str, Any]
+) -> Search:
+    """A new search that does again what the experiment `source` (its folder or experiment.json) did.
+
+    With the history beside experiment.json it follows what was suggested and where trials were stopped, whatever order
+    their reports came in; without it the same search is run with the same seed.
+
+    Raises:
+        MaskproError: `source` is not an experiment.
+    """
+    for name, value in refused.items():
+        allowed = ", ".join(sorted((*SESSION_OPTIONS, *PLACE_OPTIONS, "dry_run")))
+        raise MaskproError(f"{name} is {value} together with replay; allowed with replay: {allowed}")
+    folder = source.parent if source.name == EXPERIMENT_FILE else source
+    described = read_experiment(folder, "replay")
+    place = {"experiment": f"{folder.absolute().name}-replay", **place}
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary) / SPACE_FILE
+        copy.write_text(described["space"]["source"])
+        options = SearchOptions.of_record(described["options"], space=copy, **place, **session)
+        refuse_begun(options.folder)
+        space = load_space(copy)
+    planned = tuple(Plan(**plan) for plan in described["planned"])
+    num_trials, is_replay = described["num_trials"], described["is_replay"]
+    if (folder / HISTORY_FILE).is_file():
+        trials = History(folder / HISTORY_FILE).searched
+        planned = tuple(
+            Plan(
+                params=trial.params,
+                source=trial.source,
+                seed=trial.seed,
+                samples=trial.samples if trial.stopped else None,
+            )
+            for trial in trials
+        )
+        num_trials, is_replay = len(planned), True
+    search = load_search(options, space, planned=planned, num_trials=num_trials)
+    return _of_same_model(replace(search, is_replay=is_replay), described)
+
+
+def _of_same_model(search: Search, described: Mapping[str, Any]) -> Search:
+    found, expected = search.workload.fingerprint(), described["workload"]["model_hash"]
+    if found != expected:
+        raise MaskproError(
+            f"model {search.workload.model_source} has changed since the experiment began "
+            f"(hash {found[:12]}, was {expected[:12]}); allowed: the same weights"
+        )
+    return search
+
+
+def read_experiment(folder: Path, field: str) -> dict[str, Any]:
+    """The content of `experiment.json`.
+
+    Raises:
+        MaskproError: there is none in `folder`, which the option `field` named, or of another format.
+    """
+    if is_remnant(folder):
+        raise MaskproError(
+            f"{field} is {folder}, where a search was killed before anything was begun; allowed: to start it anew"
+        )
+    if not (folder / EXPERIMENT_FILE).is_file():
+        raise MaskproError(f"{field} is {folder}; no experiment there (allowed: a folder with {EXPERIMENT_FILE})")
+    described = read_json(folder / EXPERIMENT_FILE)
+    if not isinstance(described, dict) or described.get("format") != EXPERIMENT_FORMAT:
+        raise MaskproError(
+            f"{folder / EXPERIMENT_FILE} is of another version; allowed: format {EXPERIMENT_FORMAT} (finish it with the "
+            f"version that began it, or do it again with --space {folder / SPACE_FILE})"
+        )
+    return described
+
+
+def warm_started(search: Search, folder: Path) -> Search:
+    """The search, with the ended trials of the experiment in `folder` that fit its space for the searcher to start from.
+
+    Raises:
+        MaskproError: it is not an experiment, or its trials can't be compared with this search's.
+    """
+    described = read_experiment(folder, "warm_start")
+    mine = search.describe()
+    their_data, my_data = (search.workload.comparable(record["workload"]) for record in (described, mine))
+    for what, theirs, ours in (
+        *((name, value, my_data[name]) for name, value in their_data.items()),
+        ("another max_samples", described["trial"]["max_samples"], mine["trial"]["max_samples"]),
+        ("another precision of validation", _validated_in(described), _validated_in(mine)),
+        ("other fixed parameters", _fixed(described), _fixed(mine)),
+    ):
+        if theirs != ours:
+            raise MaskproError(f"warm_start is {folder}, a search with {what} ({theirs}); allowed: {ours}")
+    distributions = search.space.distributions
+    told = []
+    for trial in History(folder / HISTORY_FILE).searched:
+        fits = trial.params.keys() == distributions.keys() and all(
+            contains(distributions[name], value) for name, value in trial.params.items()
+        )
+        if fits and trial.status in ("completed", "stopped"):
+            told.append((trial.params, trial.last[METRIC], f"warm start from {folder.absolute().name}, {trial.name}"))
+    if not told:
+        raise MaskproError(
+            f"warm_start is {folder}; none of its trials fits; allowed: a search over {', '.join(distributions)}"
+        )
+    return replace(search, warm_start=tuple(told))
+
+
+def _validated_in(described: Mapping[str, Any]) -> str:
+    return str(described["trial"]["validation_precision"])
+
+
+def _fixed(described: Mapping[str, Any]) -> dict[str, Any]:
+    space = described["space"]
+    fixed = {name: value for name, value in space["param_space"].items() if not isinstance(value, dict)}
+    return {**{name: space[name] for name in FORMAT}, **fixed}

@@ -17,26 +17,30 @@ from ray.tune import Callback, Checkpoint, CheckpointConfig, FailureConfig, RunC
 
 from maskpro.errors import MaskproError
 from maskpro.files import NO_ROOM, atomic_path, remove_leftovers, write_json, write_text
-from maskpro.tuning.adapters import MAX_FAILURES, HistoryCallback, SourceScheduler, SourceSearcher, trial_folder
-from maskpro.tuning.checkpoints import open_checkpoint
-from maskpro.tuning.driver_log import say
-from maskpro.tuning.early_stopping import SuccessiveHalving, make_pruner
+from maskpro.machine.interruption import Interruption, interruptible, parse_duration
+from maskpro.monitoring.driver_log import say
+from maskpro.schedule.early_stopping import SuccessiveHalving, make_pruner
+from maskpro.schedule.folder import EXPERIMENT_FILE, HISTORY_FILE, SPACE_FILE, STUDY_FILE, TRIALS_FILE
+from maskpro.schedule.history import History, TrialRecord, drop_torn_line
+from maskpro.schedule.lock import hold_lock
+from maskpro.schedule.remnants import clear_remnant, refuse_begun
+from maskpro.schedule.searcher import SearchStudy
+from maskpro.schedule.state import MIN_COMPLETED, Plan, PlannedTrials, SearchState, TrialSource
+from maskpro.schedule.trial_table import tabulate_trials
+from maskpro.tuning.adapters import (
+    MAX_FAILURES,
+    HistoryCallback,
+    SourceScheduler,
+    SourceSearcher,
+    open_checkpoint,
+    trial_folder,
+)
 from maskpro.tuning.faults import FaultWatch, needed_bytes, watched_ray
-from maskpro.tuning.history import EXPERIMENT_FILE, HISTORY_FILE, History, TrialRecord, drop_torn_line
-from maskpro.tuning.interruption import Interruption, interruptible, parse_duration
-from maskpro.tuning.journal import STUDY_FILE
-from maskpro.tuning.lock import hold_lock
 from maskpro.tuning.monitor import SearchMonitor
-from maskpro.tuning.remnants import SPACE_FILE, clear_remnant, refuse_begun
 from maskpro.tuning.resources import TrialResources, live_nodes, start_ray, within_memory
 from maskpro.tuning.search import Search
-from maskpro.tuning.searcher import SearchStudy
 from maskpro.tuning.shared import SharedValues, TrialContext, share_values
-from maskpro.tuning.state import MIN_COMPLETED, Plan, PlannedTrials, SearchState, TrialSource
 from maskpro.tuning.trainable import MaskTrainable
-from maskpro.tuning.trial_table import tabulate_trials
-
-TRIALS_FILE = "trials.csv"
 
 
 @dataclass(kw_only=True)

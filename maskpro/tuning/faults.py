@@ -19,13 +19,13 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from maskpro.files import says_no_room
+from maskpro.machine.interruption import Interruption
 from maskpro.masked_model import maskable_layers
+from maskpro.monitoring.driver_log import say
 from maskpro.pattern import NMPattern
+from maskpro.schedule.history import History
 from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.adapters import failure_text
-from maskpro.tuning.driver_log import say
-from maskpro.tuning.history import History
-from maskpro.tuning.interruption import Interruption
 from maskpro.tuning.search import Search
 
 # A running trial has two checkpoints of five bytes a logit.

@@ -12,11 +12,11 @@ from typing import Any
 
 import typer
 
-from maskpro.installation import check_installation, limit_threads
-from maskpro.limits import usable_cores
+from maskpro.machine.installation import check_installation, limit_threads
+from maskpro.machine.limits import usable_cores
+from maskpro.monitoring.driver_log import driver_log, kept_output
 from maskpro.options import Given, expanded
-from maskpro.tuning.driver_log import driver_log, kept_output
-from maskpro.tuning.options import JobOptions, SearchOptions
+from maskpro.search_options import JobOptions, SearchOptions
 
 
 def search_command(write_report: Callable[[Path], Path]) -> Callable[..., None]:

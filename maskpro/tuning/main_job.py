@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from maskpro.fidelity import format_share, learned_against_dense
 from maskpro.files import says_no_room
-from maskpro.process import is_terminal
-from maskpro.tuning.driver_log import driver_log, say
+from maskpro.machine.interruption import Interruption, interruptible
+from maskpro.machine.process import is_terminal
+from maskpro.monitoring.driver_log import driver_log, say
+from maskpro.schedule.history import METRIC
 from maskpro.tuning.experiment import Experiment, open_experiment, running_session, trial_resources, write_trials
-from maskpro.tuning.history import METRIC
-from maskpro.tuning.interruption import Interruption, interruptible
 from maskpro.tuning.parallel_parts import ray_parts
 from maskpro.tuning.promotion import best_trials, confirmation_plans, correlation_name, figure_label, promote, write_best
 from maskpro.tuning.search import Search

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.live import Live
 
 from maskpro.fidelity import format_share
+from maskpro.monitoring.devices import DeviceMeter
+from maskpro.monitoring.view import REFRESH_SECONDS, SearchSnapshot, better_of, live_view, summary_rows, take_snapshot
+from maskpro.schedule.history import History, TrialRecord
 from maskpro.tuning.adapters import NUMBER
-from maskpro.tuning.devices import DeviceMeter
-from maskpro.tuning.history import History, TrialRecord
-from maskpro.tuning.view import REFRESH_SECONDS, SearchSnapshot, better_of, live_view, summary_rows, take_snapshot
 
 # Between two plain lines that only report progress.
 _QUIET_SECONDS = 15.0

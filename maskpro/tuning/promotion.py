@@ -20,29 +20,29 @@ from maskpro.layer_statistics import layer_changes
 from maskpro.mask_file import MaskFile, save_mask_file
 from maskpro.masked_model import MaskedModel
 from maskpro.metrics import masked_copy
+from maskpro.monitoring.driver_log import say
 from maskpro.objectives import HeldOutMeans
 from maskpro.pattern import PackedMask
 from maskpro.runs import MaskFormat
+from maskpro.schedule.checkpoints import read_counters, read_part
+from maskpro.schedule.folder import (
+    BEST_FOLDER,
+    CONFIG_FILE,
+    EVALUATION_FILE,
+    EVALUATION_FOLDER,
+    LAYERS_FILE,
+    REFERENCE_FOLDER,
+    SELECTION_FILE,
+)
+from maskpro.schedule.history import METRIC, TrialRecord
+from maskpro.schedule.state import Plan
 from maskpro.trainer_config import TrainerConfig
-from maskpro.tuning.checkpoints import read_counters, read_part
-from maskpro.tuning.driver_log import say
 from maskpro.tuning.experiment import Experiment
-from maskpro.tuning.history import EVALUATION_FILE, METRIC, TrialRecord
 from maskpro.tuning.shared import initial_masked, mask_format
 from maskpro.tuning.space import FORMAT
-from maskpro.tuning.state import Plan
 from maskpro.tuning.trainable import split_targets
 from maskpro.workload import PartMaker, make_parts
 
-BEST_FOLDER = "best"
-# In BEST_FOLDER: what the mask changed in each layer.
-LAYERS_FILE = "layers.csv"
-# Pictures of all candidates, and what an evaluation that was killed goes on from.
-EVALUATION_FOLDER = "evaluation"
-# Beside the experiments: what evaluations know of the data.
-REFERENCE_FOLDER = ".reference_statistics"
-# Errors of the best trials' masks on the selection samples.
-SELECTION_FILE = "selection.json"
 # Trials that are judged on the selection samples, if there are so many.
 _CONTENDERS = 5
 
@@ -265,7 +265,7 @@ def write_best(experiment: Experiment, record: TrialRecord) -> dict[str, Any]:
     )
     with replaced_folder(experiment.folder / BEST_FOLDER) as new:
         save_mask_file(new / "masks.safetensors", content)
-        write_json(new / "config.json", facts)
+        write_json(new / CONFIG_FILE, facts)
         rows = layer_changes(masked, initial.mask) + dense_rows(masked)
         pd.DataFrame(rows).to_csv(new / LAYERS_FILE, index=False)
         learned = masked_copy(search.workload.model, content.masks, content.pattern, content.layout)

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import ray
 
 from maskpro.errors import MaskproError
-from maskpro.limits import CGROUPS, MEMBERSHIP, cgroup_limits, usable_cores
-from maskpro.process import keep_warnings
-from maskpro.tuning.ray_folders import provide_token, ray_folder
-from maskpro.tuning.ray_leftovers import end_with_this_process
+from maskpro.machine.limits import CGROUPS, MEMBERSHIP, cgroup_limits, usable_cores
+from maskpro.machine.process import keep_warnings
+from maskpro.machine.ray_folders import provide_token, ray_folder
+from maskpro.machine.ray_leftovers import end_with_this_process
 
 # Trials share a GPU by default: networks of the size this is made for leave most of one idle.
 _DEFAULT_GPU_SHARE = 0.25

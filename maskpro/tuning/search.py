@@ -15,22 +15,22 @@ import torch
 from maskpro.dense_layers import DenseLayers
 from maskpro.doctor import understood
 from maskpro.errors import MaskproError
-from maskpro.hardware import hardware
 from maskpro.initial_masks import parse_initial_mask
+from maskpro.machine.hardware import hardware
+from maskpro.machine.process import say_aside
 from maskpro.masked_model import MaskedModel
 from maskpro.pattern import NMPattern, parse_layout
 from maskpro.precision import check_precision
 from maskpro.preflight import Preflight, check_record, run_preflight
-from maskpro.process import say_aside
 from maskpro.runs import MaskFormat
+from maskpro.schedule.early_stopping import Scheduler, scheduler_name
+from maskpro.schedule.remnants import refuse_begun
+from maskpro.schedule.searcher import Searcher, searcher_name
+from maskpro.schedule.state import Plan
+from maskpro.search_options import SearchOptions
 from maskpro.trainer_config import TrainerConfig
-from maskpro.tuning.early_stopping import Scheduler, scheduler_name
-from maskpro.tuning.options import SearchOptions
-from maskpro.tuning.remnants import refuse_begun
-from maskpro.tuning.searcher import Searcher, searcher_name
 from maskpro.tuning.shared import TrialContext
 from maskpro.tuning.space import SearchSpace, load_space
-from maskpro.tuning.state import Plan
 from maskpro.tuning.trainable import split_targets
 from maskpro.workload import Evaluation, Workload
 from maskpro.workloads import open_workload, workload_kind, workload_options

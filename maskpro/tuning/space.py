@@ -19,9 +19,9 @@ from maskpro.errors import MaskproError
 from maskpro.estimators import PARAMETRISATIONS
 from maskpro.initial_masks import parse_initial_mask
 from maskpro.pattern import NMPattern, parse_layout
+from maskpro.schedule.early_stopping import Scheduler, check_scheduler, scheduler_name
+from maskpro.schedule.searcher import Searcher, check_searcher, searcher_name
 from maskpro.trainer_config import HYPERPARAMETERS, TrainerConfig
-from maskpro.tuning.early_stopping import Scheduler, check_scheduler, scheduler_name
-from maskpro.tuning.searcher import Searcher, check_searcher, searcher_name
 from maskpro.workloads import WORKLOADS
 
 # What a space may search or fix: the trainer's settings, less those that the search itself sets, and the mask's format.

@@ -15,11 +15,11 @@ from maskpro.fidelity import fidelity
 from maskpro.metrics import loss_improvement, recovery
 from maskpro.objectives import HeldOutMeans, Shelf
 from maskpro.runs import MaskFormat, RunCache, build_trainer
+from maskpro.schedule.checkpoints import read_counters, read_part, write_checkpoint
+from maskpro.schedule.history import METRIC, PARTS, STOPPED_PARTS
 from maskpro.trainer import MaskTrainer, NonFiniteLossError
 from maskpro.trainer_config import TrainerConfig
-from maskpro.tuning.adapters import CHECKPOINT, FOLDER, NUMBER, PROMOTED, SEED
-from maskpro.tuning.checkpoints import open_checkpoint, read_counters, read_part, write_checkpoint
-from maskpro.tuning.history import METRIC, PARTS, STOPPED_PARTS
+from maskpro.tuning.adapters import CHECKPOINT, FOLDER, NUMBER, PROMOTED, SEED, open_checkpoint
 from maskpro.tuning.shared import (
     RayShelf,
     SharedValues,

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from maskpro.dense_layers import DenseLayers, dense_layers
 from maskpro.errors import MaskproError
-from maskpro.hardware import seconds_now
 from maskpro.images import ImageSplits, Split
+from maskpro.machine.hardware import seconds_now
 from maskpro.names import Precision
 from maskpro.objectives.diffusion import PREDICTED, DiffusionObjective, timestep_shares
 from maskpro.pattern import Layout, NMPattern

@@ -13,7 +13,7 @@ from PIL import Image
 
 from maskpro.errors import MaskproError
 from maskpro.images import DataNotFoundError, ImageReading, folder_images
-from maskpro.process import say_aside
+from maskpro.machine.process import say_aside
 
 
 def read(root, **settings):

@@ -12,13 +12,14 @@ from optuna.distributions import FloatDistribution
 from optuna.pruners import NopPruner
 from ray.tune import Callback, Trainable
 
+from maskpro.schedule.early_stopping import SuccessiveHalving
+from maskpro.schedule.folder import HISTORY_FILE
+from maskpro.schedule.history import History
+from maskpro.schedule.searcher import SearchStudy
+from maskpro.schedule.state import Plan, SearchState
 from maskpro.tuning.adapters import NUMBER, HistoryCallback
-from maskpro.tuning.early_stopping import SuccessiveHalving
 from maskpro.tuning.experiment import run_trials
-from maskpro.tuning.history import HISTORY_FILE, History
 from maskpro.tuning.resources import TrialResources
-from maskpro.tuning.searcher import SearchStudy
-from maskpro.tuning.state import Plan, SearchState
 
 pytestmark = [*RAY_IN_PROCESS, pytest.mark.slow]
 

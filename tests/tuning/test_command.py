@@ -10,9 +10,9 @@ import torch
 
 from maskpro.errors import MaskproError
 from maskpro.files import write_json
+from maskpro.machine.interruption import parse_duration
+from maskpro.search_options import JobOptions, SearchOptions
 from maskpro.tuning.command import parse_command
-from maskpro.tuning.interruption import parse_duration
-from maskpro.tuning.options import JobOptions, SearchOptions
 from maskpro.tuning.search import prepare_search
 
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5)

@@ -15,14 +15,13 @@ import pytest
 
 from maskpro.errors import MaskproError
 from maskpro.files import atomic_path
-from maskpro.tuning.adapters import trial_folder
-from maskpro.tuning.checkpoints import open_checkpoint
+from maskpro.schedule.history import History
+from maskpro.schedule.lock import hold_lock
+from maskpro.schedule.remnants import refuse_begun
+from maskpro.search_options import SearchOptions
+from maskpro.tuning.adapters import open_checkpoint, trial_folder
+from maskpro.tuning.command import read_experiment
 from maskpro.tuning.experiment import _trackers, check_writable, open_experiment, tabulate_trials
-from maskpro.tuning.history import History
-from maskpro.tuning.lock import hold_lock
-from maskpro.tuning.options import SearchOptions
-from maskpro.tuning.remnants import refuse_begun
-from maskpro.tuning.reopening import read_experiment
 from maskpro.tuning.search import prepare_search
 
 SPACE = """

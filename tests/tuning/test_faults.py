@@ -12,12 +12,12 @@ from types import SimpleNamespace
 import pytest
 
 from maskpro.files import says_no_room
+from maskpro.machine.interruption import Interruption, interruptible
+from maskpro.schedule.history import History
+from maskpro.schedule.state import Plan, PlannedTrials
 from maskpro.tuning import faults, main_job
 from maskpro.tuning.adapters import HistoryCallback
 from maskpro.tuning.faults import FaultWatch, needed_bytes, watched_ray
-from maskpro.tuning.history import History
-from maskpro.tuning.interruption import Interruption, interruptible
-from maskpro.tuning.state import Plan, PlannedTrials
 
 
 class Asked(Interruption):

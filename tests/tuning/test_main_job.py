@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from maskpro.machine.interruption import Interruption, interruptible
 from maskpro.tuning import main_job
-from maskpro.tuning.interruption import Interruption, interruptible
 
 ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 

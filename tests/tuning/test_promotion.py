@@ -10,16 +10,16 @@ from conftest import CPU
 
 from maskpro.errors import MaskproError
 from maskpro.initial_masks import random_mask
+from maskpro.machine.interruption import Interruption
 from maskpro.mask_file import load_mask_file
+from maskpro.schedule.history import TrialRecord
+from maskpro.schedule.state import PlannedTrials
+from maskpro.search_options import SearchOptions
 from maskpro.tuning import main_job, promotion
 from maskpro.tuning.experiment import open_experiment
-from maskpro.tuning.history import TrialRecord
-from maskpro.tuning.interruption import Interruption
-from maskpro.tuning.options import SearchOptions
 from maskpro.tuning.promotion import best_trials, confirmation_plans, promote, selected_trials, write_best
 from maskpro.tuning.search import prepare_search
 from maskpro.tuning.shared import SharedValues
-from maskpro.tuning.state import PlannedTrials
 from maskpro.tuning.trainable import MaskTrainable
 from maskpro.workloads.judging import PICKING_SEED
 

@@ -10,10 +10,10 @@ import ray
 from conftest import RAY_IN_PROCESS
 
 from maskpro.images import IMAGE_CACHE
+from maskpro.machine.interruption import Interruption
+from maskpro.search_options import SearchOptions
+from maskpro.tuning.command import reopen_search
 from maskpro.tuning.experiment import open_experiment, running_session
-from maskpro.tuning.interruption import Interruption
-from maskpro.tuning.options import SearchOptions
-from maskpro.tuning.reopening import reopen_search
 from maskpro.tuning.search import prepare_search
 from maskpro.workloads.opening import open_images as open_workload
 

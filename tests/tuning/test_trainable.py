@@ -16,8 +16,8 @@ from maskpro.initial_masks import INITIAL_MASK_METHODS
 from maskpro.masked_model import model_hash
 from maskpro.objectives.diffusion import DiffusionObjective
 from maskpro.runs import MaskFormat
+from maskpro.schedule.history import PARTS
 from maskpro.tuning import shared as shared_module
-from maskpro.tuning.history import PARTS
 from maskpro.tuning.shared import (
     RayShelf,
     SharedValues,

@@ -1,0 +1,61 @@
+"""A folder in which a search was killed before it had begun: known for what it is, so that its name is free again."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+from maskpro.errors import MaskproError
+from maskpro.files import is_leftover, refuse_existing
+from maskpro.schedule.folder import HISTORY_FILE, LOCK_FILE, SPACE_FILE
+from maskpro.schedule.lock import Holder, is_held
+
+# All that a search writes before `experiment.json`, by which it can be gone on with.
+_EARLY_FILES = (LOCK_FILE, SPACE_FILE, HISTORY_FILE)
+
+
+def refuse_begun(folder: Path) -> None:
+    """Raise where something is at `folder` that may be of worth to somebody."""
+    if not is_remnant(folder):
+        refuse_existing(folder, "experiment folder")
+    elif is_held(folder):
+        raise MaskproError(f"experiment {folder} is running; allowed: another name")
+
+
+def is_remnant(folder: Path) -> bool:
+    """Whether a search was killed there before anything was begun, or the folder is empty.
+
+    Such a folder holds a lock as we write it, and beside it nothing but the first files, without one trial.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    entries = list(folder.iterdir())
+    if not all(stat.S_ISREG(entry.lstat().st_mode) for entry in entries):
+        return False
+    if not all(entry.name in _EARLY_FILES or is_leftover(entry) for entry in entries):
+        return False
+    lock, history = folder / LOCK_FILE, folder / HISTORY_FILE
+    return not entries or (_is_lock(lock) and not (history in entries and b'"event": "trial"' in history.read_bytes()))
+
+
+def clear_remnant(folder: Path) -> None:
+    """Remove what a killed search has left there, but for its lock, which must be held.
+
+    Raises:
+        MaskproError: the folder holds more than that.
+    """
+    if not is_remnant(folder):
+        refuse_existing(folder, "experiment folder")
+    for entry in folder.iterdir():
+        if entry.name != LOCK_FILE:
+            entry.unlink()
+
+
+def _is_lock(path: Path) -> bool:
+    """Whether it is a lock of ours: empty for an instant, then its holder."""
+    try:
+        content = path.read_text(encoding="utf-8")
+        return content == "" or bool(Holder(**json.loads(content)))
+    except (OSError, ValueError, TypeError):
+        return False

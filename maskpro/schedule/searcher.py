@@ -1,0 +1,261 @@
+"""What a search tries next, and what it makes of the reports: an Optuna study that is always a function of the history."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+
+from maskpro.errors import MaskproError
+from maskpro.schedule.history import METRIC, History, TrialRecord
+from maskpro.schedule.journal import JournalExport
+
+# Random trials before TPE begins, where a space brings no seed points and nothing to start from.
+_STARTUP_TRIALS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a suggestion stands.
+
+    Attributes:
+        search_seed: of the whole search.
+        number: of the trial among those of the search, from 1.
+        num_seed_points: of these that were not suggested.
+        startup_trials: random trials before a model of the reports is fitted.
+        distributions: of the searched parameters.
+    """
+
+    search_seed: int
+    number: int
+    num_seed_points: int
+    startup_trials: int
+    distributions: Mapping[str, BaseDistribution]
+
+    @property
+    def seed(self) -> int:
+        """Of this suggestion alone."""
+        return int(np.random.SeedSequence([self.search_seed, self.number]).generate_state(1)[0])
+
+
+class _Sobol(QMCSampler):
+    """Optuna's quasi-random sequence, each suggestion at its own place of it.
+
+    Optuna counts the places in the study, which is made anew in every session.
+    """
+
+    def __init__(self, place: Place):
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):  # that Optuna may change its interface
+            super().__init__(qmc_type="sobol", scramble=True, seed=place.search_seed)
+        self._place = place
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """All parameters of the search, also before a trial has ended."""
+        return dict(self._place.distributions)
+
+    def _find_sample_id(self, study: optuna.Study, search_space: dict[str, BaseDistribution]) -> int:
+        return self._place.number - 1 - self._place.num_seed_points
+
+
+def _tpe(place: Place) -> BaseSampler:
+    return TPESampler(seed=place.seed, n_startup_trials=place.startup_trials, multivariate=True, constant_liar=True)
+
+
+def _gp(place: Place) -> BaseSampler:
+    return GPSampler(seed=place.seed, n_startup_trials=place.startup_trials)
+
+
+# Samplers that are a function of the trials alone: Optuna's CMA-ES keeps a state of its own, which no history can tell.
+SEARCHERS: dict[str, Callable[[Place], BaseSampler]] = {
+    "optuna": _tpe,  # whose default it is
+    "tpe": _tpe,
+    "gp": _gp,
+    "qmc": _Sobol,
+    "random": lambda place: RandomSampler(seed=place.seed),
+}
+# Of a space file: makes an Optuna sampler of a seed.
+SamplerFactory = Callable[[int], BaseSampler]
+Searcher = str | SamplerFactory
+
+
+def check_searcher(searcher: object) -> None:
+    """Raise MaskproError unless it is a known name, or a function of a seed that returns an Optuna sampler."""
+    if isinstance(searcher, str) and searcher in SEARCHERS:
+        return
+    allowed = f"{', '.join(SEARCHERS)}, or in a space file a function of a seed that returns an Optuna sampler"
+    if isinstance(searcher, BaseSampler):
+        raise MaskproError(
+            f"searcher is a {type(searcher).__name__}, whose random numbers no resumed search could repeat; allowed: "
+            f"{allowed}"
+        )
+    if not callable(searcher):
+        raise MaskproError(f"searcher is {searcher!r}; allowed: {allowed}")
+    made = searcher(0)
+    if not isinstance(made, BaseSampler) or isinstance(made, CmaEsSampler):
+        why = ", which keeps a state that the history can't tell" if isinstance(made, CmaEsSampler) else ""
+        raise MaskproError(f"searcher returns a {type(made).__name__}{why}; allowed: {allowed}")
+
+
+def searcher_name(searcher: Searcher) -> str:
+    """A searcher as records name it."""
+    return searcher if isinstance(searcher, str) else type(searcher(0)).__name__
+
+
+class SearchStudy:
+    """Suggests parameters and judges reports.
+
+    A stopped trial is told to Optuna as complete with its last value, and its samples seen beside it: in simulations that
+    is as good as telling it as pruned, and much better than as failed. The sampler of the k-th trial is seeded by (seed, k)
+    alone, so a search that goes on suggests what it would have suggested without the interruption.
+
+    Args:
+        searcher: as `check_searcher` allows it.
+        distributions: of the searched parameters.
+        num_seed_points: they stand in for random start-up trials.
+
+    Raises:
+        MaskproError: no such searcher.
+    """
+
+    def __init__(
+        self,
+        searcher: Searcher,
+        *,
+        distributions: Mapping[str, BaseDistribution],
+        pruner: BasePruner,
+        seed: int,
+        num_seed_points: int = 0,
+    ):
+        check_searcher(searcher)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.searcher = searcher_name(searcher)
+        self._make_sampler = searcher
+        self._distributions = dict(distributions)
+        self._seed = seed
+        self._num_seed_points = num_seed_points
+        self._startup_trials = num_seed_points or _STARTUP_TRIALS
+        self._study = optuna.create_study(direction="minimize", pruner=pruner)
+        self._running: dict[int, Trial] = {}
+        self._told: dict[int, int] = {}  # position in the study of each trial that has stopped or ended, by its number
+        self._journal: JournalExport | None = None
+
+    def replay(self, history: History) -> None:
+        """Take in all that has happened, as if it had happened now."""
+        for told in history.warm_start:
+            attributes = {"source": told["source"]}
+            self._study.add_trial(self._frozen(TrialState.COMPLETE, told["params"], told["value"], attributes, {}))
+        for record in history.searched:
+            if record.status == "unfinished" and record.stopped_at is None:
+                self.begin(record)
+                for samples, metrics in record.reports.items():
+                    self._running[record.number].report(metrics[METRIC], samples)
+            else:
+                self._told[record.number] = len(self._study.get_trials(deepcopy=False))
+                self._study.add_trial(self._ended(record))
+
+    def suggest(self, number: int, *, place: int) -> dict[str, Any]:
+        """Parameters for trial `number`, the `place`-th of the search, which is then running."""
+        at = Place(
+            search_seed=self._seed,
+            number=place,
+            num_seed_points=self._num_seed_points,
+            startup_trials=self._startup_trials,
+            distributions=self._distributions,
+        )
+        make = self._make_sampler
+        self._study.sampler = SEARCHERS[make](at) if isinstance(make, str) else make(at.seed)
+        trial = self._study.ask(self._distributions)
+        self._running[number] = trial
+        return dict(trial.params)
+
+    def begin(self, record: TrialRecord) -> None:
+        """A trial starts whose parameters are given: a seed point, a replayed trial, or one that goes on."""
+        if record.number not in self._running:
+            # Every parameter is given: TPE would fit its model, and note parameters of its own, for nothing.
+            self._study.sampler = RandomSampler()
+            self._study.enqueue_trial(record.params)
+            self._running[record.number] = self._study.ask(self._distributions)
+        for name, value in _attributes(record).items():
+            self._running[record.number].set_user_attr(name, value)
+
+    def should_stop(self, number: int, samples: int, value: float) -> bool:
+        """Take in a report; whether the pruner ends the trial on it. One that went on after a stop is not asked about."""
+        if number not in self._running:
+            return False
+        trial = self._running[number]
+        trial.report(value, samples)
+        return bool(trial.should_prune())
+
+    def finish(self, record: TrialRecord) -> None:
+        """A trial has stopped or ended, in whatever way."""
+        ended = self._ended(record)
+        if record.number in self._told:
+            self._correct(record, ended)
+            return
+        trial = self._running.pop(record.number)
+        for name, value in ended.user_attrs.items():
+            trial.set_user_attr(name, value)
+        self._study.tell(trial, ended.value, state=ended.state)
+        self._told[record.number] = trial.number
+        if self._journal is not None:
+            self._journal.add(ended)
+
+    def _correct(self, record: TrialRecord, ended: FrozenTrial) -> None:
+        """A trial went on after it was told, and has a better value now: Optuna has no way to tell one twice."""
+        if ended.state == TrialState.COMPLETE:
+            told = self._study.get_trials(deepcopy=False)[self._told[record.number]]
+            told.value = ended.value
+            told.intermediate_values = ended.intermediate_values
+            told.user_attrs = ended.user_attrs
+
+    def write(self, path: Path) -> None:
+        """Write the trials that have stopped or ended as a journal of Optuna, and keep adding those that follow."""
+        told = self._study.get_trials(deepcopy=False)
+        self._journal = JournalExport(path, [trial for trial in told if trial.state.is_finished()])
+
+    def _ended(self, record: TrialRecord) -> FrozenTrial:
+        """The trial as it ended or, while it goes on, as it last stopped."""
+        end = record.samples if record.status != "unfinished" else record.stopped_at or 0
+        values = {samples: metrics[METRIC] for samples, metrics in record.reports.items() if samples <= end}
+        state = TrialState.FAIL if record.error else TrialState.COMPLETE
+        return self._frozen(state, record.params, values.get(end), _attributes(record), values)
+
+    def _frozen(
+        self,
+        state: TrialState,
+        params: Mapping[str, Any],
+        value: float | None,
+        attributes: dict[str, Any],
+        intermediate_values: dict[int, float],
+    ) -> FrozenTrial:
+        return create_trial(
+            state=state,
+            params=dict(params),
+            distributions=self._distributions,
+            value=value if state == TrialState.COMPLETE else None,
+            user_attrs=attributes,
+            intermediate_values=intermediate_values,
+        )
+
+
+def _attributes(record: TrialRecord) -> dict[str, Any]:
+    """What a study keeps of a trial beside its parameters and values."""
+    attributes: dict[str, Any] = {"trial": record.number, "source": record.source}
+    if record.seed_point is not None:
+        attributes["seed_point"] = record.seed_point
+    if record.status != "unfinished":
+        attributes |= {"status": record.status, "num_samples_seen": record.samples, "fidelity": record.last.get("fidelity")}
+    elif record.stopped_at is not None:
+        stop = record.reports[record.stopped_at]
+        attributes |= {"status": "stopped", "num_samples_seen": record.stopped_at, "fidelity": stop.get("fidelity")}
+    return attributes

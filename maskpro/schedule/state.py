@@ -1,0 +1,263 @@
+"""The state of a search: which trial comes next, and what a report or an end means. It knows no Ray."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from maskpro.schedule.early_stopping import SuccessiveHalving
+from maskpro.schedule.history import METRIC, History, TrialRecord
+from maskpro.schedule.searcher import SearchStudy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A trial that is run as it stands.
+
+    Attributes:
+        samples: where it is told to stop; None: where the early stopping says.
+    """
+
+    params: Mapping[str, Any]
+    source: str
+    seed: int
+    samples: int | None = None
+
+
+class TrialSource(Protocol):
+    """What an experiment's trials come from and are judged by; all of it is in `history`."""
+
+    history: History
+
+    def next_trial(self) -> TrialRecord | None:
+        """The next trial to run: one that goes on from its checkpoint, or a new one; None: none for now."""
+
+    @property
+    def is_over(self) -> bool:
+        """True when nothing runs and nothing is left to run."""
+
+    def report(self, number: int, metrics: Mapping[str, Any]) -> bool:
+        """Take in a trial's report; whether the trial ends early on it. The same report twice gets the same answer."""
+
+    def put_back(self, number: int) -> None:
+        """A trial has lost its process before it went on, and is to start again from where it was."""
+
+    def finish(self, number: int) -> None:
+        """A trial has stopped or ended, in whatever way."""
+
+    @property
+    def stopped_may_go_on(self) -> bool:
+        """Whether a stopped trial may go on, in this session or a later one, which may have more trials."""
+
+
+# Of a search's trials that run to their full budget in any case: of one alone there is nothing to select.
+MIN_COMPLETED = 3
+
+
+class SearchState:
+    """The trials of a search: first the planned ones, then those that the study suggests, until there are enough.
+
+    Args:
+        planned: of the trials 1, 2, ..., such as the seed points.
+        seed: of the trials that the study suggests.
+        halving: stops trials, and says which go on after all; None: the study's pruner alone stops them, for good.
+        min_completed: trials that run to their full budget in any case: the best stopped ones go on where too few have.
+    """
+
+    def __init__(
+        self,
+        history: History,
+        study: SearchStudy,
+        *,
+        planned: Sequence[Plan],
+        seed: int,
+        halving: SuccessiveHalving | None = None,
+        min_completed: int = 1,
+    ):
+        self.history = history
+        self.study = study
+        self._planned = planned
+        self._seed = seed
+        self._halving = halving
+        self._min_completed = min_completed
+        study.replay(history)
+        if halving is not None:
+            halving.replay(history.searched)
+        self._limits = {record.number: plan.samples for record, plan in zip(history.searched, planned, strict=False)}
+        self._interrupted = [record for record in history.searched if record.status == "unfinished"]
+        self._live: set[int] = set()
+
+    def next_trial(self) -> TrialRecord | None:
+        """See TrialSource."""
+        record = self._to_go_on()
+        if record is not None:
+            self._interrupted = self._interrupted[1:]
+            self._live.add(record.number)
+            return self.history.go_on(record.number, promoted=record.status == "stopped")
+        started = len(self.history.searched)
+        if started >= self.history.num_trials:
+            return None
+        if started < len(self._planned):
+            plan = self._planned[started]
+            record = self.history.start(dict(plan.params), source=plan.source, seed=plan.seed)
+            self._limits[record.number] = plan.samples
+        else:
+            # Confirmations take numbers too, but what is suggested does not depend on them.
+            params = self.study.suggest(max(self.history.trials, default=0) + 1, place=started + 1)
+            record = self.history.start(params, source=self.study.searcher, seed=self._seed)
+        self._live.add(record.number)
+        self.study.begin(record)
+        return record
+
+    @property
+    def is_over(self) -> bool:
+        """True when nothing runs and nothing is left to run."""
+        return not self._live and len(self.history.searched) >= self.history.num_trials and self._to_go_on() is None
+
+    def _to_go_on(self) -> TrialRecord | None:
+        """An interrupted trial, or a stopped one that goes on after all."""
+        if self._interrupted:
+            return self._interrupted[0]
+        if self._halving is not None:
+            promoted = self._halving.promotable(self.history.trials, self._waits)
+            if promoted is not None:
+                return promoted
+        return None if self._live or len(self.history.searched) < self.history.num_trials else self._last_chance()
+
+    def _waits(self, record: TrialRecord) -> bool:
+        has_state = "logits" in record.checkpoint_parts
+        return record.status == "stopped" and has_state and record.number not in self._live
+
+    def _last_chance(self) -> TrialRecord | None:
+        """The best of the stopped trials that came furthest, where too few have run to their full budget."""
+        if sum(record.status == "completed" for record in self.history.searched) >= self._min_completed:
+            return None
+        waiting = [record for record in self.history.searched if self._waits(record)]
+        return min(waiting, key=lambda record: (-record.samples, record.last[METRIC]), default=None)
+
+    def report(self, number: int, metrics: Mapping[str, Any]) -> bool:
+        """See TrialSource."""
+        record = self.history.trials[number]
+        samples = metrics["num_samples_seen"]
+        if samples in record.reports:  # the trial went back to its last checkpoint, and is told what it was told before
+            _note_failure(self.history, record, metrics)
+            return record.stopped and samples == record.samples
+        stopped = self._stops(record, samples, metrics) and not metrics["done"]
+        self.history.report(number, plain_metrics(metrics), stopped=stopped)
+        return stopped
+
+    def _stops(self, record: TrialRecord, samples: int, metrics: Mapping[str, Any]) -> bool:
+        value, limit = metrics[METRIC], self._limits.get(record.number)
+        stops = self.study.should_stop(record.number, samples, value) or (limit is not None and samples >= limit)
+        if self._halving is not None and not metrics.get("failure"):
+            stops |= self._halving.stops(record, samples, value)
+        return stops
+
+    def put_back(self, number: int) -> None:
+        """See TrialSource."""
+        self._live.discard(number)
+        self._interrupted.append(self.history.trials[number])
+
+    def finish(self, number: int) -> None:
+        """See TrialSource."""
+        self._live.discard(number)
+        self.study.finish(self.history.trials[number])
+
+    @property
+    def stopped_may_go_on(self) -> bool:
+        """See TrialSource: but for a replay, one more trial or one more mask to be evaluated is enough."""
+        return self._halving is not None or self._min_completed > 0
+
+
+class PlannedTrials:
+    """Trials that are run to their full budget as they stand, beside the search: nothing is suggested or stopped early."""
+
+    def __init__(self, history: History, planned: Sequence[Plan]):
+        self.history = history
+        done = [(record.source, record.seed) for record in history.trials.values()]
+        self._planned = [plan for plan in planned if (plan.source, plan.seed) not in done]
+        sources = {plan.source for plan in planned}
+        self._waiting = [record for record in history.unfinished if record.source in sources]
+        self._live: set[int] = set()
+
+    @property
+    def num_left(self) -> int:
+        """How many are still to be run or finished."""
+        return len(self._waiting) + len(self._planned)
+
+    def next_trial(self) -> TrialRecord | None:
+        """See TrialSource."""
+        if self._waiting:
+            record = self.history.go_on(self._waiting.pop(0).number, promoted=False)
+        elif self._planned:
+            plan = self._planned.pop(0)
+            record = self.history.start(dict(plan.params), source=plan.source, seed=plan.seed)
+        else:
+            return None
+        self._live.add(record.number)
+        return record
+
+    @property
+    def is_over(self) -> bool:
+        """See TrialSource."""
+        return not self._live and not self.num_left
+
+    def report(self, number: int, metrics: Mapping[str, Any]) -> bool:
+        """See TrialSource."""
+        record = self.history.trials[number]
+        if metrics["num_samples_seen"] in record.reports:
+            _note_failure(self.history, record, metrics)
+        else:
+            self.history.report(number, plain_metrics(metrics), stopped=False)
+        return False
+
+    def put_back(self, number: int) -> None:
+        """See TrialSource."""
+        self._live.discard(number)
+        self._waiting.append(self.history.trials[number])
+
+    def finish(self, number: int) -> None:
+        """See TrialSource."""
+        self._live.discard(number)
+
+    @property
+    def stopped_may_go_on(self) -> bool:
+        """See TrialSource: none of these stops, and of the search's it is not for them to say."""
+        return True
+
+
+def _note_failure(history: History, record: TrialRecord, metrics: Mapping[str, Any]) -> None:
+    """A trial that fails where it had reported before it went back has ended, and would else be waited for."""
+    failure = metrics.get("failure")
+    if failure and not record.failure:
+        history.error(record.number, failure)
+
+
+# Of what a trial reports, what the history keeps.
+METRICS = (
+    "num_samples_seen",
+    "fidelity",
+    METRIC,
+    "val_error_now",
+    "best_val_error",
+    "initial_val_error",
+    "val_loss",
+    "val_loss_now",
+    "best_val_loss",
+    "initial_val_loss",
+    "train_loss",
+    "recovery",
+    "loss_improvement",
+    "changed_share",
+    "seconds",
+    "failure",
+    "done",
+)
+
+
+def plain_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics that the history keeps, as JSON can hold them: a value that is undefined is None."""
+    kept = {name: metrics[name] for name in METRICS if name in metrics}
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in kept.items()}

@@ -1,0 +1,48 @@
+"""The trials of a search as a table; imports neither Ray nor torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from maskpro.schedule.history import METRIC, TrialRecord
+
+# Of a trial's mask with the lowest validation error.
+FIGURES = ("fidelity", METRIC, "recovery", "loss_improvement", "val_loss")
+
+
+def single_figures(table: pd.DataFrame) -> pd.DataFrame:
+    """Without the columns that hold a figure for each timestep, set or part."""
+    return table.loc[:, ["_by_" not in str(name) for name in table.columns]]
+
+
+def tabulate_trials(parameters: Mapping[str, Any], records: Sequence[TrialRecord]) -> pd.DataFrame:
+    """A row per trial, in the order of their start; `parameters` has the value of each that is the same in all.
+
+    Status: completed (ran to its budget), stopped (early, by the scheduler), failed, or unfinished (it goes on with the
+    search).
+    """
+    rows = []
+    for record in records:
+        figures = {} if record.failure else record.last
+        rows.append(
+            {
+                "trial": record.number,
+                "trial_id": record.name,
+                **{name: record.params.get(name, value) for name, value in parameters.items()},
+                "status": record.status,
+                "num_samples_seen": record.samples,
+                **{name: figures.get(name, math.nan) for name in FIGURES},
+                "seconds": record.last.get("seconds", math.nan),
+                "seed": record.seed,
+                "source": record.source,
+                "seed_point": record.seed_point,
+                "failure": record.failure,
+            }
+        )
+    table = pd.DataFrame(rows)
+    numbers = dict.fromkeys((*FIGURES, "seconds"), "float64")
+    return table.astype({"seed_point": "Int64", **numbers}) if rows else table
