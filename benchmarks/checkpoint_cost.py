@@ -1,6 +1,6 @@
 """Bytes and seconds of a checkpoint, of a made-up network of linear layers.
 
-python -m benchmarks.checkpoint_cost                      # the table of RESULTS.md: 8 million weights
+python -m benchmarks.checkpoint_cost                      # the table of results/precision.md: 8 million weights
 python -m benchmarks.checkpoint_cost --layers 9 --device cuda    # 38 million, about as many as the CIFAR-10 UNet has
 
 The float32 state is what a checkpoint held before: logits and Adam's moments in float32, three masks in bytes.

@@ -1,6 +1,6 @@
 """What it costs that a checkpoint holds the state of a trial in few bits.
 
-python -m benchmarks.checkpoint_rounding                    # the table of RESULTS.md: the best-known settings, 6 seeds
+python -m benchmarks.checkpoint_rounding              # the table of results/precision.md: the best-known settings, 6 seeds
 python -m benchmarks.checkpoint_rounding --seeds 1 --max-samples 540    # half a minute: does it run?
 
 Each seed's masks are learned with the same samples and the same random numbers, with as many reports as in a search:

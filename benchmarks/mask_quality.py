@@ -1,7 +1,7 @@
 """The masks of every method on one network: quality for what they cost.
 
-python -m benchmarks.mask_quality             # the tables of RESULTS.md: 3 seeds, the embedded workload, two processes
-python -m benchmarks.mask_quality --quick     # a minute: one seed and little of everything, to see that it runs
+python -m benchmarks.mask_quality            # the tables of results/masks.md: 3 seeds, the embedded workload, two processes
+python -m benchmarks.mask_quality --quick    # a minute: one seed and little of everything, to see that it runs
 python -m benchmarks.mask_quality --workload cifar10 --model FOLDER --data FOLDER --device cuda --processes 1
 
 With --minutes it goes seed by seed and begins no mask that the time left would not see ended; with --rows what is done is

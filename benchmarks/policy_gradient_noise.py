@@ -1,6 +1,6 @@
 """How much of a gradient the policy gradient's budget buys: a bound on what it can learn from so many forward passes.
 
-python -m benchmarks.policy_gradient_noise              # the figures of RESULTS.md: 256 masks on 256 samples
+python -m benchmarks.policy_gradient_noise              # the figures of results/masks.md: 256 masks on 256 samples
 python -m benchmarks.policy_gradient_noise --masks 8 --samples 16 --evaluations 640    # does it run?
 
 The tuned settings of `mask_quality` learn the last up block's shortcut convolutions. Masks are drawn from their logits,

@@ -1,6 +1,6 @@
 """Whether held-out samples may be judged in bfloat16: what that does to E, to fidelity, and to the order of masks.
 
-python -m benchmarks.validation_precision                        # the table of RESULTS.md: masks of one run, 1,200 samples
+python -m benchmarks.validation_precision               # the table of results/precision.md: masks of one run, 1,200 samples
 python -m benchmarks.validation_precision --max-samples 64 --samples 64    # does it run?
 
 A run with the best-known settings is looked at on its way. Each mask is judged on the same samples in three ways:

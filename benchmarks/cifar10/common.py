@@ -210,7 +210,7 @@ def read_kept(cache: Path, source: str) -> dict[str, Tensor] | None:
 
 
 def markdown(title: str, notes: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """A section with a table, as RESULTS.md has them."""
+    """A section with a table, as the files of benchmarks/results have them."""
     frame = pd.DataFrame(rows)
     lines = [f"## {title}", "", *notes, "", "| " + " | ".join(frame.columns) + " |", "|" + "---|" * len(frame.columns)]
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in frame.itertuples(index=False)]
