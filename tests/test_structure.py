@@ -116,9 +116,7 @@ def modules_imported(path):
 def test_every_module_stands_in_the_list_of_rooms_and_imports_go_up_it():
     places = listed_rooms()
     modules = [
-        path
-        for path in MODULES
-        if path.name != "__init__.py" or path.parent.name not in ("maskpro", *_SEARCH_ROOMS)
+        path for path in MODULES if path.name != "__init__.py" or path.parent.name not in ("maskpro", *_SEARCH_ROOMS)
     ]
     assert set(places) == set(modules)
     down = [
