@@ -11,27 +11,21 @@ exponentials, so nothing cancels.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from functools import cache
 from itertools import combinations
-from math import comb, exp
+from math import comb
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from maskpro.closed_forms import LARGEST_LEAD, inclusion_gradient_of_pairs, inclusion_of_pairs, score_of_pairs
+from maskpro.columns import columns_of, in_blocks, keep_largest, wide
 from maskpro.errors import MaskproError
 from maskpro.pattern import NMPattern
 
-# Of a float32, exp of 80 and of -80 are finite and not zero.
-LARGEST_LEAD = 80.0
-# By which a group's largest logit may lead the second one in a closed form: a longer lead changes probabilities and
-# gradients by exp(-40), less than the rounding of a float64, and all that lies 80 below is 40 below the second.
-LONGEST_LEAD = 40.0
 # Of a group, up to which sums over all of its masks are computed: 4:8 has 70, 8:16 has 12,870.
 MOST_CANDIDATES = 70
-# Of which a few columns fit into the cache of one CPU core.
-_CACHED_GROUPS = 2**14
 # Of the terms that `score` holds at a time (64 MiB in float32).
 _LARGEST_BLOCK = 2**24
 
@@ -47,7 +41,7 @@ def check_enumerable(pattern: NMPattern) -> None:
 
 def perturb(logits: Tensor, generator: torch.Generator) -> Tensor:
     """Logits plus standard Gumbel noise, `[G, M]`: their n largest are a mask drawn from the distribution."""
-    logits = _wide(logits)
+    logits = wide(logits)
     # -log(-log u) from uniforms: torch's `exponential_` is not vectorised on CPUs and takes five times as long.
     uniform = torch.rand(logits.shape, generator=generator, dtype=logits.dtype, device=logits.device)
     return logits - uniform.log_().neg_().log_()
@@ -61,26 +55,12 @@ def sample(logits: Tensor, n: int, generator: torch.Generator) -> Tensor:
     if kernels := _kernels_for(logits):
         # -log of a standard exponential value is one of Gumbel's; a GPU draws it as fast as a uniform one.
         return kernels.sample(logits, n, torch.empty_like(logits).exponential_(generator=generator))  # type: ignore[no-any-return]
-    return _in_blocks(lambda block: _mode(_columns(perturb(block, generator)), n), logits)
+    return in_blocks(lambda block: keep_largest(columns_of(perturb(block, generator)), n), logits)
 
 
 def mode(logits: Tensor, n: int) -> Tensor:
     """The n largest logits of each group, bool `[G, M]`; of equal ones the first is kept. NaN counts as minus infinity."""
-    return _in_blocks(lambda block: _mode(_columns(block), n), logits)
-
-
-def _mode(columns: Tensor, n: int) -> Tensor:
-    """Which of each row's columns `[M, B]` are the n largest, bool; writes over them."""
-    # Ranks by pairwise comparison: exact n even under ties, and several times faster than topk over 4 columns.
-    # A comparison with NaN is always false, so that its place would hang on the order of the comparisons.
-    columns.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    ranks = torch.zeros(columns.shape, dtype=torch.uint8, device=columns.device)
-    for later in range(1, len(columns)):
-        for earlier in range(later):
-            earlier_wins = columns[earlier] >= columns[later]
-            ranks[later] += earlier_wins
-            ranks[earlier] += ~earlier_wins
-    return ranks < n
+    return in_blocks(lambda block: keep_largest(columns_of(block), n), logits)
 
 
 def log_prob(logits: Tensor, mask: Tensor) -> Tensor:
@@ -90,7 +70,7 @@ def log_prob(logits: Tensor, mask: Tensor) -> Tensor:
     g(empty) = 1, g(S) = sum over the last draw i in S of g(S - i) * exp(logit_i) / sum of exp(logits outside S - i), and
     p(mask) = g(mask), all of it in logarithms of probabilities, so that nothing cancels however far the logits lie apart.
     """
-    logits = _wide(logits)
+    logits = wide(logits)
     n = int(mask[0].sum())
     # Columns [M, G] from here on: what goes over a group's few positions is then whole vectors.
     outside = logits.masked_fill(mask, -torch.inf).t()
@@ -112,13 +92,13 @@ def score(logits: Tensor, mask: Tensor, n: int | None = None, factor: Tensor | N
 
     `n` positions are kept in every row (default: counted, for which a GPU has to be waited for).
     """
-    logits = _wide(logits)
+    logits = wide(logits)
     if n is None:
         n = int(mask[0].sum())
     if n == 2 and (kernels := _kernels_for(logits)):
         return kernels.score_of_pairs(logits, mask, factor)  # type: ignore[no-any-return]
     if n == 2:
-        result = _in_blocks(lambda *blocks: _score_of_pairs(*map(_columns, blocks)), logits, mask)
+        result = in_blocks(lambda *blocks: score_of_pairs(*map(columns_of, blocks)), logits, mask)
     else:
         result = _score(logits, mask, n)
     return result if factor is None else result.mul_(factor)
@@ -140,11 +120,11 @@ def inclusion_probabilities(logits: Tensor, n: int) -> Tensor:
     Raises:
         MaskproError: a group has more than 70 masks (`estimate_inclusion_probabilities` takes any pattern).
     """
-    logits = _wide(logits)
+    logits = wide(logits)
     if n == 2:
         if kernels := _kernels_for(logits):
             return kernels.inclusion_of_pairs(logits)  # type: ignore[no-any-return]
-        return _in_blocks(lambda block: _inclusion_of_pairs(_columns(block)), logits)
+        return in_blocks(lambda block: inclusion_of_pairs(columns_of(block)), logits)
     candidates = NMPattern(n, logits.shape[1]).candidates().to(logits)
     return candidate_log_probs(logits, n).exp() @ candidates
 
@@ -155,75 +135,15 @@ def inclusion_gradient(logits: Tensor, n: int, values: Tensor) -> Tensor:
     Raises:
         MaskproError: a group has more than 70 masks (`estimate_inclusion_gradient` takes any pattern).
     """
-    logits = _wide(logits)
+    logits = wide(logits)
     if n == 2:
         if kernels := _kernels_for(logits):
             return kernels.inclusion_gradient_of_pairs(logits, values)  # type: ignore[no-any-return]
-        return _in_blocks(lambda *blocks: _inclusion_gradient_of_pairs(*map(_columns, blocks)), logits, values)
+        return in_blocks(lambda *blocks: inclusion_gradient_of_pairs(*map(columns_of, blocks)), logits, values)
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_(True)
         (gradient,) = torch.autograd.grad((inclusion_probabilities(leaf, n) * values).sum(), leaf)
     return gradient
-
-
-def relaxed_inclusion(logits: Tensor, n: int) -> Tensor:
-    """A relaxed mask of n positions a group, `[G, M]`: each row sums to n, and is the n largest logits where they lead far.
-
-    With n of 1 or 2 `inclusion_probabilities`. With more, whose sums over all orders cost ten times a gradient, those of
-    conditional Bernoulli sampling: p(mask) is proportional to exp(sum of the kept logits) (Chen, Dempster and Liu,
-    Biometrika 1994), by their recursion over elementary symmetric polynomials, here of logarithms. For any pattern.
-    """
-    if n <= 2:
-        return inclusion_probabilities(logits, n)
-    return _in_blocks(lambda block: _conditional_bernoulli(_columns(block), n), _wide(logits))
-
-
-def relaxed_inclusion_gradient(logits: Tensor, n: int, values: Tensor) -> Tensor:
-    """d/d logits of sum_i values_i * relaxed_inclusion_i, `[G, M]`, for fixed `values` `[G, M]`. Exact."""
-    if n <= 2:
-        return inclusion_gradient(logits, n, values)
-
-    def slopes(block: Tensor, weights: Tensor) -> Tensor:
-        with torch.enable_grad():
-            leaf = _columns(block).requires_grad_(True)
-            (gradient,) = torch.autograd.grad((_conditional_bernoulli(leaf, n) * _columns(weights)).sum(), leaf)
-        return gradient
-
-    return _in_blocks(slopes, _wide(logits), values)
-
-
-def _conditional_bernoulli(columns: Tensor, n: int) -> Tensor:
-    """Inclusion probabilities of and as columns `[M, B]`."""
-    # Relative to the threshold: who lies far above it is kept, far below it dropped, by whatever length.
-    with torch.no_grad():
-        kept = _mode(columns.clone(), n)
-        last_kept = columns.masked_fill(~kept, torch.inf).amin(dim=0)
-        threshold = (last_kept + columns.masked_fill(kept, -torch.inf).amax(dim=0)) / 2
-    columns = (columns - threshold).clamp(-LONGEST_LEAD, LONGEST_LEAD)
-    before, after = _symmetric(list(columns), n), _symmetric(list(columns.flip(0)), n)
-    size = len(columns)
-    total = before[size][n]
-    chances = []
-    for place, logit in enumerate(columns):
-        # The n - 1 others: k of those before this place, the rest of those after it.
-        left, right = before[place], after[size - 1 - place]
-        parts = [left[k] + right[n - 1 - k] for k in range(n) if k < len(left) and n - 1 - k < len(right)]
-        chances.append((logit + torch.stack(parts).logsumexp(dim=0) - total).exp())
-    return torch.stack(chances)
-
-
-def _symmetric(logits: list[Tensor], n: int) -> list[list[Tensor]]:
-    """Log elementary symmetric polynomials of exp(the first j logits), for each j, of degrees 0 to min(j, n)."""
-    rows = [[torch.zeros_like(logits[0])]]
-    for logit in logits:
-        last = rows[-1]
-        taken = [value + logit for value in last]  # of one degree more
-        rows.append(
-            [last[0]]
-            + [torch.logaddexp(last[degree], taken[degree - 1]) for degree in range(1, min(len(last), n + 1))]
-            + ([taken[-1]] if len(last) <= n else [])
-        )
-    return rows
 
 
 def estimate_inclusion_probabilities(logits: Tensor, n: int, noisy: Tensor) -> Tensor:
@@ -233,7 +153,7 @@ def estimate_inclusion_probabilities(logits: Tensor, n: int, noisy: Tensor) -> T
     that has probability 1 - exp(-exp(logit_i - k_i)), whose mean over draws is the inclusion probability (conditional
     Monte Carlo; the threshold is that of priority sampling, Duffield et al. 2007). A row sums to n only on average.
     """
-    lead, _, _ = _lead_over_threshold(_wide(logits), n, noisy)
+    lead, _, _ = _lead_over_threshold(wide(logits), n, noisy)
     return -torch.expm1(-lead.exp())
 
 
@@ -242,7 +162,7 @@ def estimate_inclusion_gradient(logits: Tensor, n: int, noisy: Tensor, values: T
 
     Each threshold k_i is itself a logit plus fixed noise, so that what i gains, the position at its threshold loses.
     """
-    lead, kept, (last_kept, first_dropped) = _lead_over_threshold(_wide(logits), n, noisy)
+    lead, kept, (last_kept, first_dropped) = _lead_over_threshold(wide(logits), n, noisy)
     slopes = values * (lead - lead.exp()).exp()
     gradient = slopes.clone()
     gradient.scatter_add_(1, first_dropped, -(slopes * kept).sum(dim=1, keepdim=True))
@@ -267,10 +187,10 @@ def candidate_log_probs(logits: Tensor, n: int) -> Tensor:
     Raises:
         MaskproError: a group has more than 70 masks.
     """
-    logits = _wide(logits)
+    logits = wide(logits)
     size = logits.shape[1]
     check_enumerable(NMPattern(n, size))
-    columns = _columns(logits)
+    columns = columns_of(logits)
     drawn: dict[frozenset[int], Tensor] = {frozenset(): torch.zeros_like(columns[0])}
     for _ in range(n):
         terms: dict[frozenset[int], list[Tensor]] = {}
@@ -282,10 +202,6 @@ def candidate_log_probs(logits: Tensor, n: int) -> Tensor:
         drawn = {subset: torch.stack(parts).logsumexp(dim=0) for subset, parts in terms.items()}
     ordered = [drawn[frozenset(row.nonzero().flatten().tolist())] for row in NMPattern(n, size).candidates()]
     return torch.stack(ordered, dim=1)
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _kernels_for(logits: Tensor) -> ModuleType | None:
@@ -331,90 +247,3 @@ def _lead_over_threshold(logits: Tensor, n: int, noisy: Tensor) -> tuple[Tensor,
     # A float's exp of 80 is finite, and exp(-exp(80)) and exp(-80) are as good as zero.
     lead = (logits - threshold).clamp(-LARGEST_LEAD, LARGEST_LEAD)
     return lead, kept, (places[:, n - 1 : n], places[:, n : n + 1])
-
-
-def _in_blocks(function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-    """A function of rows `[B, M]` whose value is columns `[M, B]`, of a block of groups at a time, as rows `[G, M]`.
-
-    A block's intermediate values stay in a CPU's cache, and memory is asked for once, for the result: new pages cost as
-    much as the arithmetic on them. A GPU takes all groups at once.
-    """
-    groups = len(rows[0])
-    size = max(1, groups) if rows[0].is_cuda else _CACHED_GROUPS
-    result: Tensor | None = None
-    for start in range(0, max(1, groups), size):
-        columns = function(*(part[start : start + size] for part in rows))
-        if result is None:
-            result = columns.new_empty(groups, len(columns))
-        for place, column in enumerate(columns):
-            result[start : start + size, place] = column
-    assert result is not None
-    return result
-
-
-def _columns(rows: Tensor) -> Tensor:
-    """Rows `[B, M]` as columns `[M, B]`, whole vectors to a CPU (`t().contiguous()` takes three times as long)."""
-    return torch.stack(rows.unbind(1))
-
-
-def _others(columns: Tensor) -> Tensor:
-    """Sum of the other columns of each, `[M, B]`; exact, where total minus own would cancel."""
-    sums = torch.empty_like(columns)
-    for place in range(len(columns)):
-        first, *more = [column for other, column in enumerate(columns) if other != place]
-        total = sums[place].copy_(first)
-        for column in more:
-            total += column
-    return sums
-
-
-def _softmax_and_rest(columns: Tensor) -> tuple[Tensor, Tensor]:
-    """p = softmax(logits) and 1 - p, of and as columns `[M, B]`; no logit leads by more than `LONGEST_LEAD`.
-
-    Where one does, all that is computed of p depends on the lead by less than rounding, but 1 - p has to keep what tells
-    the other positions apart.
-    """
-    # A GPU's answer would have to be waited for; on a CPU leads are cut only where there are long ones.
-    exponentials, others = _exponentials(_with_short_leads(columns) if columns.is_cuda else columns)
-    if not columns.is_cuda and others.amin() < exp(-LONGEST_LEAD):
-        exponentials, others = _exponentials(_with_short_leads(columns))
-    total = exponentials.sum(dim=0)
-    return exponentials / total, others.div_(total)
-
-
-def _exponentials(columns: Tensor) -> tuple[Tensor, Tensor]:
-    """exp(logits - the largest), and of each the sum of the others."""
-    exponentials = (columns - columns.amax(dim=0)).clamp_(min=-LARGEST_LEAD).exp_()
-    return exponentials, _others(exponentials)
-
-
-def _with_short_leads(columns: Tensor) -> Tensor:
-    """The logits, none of which leads the next one of its group by more than `LONGEST_LEAD`."""
-    top, second = columns[0], torch.full_like(columns[0], -torch.inf)
-    for column in columns[1:]:
-        second = torch.maximum(second, torch.minimum(top, column))
-        top = torch.maximum(top, column)
-    return torch.minimum(columns, second + LONGEST_LEAD)
-
-
-def _inclusion_of_pairs(logits: Tensor) -> Tensor:
-    p, rest = _softmax_and_rest(logits)
-    return p * (1 + _others(p / rest))
-
-
-def _inclusion_gradient_of_pairs(logits: Tensor, values: Tensor) -> Tensor:
-    """d/dp_i treating the p as independent, then the softmax's Jacobian; (1 - p_i) is `rest`, never a difference."""
-    p, rest = _softmax_and_rest(logits)
-    d = _others(p / rest).add_(1).mul_(values).add_(_others(values * p).div_(rest).div_(rest))
-    return (rest.mul_(d) - _others(p * d)).mul_(p)
-
-
-def _score_of_pairs(logits: Tensor, mask: Tensor) -> Tensor:
-    """The score for n = 2: with kept {a, b} and h = 1/(1-p_a) + 1/(1-p_b), log p = log p_a + log p_b + log h, so
-    score_k = mask_k - p_k - sum over kept i != k of (1/(1-p_i) / h) * p_k / (1-p_i).
-    """
-    p, rest = _softmax_and_rest(logits)
-    kept = mask.to(p.dtype)
-    inverse = kept / rest
-    weight = inverse.div_(inverse.sum(dim=0))
-    return kept.sub_(p).sub_(_others(weight.div_(rest)).mul_(p))

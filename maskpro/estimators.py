@@ -27,13 +27,12 @@ from maskpro.distribution import (
     inclusion_gradient,
     mode,
     perturb,
-    relaxed_inclusion,
-    relaxed_inclusion_gradient,
     sample,
     score,
 )
 from maskpro.names import Annealing, EstimatorName
 from maskpro.pattern import NMPattern
+from maskpro.relaxation import relaxed_inclusion, relaxed_inclusion_gradient
 
 _TRACKER_DECAY = 0.99
 

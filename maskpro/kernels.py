@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from maskpro.distribution import LARGEST_LEAD, LONGEST_LEAD
+from maskpro.closed_forms import LARGEST_LEAD, LONGEST_LEAD
 
 _BLOCK = 256
 _LEAD = tl.constexpr(LARGEST_LEAD)

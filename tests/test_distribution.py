@@ -292,7 +292,7 @@ def test_nothing_depends_on_how_many_groups_are_worked_on_at_a_time(block, monke
     """Not even the random numbers: a mask is a function of the generator's state alone."""
 
     def everything(block):
-        monkeypatch.setattr("maskpro.distribution._CACHED_GROUPS", block)
+        monkeypatch.setattr("maskpro.columns._CACHED_GROUPS", block)
         generator = torch.Generator().manual_seed(0)
         logits = 3 * torch.randn(50, 4, generator=torch.Generator().manual_seed(1))
         mask = sample(logits, 2, generator)

@@ -8,8 +8,6 @@ from maskpro.distribution import (
     log_prob,
     mode,
     perturb,
-    relaxed_inclusion,
-    relaxed_inclusion_gradient,
     sample,
 )
 from maskpro.errors import MaskproError
@@ -24,6 +22,7 @@ from maskpro.estimators import (
     policy_gradient,
 )
 from maskpro.pattern import NMPattern
+from maskpro.relaxation import relaxed_inclusion, relaxed_inclusion_gradient
 
 TWO_OF_FOUR = NMPattern(2, 4)
 
