@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from maskpro.cli import run_command
+from maskpro.commands.running import run_command
 from maskpro.tuning.launch import search_command
 
 

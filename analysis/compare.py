@@ -14,7 +14,7 @@ import typer
 
 from analysis.plots import best_trial
 from analysis.trials import has_evaluation, load_curves, load_description, load_history, load_trials, read_evaluation
-from maskpro.cli import run_command
+from maskpro.commands.running import run_command
 from maskpro.errors import MaskproError
 from maskpro.files import read_json
 from maskpro.schedule.folder import BEST_FOLDER, CONFIG_FILE, EXPERIMENT_FILE

@@ -24,7 +24,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 
 from analysis.trials import load_curves, load_description, load_layers, load_timesteps, load_trials, searched_parameters
-from maskpro.cli import run_command
+from maskpro.commands.running import run_command
 from maskpro.errors import MaskproError
 from maskpro.schedule.folder import EXPERIMENT_FILE
 from maskpro.schedule.history import METRIC

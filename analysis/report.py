@@ -29,7 +29,7 @@ from analysis.trials import (
     read_evaluation,
     searched_parameters,
 )
-from maskpro.cli import run_command
+from maskpro.commands.running import run_command
 from maskpro.errors import MaskproError
 from maskpro.fidelity import format_share, images_judged_by, learned_against_dense
 from maskpro.files import read_json, write_text

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from maskpro.cli import run_command
+from maskpro.commands.running import run_command
 from maskpro.errors import MaskproError
 from maskpro.files import read_json
 from maskpro.schedule.folder import BEST_FOLDER, EVALUATION_FILE, EXPERIMENT_FILE, HISTORY_FILE, LAYERS_FILE

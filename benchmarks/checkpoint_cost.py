@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from benchmarks.report import hardware_line, print_table
 from benchmarks.toy_workload import perceptron, toy_workload
-from maskpro.cli import run_command
+from maskpro.commands.running import run_command
 from maskpro.runs import MaskFormat, build_trainer
 from maskpro.schedule.checkpoints import part_file, write_checkpoint
 from maskpro.schedule.history import PARTS

@@ -28,7 +28,7 @@ import torch
 import typer
 
 from benchmarks.report import hardware_line, print_table
-from maskpro.cli import run_command
+from maskpro.commands.running import run_command
 from maskpro.fidelity import fidelity
 from maskpro.metrics import recovery
 from maskpro.runs import MaskFormat, RunCache, build_trainer, initial_masked

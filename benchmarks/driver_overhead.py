@@ -18,7 +18,7 @@ from optuna.pruners import NopPruner
 from ray.tune import Callback, Trainable
 
 from benchmarks.report import hardware_line, print_table
-from maskpro.cli import run_command
+from maskpro.commands.running import run_command
 from maskpro.schedule.early_stopping import SuccessiveHalving
 from maskpro.schedule.folder import HISTORY_FILE, STUDY_FILE
 from maskpro.schedule.history import METRIC, History

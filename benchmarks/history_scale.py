@@ -14,7 +14,7 @@ import typer
 
 from benchmarks.report import hardware_line, print_table
 from benchmarks.simulated_search import SimulatedSearch
-from maskpro.cli import run_command
+from maskpro.commands.running import run_command
 from maskpro.schedule.folder import HISTORY_FILE
 from maskpro.schedule.history import History
 from maskpro.tuning.space import load_space

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.report import hardware_line, print_table
 from maskpro import distribution, samples
-from maskpro.cli import run_command
+from maskpro.commands.running import run_command
 
 _GROUPS = 8_920_000
 _ROUNDS = 20

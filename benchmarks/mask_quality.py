@@ -33,7 +33,7 @@ import typer
 from benchmarks.mask_methods import EARLY_EVALUATIONS, EVALUATIONS, LEARNED, ONE_SHOT, OURS, RIVALS, Job, Setting, run_job
 from benchmarks.report import hardware_line, print_table
 from benchmarks.resumable import Deadline, Rows, die_with_parent
-from maskpro.cli import run_command
+from maskpro.commands.running import run_command
 from maskpro.errors import MaskproError
 from maskpro.initial_masks import ONE_SHOT_SAMPLES
 from maskpro.precision import parse_precision

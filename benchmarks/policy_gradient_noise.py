@@ -23,7 +23,7 @@ import typer
 
 from benchmarks.mask_methods import LEARNED, last_shortcuts
 from benchmarks.report import hardware_line, print_table
-from maskpro.cli import run_command
+from maskpro.commands.running import run_command
 from maskpro.distribution import sample
 from maskpro.objectives import predict_in
 from maskpro.runs import MaskFormat, RunCache, build_trainer, table_name

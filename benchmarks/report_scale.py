@@ -19,7 +19,7 @@ from analysis.report import write_report
 from analysis.trials import load_curves, load_trials
 from benchmarks.made_up_experiment import make_experiment
 from benchmarks.report import hardware_line, print_table
-from maskpro.cli import run_command
+from maskpro.commands.running import run_command
 from maskpro.monitoring.view import take_snapshot
 from maskpro.schedule.folder import HISTORY_FILE
 from maskpro.schedule.history import HistoryReader

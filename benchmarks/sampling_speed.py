@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks.report import hardware_line, print_table
 from benchmarks.step_cost import open_network
-from maskpro.cli import run_command
+from maskpro.commands.running import run_command
 from maskpro.evaluation.sampling import Sampler, SamplingPlan, parse_sampler
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks.report import hardware_line, print_table
 from benchmarks.simulated_search import SimulatedSearch
-from maskpro.cli import run_command
+from maskpro.commands.running import run_command
 from maskpro.errors import MaskproError
 from maskpro.fidelity import Estimate, estimate_fidelity, estimate_gain
 from maskpro.runs import RunCache, build_trainer

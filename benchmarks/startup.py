@@ -21,7 +21,7 @@ import torch
 import typer
 
 from benchmarks.report import hardware_line, print_table
-from maskpro.cli import run_command
+from maskpro.commands.running import run_command
 from maskpro.objectives import teacher_outputs
 from maskpro.schedule.folder import HISTORY_FILE
 from maskpro.workloads import open_workload

@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from benchmarks.made_up_workload import made_up_workload
 from benchmarks.report import hardware_line, print_table
-from maskpro.cli import run_command
+from maskpro.commands.running import run_command
 from maskpro.errors import MaskproError
 from maskpro.graphs import GraphedPass
 from maskpro.masked_model import maskable_layers

@@ -27,7 +27,7 @@ import typer
 from torch import Tensor, nn
 
 from benchmarks.report import hardware_line, print_table
-from maskpro.cli import run_command
+from maskpro.commands.running import run_command
 from maskpro.fidelity import estimate_fidelity, estimate_gain
 from maskpro.names import Precision
 from maskpro.precision import autocast

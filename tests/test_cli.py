@@ -11,7 +11,8 @@ import torch
 import typer
 from safetensors import SafetensorError
 
-from maskpro.cli import app, run_app
+from maskpro.cli import app
+from maskpro.commands.running import run_app
 from maskpro.errors import MaskproError
 from maskpro.files import check_new, write_text
 from maskpro.pipeline import parse_device
@@ -118,10 +119,10 @@ def test_a_step_whose_results_are_files_goes_on_without_its_output(tmp_path, out
     script = """
 import sys, typer
 from pathlib import Path
-from maskpro.cli import _results_first, run_app
+from maskpro.commands.running import results_first, run_app
 app = typer.Typer()
 @app.command()
-@_results_first
+@results_first
 def command(output_dir: Path) -> None:
     for number in range(20_000):
         print("sampling ü", number, flush=True)
@@ -138,7 +139,7 @@ run_app(app)
 def test_characters_that_the_screen_lacks_end_no_command():
     script = """
 import typer
-from maskpro.cli import app, run_app
+from maskpro.commands.running import run_app
 from maskpro.errors import MaskproError
 app = typer.Typer()
 @app.command()

@@ -32,7 +32,7 @@ from benchmarks.cifar10.common import (
 from benchmarks.cifar10.train_features import FEATURES_FILE
 from benchmarks.mask_quality import Setting, measure
 from benchmarks.resumable import Deadline, Rows
-from maskpro.cli import run_command
+from maskpro.commands.running import run_command
 from maskpro.errors import MaskproError
 
 # Settings of the methods were found on seeds 0 to 4, of another network.

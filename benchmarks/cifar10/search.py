@@ -46,7 +46,7 @@ from benchmarks.cifar10.time_line import run_watched, spent, time_line, was_kill
 from benchmarks.cifar10.train_features import FEATURES_FILE
 from benchmarks.made_up_workload import made_up_workload
 from benchmarks.resumable import Rows
-from maskpro.cli import run_command
+from maskpro.commands.running import run_command
 from maskpro.errors import MaskproError
 from maskpro.fidelity import Estimate
 from maskpro.files import read_json, write_json

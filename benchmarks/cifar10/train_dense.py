@@ -42,7 +42,7 @@ from benchmarks.cifar10.common import (
 )
 from benchmarks.cifar10.networks import NETWORKS, DenoiserTraining, count_parameters, load_network, make_network
 from benchmarks.resumable import Deadline
-from maskpro.cli import run_command
+from maskpro.commands.running import run_command
 from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import GENERATION_SEED
 from maskpro.evaluation.sampling import SamplingPlan, save_grid

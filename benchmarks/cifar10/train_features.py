@@ -38,7 +38,7 @@ from benchmarks.cifar10.common import (
 )
 from benchmarks.cifar10.labelled import LabelledImages, labelled_images
 from benchmarks.resumable import Deadline
-from maskpro.cli import run_command
+from maskpro.commands.running import run_command
 from maskpro.files import atomic_path, write_json
 from maskpro.names import Precision
 from maskpro.precision import autocast

@@ -84,7 +84,7 @@ def test_names_that_would_be_two_files_are_refused(text, encoding, shown):
 
 ENDED = """
 import os, sys, typer
-from maskpro.cli import run_app
+from maskpro.commands.running import run_app
 app = typer.Typer()
 @app.command()
 def command(name: str = ""):

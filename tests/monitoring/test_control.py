@@ -220,7 +220,7 @@ def test_the_commands_exit_with_two_and_need_no_torch(folder, tmp_path, monkeypa
     assert ended.value.code == 2
     assert capsys.readouterr().err == f"error: experiment {folder} is not running; allowed: one that is\n"
     code = (
-        "import sys; from maskpro.cli import app, run_app\n"
+        "import sys; from maskpro.cli import app; from maskpro.commands.running import run_app\n"
         "try: run_app(app)\n"
         "except SystemExit: print([name for name in ('torch', 'torchvision', 'ray', 'optuna') if name in sys.modules])"
     )

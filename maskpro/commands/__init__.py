@@ -1,0 +1,1 @@
+"""The `maskpro` commands, and what running one takes."""

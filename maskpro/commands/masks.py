@@ -1,0 +1,114 @@
+"""Masks of networks as they are: `maskpro prune`, `extract` and `verify`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from maskpro.commands.inputs import LayoutName, Output, Pattern, Seed, opened_workload, preflight
+from maskpro.commands.running import results_first
+from maskpro.errors import MaskproError
+from maskpro.option_groups import SourceOptions
+from maskpro.options import expanded, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FittingSource(SourceOptions):
+    """A workload whose model a mask must fit, or none."""
+
+    workload: str | None = option(None, "Whose model it must fit: digits or cifar10.", "--workload", "--dataset")
+
+
+@results_first
+@expanded
+def prune(
+    output_dir: Output,
+    source: SourceOptions,
+    pattern: Pattern = "2:4",
+    layout: LayoutName = "channel",
+    method: Annotated[str, typer.Option(help="magnitude, wanda, sparsegpt (its mask alone) or random.")] = "magnitude",
+    ratio: Annotated[float | None, typer.Option(help="Share of weights removed; must be the pattern's.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Prune the dense network to n:m in one shot and write it as a diffusers folder."""
+    from maskpro import pipeline
+    from maskpro.initial_masks import parse_initial_mask
+    from maskpro.pattern import NMPattern, parse_layout
+
+    parsed, chosen = NMPattern.parse(pattern), parse_initial_mask(method)
+    if ratio is not None and ratio != parsed.sparsity:
+        raise MaskproError(f"ratio is {ratio}; allowed with pattern {pattern}: {parsed.sparsity}")
+    opened, parsed_layout = (
+        opened_workload(source, output_dir),
+        parse_layout(layout),
+    )
+    preflight(opened, pattern=parsed, layout=parsed_layout)
+    pipeline.prune(opened, output_dir, pattern=parsed, layout=parsed_layout, method=chosen, seed=seed)
+    print(f"pruned to {pattern} ({parsed.sparsity:.0%} of the maskable weights removed): {output_dir}")
+
+
+@results_first
+@expanded
+def extract(
+    model_path: Annotated[str, typer.Option(help="Pruned diffusers folder.")],
+    output_dir: Output,
+    original_model: Annotated[
+        str | None, typer.Option(help="Dense model to bind the masks to: folder, hub name, or digits (embedded).")
+    ] = None,
+    ema: Annotated[bool, typer.Option("--ema", help="Take the weights in unet_ema/ beside the model's unet/.")] = False,
+    pattern: Pattern = "2:4",
+    layout: LayoutName = "channel",
+    nearest: Annotated[
+        bool, typer.Option("--nearest", help="Turn zeros that are not n:m into the nearest n:m masks.")
+    ] = False,
+) -> None:
+    """Extract the masks of a pruned model's zeros into masks.safetensors."""
+    from maskpro import pipeline
+    from maskpro.embedded import DIGITS_MODEL
+    from maskpro.pattern import NMPattern, parse_layout
+
+    content = pipeline.extract(
+        model_path,
+        output_dir,
+        pattern=NMPattern.parse(pattern),
+        layout=parse_layout(layout),
+        original_model=str(DIGITS_MODEL) if original_model == "digits" else original_model,
+        nearest=nearest,
+        ema=ema,
+    )
+    differing = content.provenance["share_of_positions_that_differ_from_the_zeros"]
+    print(
+        f"masks of {len(content.masks)} layers, {differing:.2%} of the positions unlike the zeros: "
+        f"{output_dir / pipeline.MASKS_FILE}"
+    )
+
+
+@expanded
+def verify(
+    masks: Annotated[Path, typer.Argument(help="Mask file.")],
+    source: _FittingSource,
+) -> None:
+    """Check a mask file: whole, every group n:m, and (with --workload) made for that model; exit status 2 if not."""
+    from maskpro import pipeline
+
+    if source.workload is None and source != _FittingSource():
+        raise MaskproError(
+            "workload is missing with model, data or an option of theirs; allowed: --workload digits or cifar10"
+        )
+    opened = None if source.workload is None else opened_workload(source)
+    found = pipeline.verify(masks, opened)
+    for name, problem in found.items():
+        print(f"{name}: {problem or 'ok'}")
+    wrong = [name for name, problem in found.items() if problem]
+    if wrong:
+        raise MaskproError(f"mask file {masks} does not fit: {len(wrong)} of {len(found)} layers, such as {wrong[0]}")
+    if opened is not None:
+        content = pipeline.load_masks_for(opened, masks)
+        preflight(opened, pattern=content.pattern, layout=content.layout, covered=list(content.masks))
+    for name, why in pipeline.unmasked_layers(masks, opened).items():
+        print(f"{name}: stays dense, {why}")
+    against = "" if opened is None else f" and fit {opened.model_source}"
+    print(f"{len(found)} layers keep exactly n of every m{against}: {masks}")
