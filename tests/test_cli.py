@@ -15,7 +15,7 @@ from maskpro.cli import app
 from maskpro.commands.running import run_app
 from maskpro.errors import MaskproError
 from maskpro.files import check_new, write_text
-from maskpro.pipeline import parse_device
+from maskpro.machine.hardware import parse_device
 
 
 def application(error):

@@ -15,7 +15,6 @@ from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from maskpro import pipeline
 from maskpro.cli import app
 from maskpro.embedded import DIGITS_MODEL
 from maskpro.errors import MaskproError
@@ -23,7 +22,8 @@ from maskpro.initial_masks import magnitude_masked_model
 from maskpro.mask_file import load_mask_file, save_mask_file
 from maskpro.masked_model import maskable_layers, model_hash
 from maskpro.pattern import NMPattern
-from maskpro.pipeline import magnitude_mask_file
+from maskpro.pipeline.learning import train as learn
+from maskpro.pipeline.masks import magnitude_mask_file
 from maskpro.trainer_config import TrainerConfig
 
 pytestmark = pytest.mark.usefixtures("few_held_out")
@@ -103,7 +103,7 @@ def test_training_starts_where_it_is_told_and_tells_each_layers_part(tmp_path):
 
 
 def test_verify_says_what_is_wrong_layer_by_layer(tmp_path, digits):
-    masks = pipeline.magnitude_mask_file(digits, pattern=NMPattern(2, 4), layout="channel")
+    masks = magnitude_mask_file(digits, pattern=NMPattern(2, 4), layout="channel")
     path = tmp_path / "masks.safetensors"
     save_mask_file(path, masks)
     whole = path.read_bytes()
@@ -265,7 +265,7 @@ def test_what_a_run_records_is_of_the_mask_that_it_wrote(tmp_path, digits):
 
 def test_what_a_run_in_bfloat16_records_is_judged_in_float32(tmp_path, digits):
     small = replace(digits, budgets=replace(digits.budgets, validation_samples=64))
-    summary = pipeline.train(
+    summary = learn(
         small,
         tmp_path / "run",
         config=TrainerConfig(precision="bfloat16", batch_size=16, dataset_size=32, budget_samples=64),

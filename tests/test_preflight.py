@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from torchvision.transforms.v2.functional import to_pil_image
 from typer.testing import CliRunner
 
-from maskpro import pipeline
 from maskpro.cli import app
 from maskpro.data import to_model_range
 from maskpro.dense_layers import dense_layers, multiply_adds
@@ -30,6 +29,7 @@ from maskpro.metrics import recovery
 from maskpro.noise_schedule import BETA_SCHEDULES, PREDICTION_TYPES
 from maskpro.objectives.diffusion import DiffusionObjective
 from maskpro.pattern import NMPattern
+from maskpro.pipeline.masks import magnitude_mask_file
 from maskpro.preflight import run_preflight
 from maskpro.pretrained import load_pretrained, save_pipeline
 from maskpro.search_options import SearchOptions
@@ -446,7 +446,7 @@ def test_own_zeros_fill_a_mask_up_to_n():
 def test_the_initial_mask_covers_the_learned_masks_layers(made, images, tmp_path):
     model = made()
     workload = open_workload("cifar10", model=str(model), data=images)
-    whole = pipeline.magnitude_mask_file(workload, pattern=TWO_OF_FOUR, layout="channel")
+    whole = magnitude_mask_file(workload, pattern=TWO_OF_FOUR, layout="channel")
     name = "mid_block.resnets.0.conv1"
     save_mask_file(tmp_path / "one.safetensors", replace(whole, masks={name: whole.masks[name]}))
     save_mask_file(tmp_path / "all.safetensors", whole)

@@ -65,7 +65,7 @@ _FOR_EVERY_KIND = (
     "layer_statistics.py",
     "preflight.py",
     "doctor.py",
-    "pipeline.py",
+    "pipeline",
     "schedule",
     "monitoring",
     "tuning",

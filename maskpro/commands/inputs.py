@@ -49,8 +49,8 @@ def preflight(workload: Any, *, options: Mapping[str, Any] | None = None, device
     Args:
         options: by which networks will be judged.
     """
-    from maskpro import pipeline
+    from maskpro.machine.hardware import parse_device
     from maskpro.preflight import run_preflight
 
     evaluation = workload.evaluation(options or {})
-    return run_preflight(workload, evaluation=evaluation, device=pipeline.parse_device(device), **form)
+    return run_preflight(workload, evaluation=evaluation, device=parse_device(device), **form)

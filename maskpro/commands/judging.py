@@ -40,10 +40,12 @@ def evaluate(
     device: Device = "auto",
 ) -> None:
     """Compare the dense network with its initial and its learned mask."""
-    from maskpro import pipeline
     from maskpro.fidelity import learned_against_dense
+    from maskpro.machine.hardware import parse_device
     from maskpro.metrics import masked_copy
     from maskpro.pattern import NMPattern, parse_layout
+    from maskpro.pipeline import judging as steps
+    from maskpro.pipeline.masks import load_masked_checkpoint, load_masks_for
     from maskpro.workloads import workload_options
 
     if (masks is None) == (checkpoint_path is None):
@@ -61,26 +63,24 @@ def evaluate(
     opened = opened_workload(source, output_dir)
     parsed, parsed_layout = NMPattern.parse(pattern), parse_layout(layout)
     if masks is not None:
-        content = pipeline.load_masks_for(opened, masks)
+        content = load_masks_for(opened, masks)
         parsed, parsed_layout = content.pattern, content.layout
         learned = masked_copy(opened.model, content.masks, parsed, parsed_layout)
         covered = list(content.masks)
     else:
-        learned, covered = pipeline.load_masked_checkpoint(
-            opened, str(checkpoint_path), pattern=parsed, layout=parsed_layout
-        )
+        learned, covered = load_masked_checkpoint(opened, str(checkpoint_path), pattern=parsed, layout=parsed_layout)
     form: dict[str, Any] = {"pattern": parsed, "layout": parsed_layout, "covered": covered}
     preflight(opened, **form, options=options, device=device)
-    report = pipeline.evaluate(
+    report = steps.evaluate(
         opened,
         output_dir,
         learned=learned,
         **form,
-        initial=None if initial_masks is None else pipeline.load_masks_for(opened, initial_masks),
+        initial=None if initial_masks is None else load_masks_for(opened, initial_masks),
         test_samples=judging.test_samples,
         options=options,
         cache=cache,
-        device=pipeline.parse_device(device),
+        device=parse_device(device),
     )
     print(learned_against_dense(report))
     print(f"results: {output_dir}")
@@ -95,7 +95,7 @@ def reference_statistics(
     device: Device = "auto",
 ) -> None:
     """Write mean and covariance of the real images' features into a .npz file (mu, sigma)."""
-    from maskpro import pipeline
+    from maskpro.machine.hardware import parse_device
     from maskpro.workloads.judging import reference_statistics as write_statistics
 
     opened = opened_workload(source, output)
@@ -104,6 +104,6 @@ def reference_statistics(
         output,
         features=judging.features,
         inception_weights=judging.inception_weights,
-        device=pipeline.parse_device(device),
+        device=parse_device(device),
     )
     print(f"mean and covariance of {found['num_features']} features, {found['features']}: {output}")

@@ -40,12 +40,13 @@ def baseline(
     seed: Seed = 0,
 ) -> None:
     """Losses of the original weights under the initial mask."""
-    from maskpro import pipeline
+    from maskpro.machine.hardware import parse_device
+    from maskpro.pipeline import learning as steps
 
     opened = opened_workload(source, output_dir)
     chosen = _masks_or_magnitude(opened, masks, pattern, layout)
     preflight(opened, pattern=chosen.pattern, layout=chosen.layout, covered=list(chosen.masks), device=device)
-    report = pipeline.baseline(
+    report = steps.baseline(
         opened,
         output_dir,
         masks=chosen,
@@ -53,7 +54,7 @@ def baseline(
         batch_size=batch_size,
         max_batches=max_batches,
         seed=seed,
-        device=pipeline.parse_device(device),
+        device=parse_device(device),
     )
     print(f"mean loss {report['mean_loss']:.5f} over {report['num_batches']} batches: {output_dir}")
 
@@ -86,10 +87,12 @@ def train(
     device: Device = "auto",
 ) -> None:
     """Learn one mask, outside a search."""
-    from maskpro import pipeline
     from maskpro.fidelity import NO_DIFFERENCE, format_share
     from maskpro.initial_masks import parse_initial_mask
+    from maskpro.machine.hardware import parse_device
     from maskpro.pattern import NMPattern, parse_layout
+    from maskpro.pipeline import learning as steps
+    from maskpro.pipeline.masks import load_masks_for
     from maskpro.trackers import swanlab_log
 
     for name, value in (("epoch", epoch), ("max_step", max_step)):
@@ -102,7 +105,7 @@ def train(
     budget = min(epoch * config.dataset_size * config.masks_per_step, max_step * config.step_samples)
     config = replace(config, budget_samples=budget)
     opened = opened_workload(source, output_dir)
-    initial = None if masks is None else pipeline.load_masks_for(opened, masks)
+    initial = None if masks is None else load_masks_for(opened, masks)
     form: dict[str, Any] = {
         "pattern": NMPattern.parse(pattern) if initial is None else initial.pattern,
         "layout": parse_layout(layout) if initial is None else initial.layout,
@@ -110,13 +113,13 @@ def train(
     }
     preflight(opened, **form, covered=None if initial is None else list(initial.masks), device=device)
     with swanlab_log(swanlab, name=experiment_name, config=asdict(config)) as log:
-        summary = pipeline.train(
+        summary = steps.train(
             opened,
             output_dir,
             config=config,
             **form,
             initial=initial or method,
-            device=pipeline.parse_device(device),
+            device=parse_device(device),
             save_logits=save,
             statistics=statistics,
             log=log,
@@ -128,9 +131,9 @@ def train(
 
 def _masks_or_magnitude(workload: Any, masks: Path | None, pattern: str, layout: str) -> Any:
     """The masks of a file, checked to be made for the workload's model; without one the magnitude mask."""
-    from maskpro import pipeline
     from maskpro.pattern import NMPattern, parse_layout
+    from maskpro.pipeline.masks import load_masks_for, magnitude_mask_file
 
     if masks is not None:
-        return pipeline.load_masks_for(workload, masks)
-    return pipeline.magnitude_mask_file(workload, pattern=NMPattern.parse(pattern), layout=parse_layout(layout))
+        return load_masks_for(workload, masks)
+    return magnitude_mask_file(workload, pattern=NMPattern.parse(pattern), layout=parse_layout(layout))

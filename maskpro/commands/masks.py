@@ -34,9 +34,9 @@ def prune(
     seed: Seed = 0,
 ) -> None:
     """Prune the dense network to n:m in one shot and write it as a diffusers folder."""
-    from maskpro import pipeline
     from maskpro.initial_masks import parse_initial_mask
     from maskpro.pattern import NMPattern, parse_layout
+    from maskpro.pipeline import masks as steps
 
     parsed, chosen = NMPattern.parse(pattern), parse_initial_mask(method)
     if ratio is not None and ratio != parsed.sparsity:
@@ -46,7 +46,7 @@ def prune(
         parse_layout(layout),
     )
     preflight(opened, pattern=parsed, layout=parsed_layout)
-    pipeline.prune(opened, output_dir, pattern=parsed, layout=parsed_layout, method=chosen, seed=seed)
+    steps.prune(opened, output_dir, pattern=parsed, layout=parsed_layout, method=chosen, seed=seed)
     print(f"pruned to {pattern} ({parsed.sparsity:.0%} of the maskable weights removed): {output_dir}")
 
 
@@ -66,11 +66,11 @@ def extract(
     ] = False,
 ) -> None:
     """Extract the masks of a pruned model's zeros into masks.safetensors."""
-    from maskpro import pipeline
     from maskpro.embedded import DIGITS_MODEL
     from maskpro.pattern import NMPattern, parse_layout
+    from maskpro.pipeline import masks as steps
 
-    content = pipeline.extract(
+    content = steps.extract(
         model_path,
         output_dir,
         pattern=NMPattern.parse(pattern),
@@ -82,7 +82,7 @@ def extract(
     differing = content.provenance["share_of_positions_that_differ_from_the_zeros"]
     print(
         f"masks of {len(content.masks)} layers, {differing:.2%} of the positions unlike the zeros: "
-        f"{output_dir / pipeline.MASKS_FILE}"
+        f"{output_dir / steps.MASKS_FILE}"
     )
 
 
@@ -92,23 +92,23 @@ def verify(
     source: _FittingSource,
 ) -> None:
     """Check a mask file: whole, every group n:m, and (with --workload) made for that model; exit status 2 if not."""
-    from maskpro import pipeline
+    from maskpro.pipeline import masks as steps
 
     if source.workload is None and source != _FittingSource():
         raise MaskproError(
             "workload is missing with model, data or an option of theirs; allowed: --workload digits or cifar10"
         )
     opened = None if source.workload is None else opened_workload(source)
-    found = pipeline.verify(masks, opened)
+    found = steps.verify(masks, opened)
     for name, problem in found.items():
         print(f"{name}: {problem or 'ok'}")
     wrong = [name for name, problem in found.items() if problem]
     if wrong:
         raise MaskproError(f"mask file {masks} does not fit: {len(wrong)} of {len(found)} layers, such as {wrong[0]}")
     if opened is not None:
-        content = pipeline.load_masks_for(opened, masks)
+        content = steps.load_masks_for(opened, masks)
         preflight(opened, pattern=content.pattern, layout=content.layout, covered=list(content.masks))
-    for name, why in pipeline.unmasked_layers(masks, opened).items():
+    for name, why in steps.unmasked_layers(masks, opened).items():
         print(f"{name}: stays dense, {why}")
     against = "" if opened is None else f" and fit {opened.model_source}"
     print(f"{len(found)} layers keep exactly n of every m{against}: {masks}")

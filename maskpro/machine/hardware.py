@@ -1,4 +1,4 @@
-"""What this machine is, for records and tables."""
+"""What this machine is, for records and tables, and its devices by their names."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import time
 from typing import Any
 
 import torch
+
+from maskpro.errors import MaskproError
 
 
 def hardware() -> dict[str, Any]:
@@ -21,3 +23,20 @@ def seconds_now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.monotonic()
+
+
+def parse_device(text: str) -> torch.device:
+    """The device of that name; "auto" is a GPU where there is one."""
+    if text == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(text)
+    except RuntimeError as error:
+        raise MaskproError(f"device is {text!r}; allowed: auto, cpu, cuda or cuda:0") from error
+    if device.type not in ("cpu", "cuda"):
+        raise MaskproError(f"device is {text!r}; allowed: auto, cpu, cuda or cuda:0")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise MaskproError(f"device is {text!r}, but torch finds no GPU here; allowed: cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise MaskproError(f"device is {text!r}; allowed: cuda:0 to cuda:{torch.cuda.device_count() - 1}")
+    return device

@@ -21,7 +21,7 @@ from maskpro.files import read_json
 from maskpro.masked_model import model_hash
 from maskpro.metrics import masked_copy
 from maskpro.pattern import NMPattern
-from maskpro.pipeline import magnitude_mask_file
+from maskpro.pipeline.masks import magnitude_mask_file
 from maskpro.workloads.judging import reference_statistics
 
 CPU = torch.device("cpu")

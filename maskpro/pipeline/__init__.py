@@ -1,0 +1,1 @@
+"""The steps of the original pipeline as functions: prune, extract, baseline, train, evaluate. Results fill a new folder."""

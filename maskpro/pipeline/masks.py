@@ -1,0 +1,190 @@
+"""Masks of networks as they are: pruned in one shot, extracted, read from files and checked against a workload."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from maskpro.dense_layers import dense_layers
+from maskpro.errors import MaskproError
+from maskpro.files import atomic_folder, check_new
+from maskpro.initial_masks import InitialMaskMethod, extract_masks, magnitude_masked_model, one_shot_mask
+from maskpro.mask_file import MaskFile, inspect_mask_file, load_mask_file, save_mask_file
+from maskpro.masked_model import MaskedModel, layer_problems, maskable_layers, model_hash
+from maskpro.pattern import Layout, NMPattern
+from maskpro.workload import LoadedNetwork, Say, Workload
+from maskpro.workloads import DEFAULT_WORKLOAD, workload_kind
+
+MASKS_FILE = "masks.safetensors"
+
+
+def load_masks_for(workload: Workload, path: Path) -> MaskFile:
+    """A mask file, checked to have been made for the workload's model.
+
+    Raises:
+        MaskproError: the file is damaged, or for another model.
+    """
+    content = load_mask_file(path)
+    check_base(content, path, workload)
+    MaskedModel(
+        copy.deepcopy(workload.model), pattern=content.pattern, layout=content.layout, covered=content.masks.keys()
+    ).groups(content.masks)
+    return content
+
+
+def check_base(content: MaskFile, path: Path, workload: Workload) -> None:
+    """Raise where a mask file names other weights than those of the workload's model as its base."""
+    found = workload.fingerprint()
+    if content.base_hash not in ("", found):
+        raise MaskproError(
+            f"mask file {path} is for another model (hash {content.base_hash[:12]}; "
+            f"{workload.model_source} has {found[:12]}); name its model with --model"
+        )
+
+
+def magnitude_mask_file(
+    workload: Workload, *, pattern: NMPattern, layout: Layout, covered: Collection[str] | None = None
+) -> MaskFile:
+    """The magnitude mask of the workload's network, or of its `covered` layers, as a mask file's content."""
+    masked = magnitude_masked_model(workload.model, pattern=pattern, layout=layout, covered=covered)
+    return MaskFile(
+        pattern=pattern,
+        layout=layout,
+        base_hash=workload.fingerprint(),
+        masks=masked.layer_masks(),
+        provenance={"method": "magnitude", "model": workload.model_source},
+    )
+
+
+def prune(
+    workload: Workload, output: Path, *, pattern: NMPattern, layout: Layout, method: InitialMaskMethod, seed: int = 0
+) -> nn.Module:
+    """Prune the dense network to n:m in one shot and write it as its own library does; its weights are zeroed, not changed.
+
+    Raises:
+        MaskproError: `output` exists.
+    """
+    check_new(output, "output folder")
+    masked = MaskedModel(copy.deepcopy(workload.model), pattern=pattern, layout=layout)
+    objective = workload.training_objective(seed=seed, device=torch.device("cpu"))
+    masked.set_mask(one_shot_mask(masked, method, objective=objective, generator=torch.Generator().manual_seed(seed)))
+    with atomic_folder(output) as folder:
+        workload.save(folder, masked.model)
+    return masked.model
+
+
+def extract(
+    pruned_model: str,
+    output: Path,
+    *,
+    pattern: NMPattern,
+    layout: Layout,
+    original_model: str | None = None,
+    nearest: bool = False,
+    ema: bool = False,
+    workload: str = DEFAULT_WORKLOAD,
+    say: Say = print,
+) -> MaskFile:
+    """Write `masks.safetensors` with the masks of a pruned network's zeros; it is of the kind of that workload.
+
+    Without the original model the file names no base model, and later checks see layer names and shapes only. With
+    `nearest`, which needs it, zeros that are not n:m become the nearest n:m masks (`extract_masks`). With `ema` the
+    original model's weights are their average over the training.
+
+    Raises:
+        MaskproError: no zeros, zeros that are not n:m, an original of another architecture, or `output` exists.
+    """
+    if nearest and original_model is None:
+        raise MaskproError("nearest is True without original_model; allowed: with it (its weights decide between masks)")
+    load = workload_kind(workload).load
+    found = _told(pruned_model, load(pruned_model), say)
+    pruned = found.model
+    original = None if original_model is None else _told(original_model, load(original_model, ema=ema), say).model
+    if original is not None:
+        _check_same_architecture(pruned, original, f"model_path {pruned_model}", str(original_model))
+    try:
+        nearest_to = original if nearest else None
+        masks = extract_masks(pruned, pattern=pattern, layout=layout, dense=original, nearest_to=nearest_to)
+    except MaskproError as error:
+        if nearest or "do not keep exactly" not in str(error):
+            raise
+        raise MaskproError(f"{error}; --nearest with --original-model takes the nearest {pattern} masks") from error
+    zeros = maskable_layers(pruned)
+    differing = sum(int((mask != (zeros[name] != 0)).sum()) for name, mask in masks.items())
+    total = sum(mask.numel() for mask in masks.values())
+    content = MaskFile(
+        pattern=pattern,
+        layout=layout,
+        base_hash="" if original is None else model_hash(original),
+        masks=masks,
+        provenance={
+            "extracted_from": pruned_model,
+            "share_of_positions_that_differ_from_the_zeros": differing / total,
+            "dense_layers": dense_layers(pruned, masks, pattern=pattern, layout=layout, run=found.run).describe(),
+        },
+    )
+    with atomic_folder(output) as folder:
+        save_mask_file(folder / MASKS_FILE, content)
+    return content
+
+
+def verify(path: Path, workload: Workload | None = None) -> dict[str, str]:
+    """Layer name to "" or to what is wrong with its mask, in itself or for the workload's model.
+
+    Layers of the model that the file leaves out are none of its problems: they stay dense.
+
+    Raises:
+        MaskproError: the file is too damaged to tell its layers apart, or was made for other weights than the model's.
+    """
+    content, problems = inspect_mask_file(path)
+    if workload is not None:
+        check_base(content, path, workload)
+        shapes = {name: weight.shape for name, weight in maskable_layers(workload.model).items() if name in content.masks}
+        problems = layer_problems(content.masks, shapes, content.pattern, content.layout) | problems
+    return {name: problems.get(name, "") for name in content.masks}
+
+
+def unmasked_layers(path: Path, workload: Workload | None = None) -> dict[str, str]:
+    """Layer name to why it stays dense, of the maskable layers that a mask file leaves out.
+
+    Without the workload they are those that the file itself names.
+    """
+    content, _ = inspect_mask_file(path)
+    if workload is None:
+        named = content.provenance.get("dense_layers", {}).get("layers", [])
+        return {row["layer"]: row["why"] for row in named}
+    left = workload.dense_layers(content.masks, pattern=content.pattern, layout=content.layout)
+    return {row.layer: row.why for row in left.layers}
+
+
+def load_masked_checkpoint(
+    workload: Workload, source: str, *, pattern: NMPattern, layout: Layout, say: Say = print
+) -> tuple[nn.Module, list[str]]:
+    """A network whose weights are already masked, and the names of its masked layers.
+
+    Groups keep at most n: where the dense weights hold zeros of their own, a mask may keep these.
+
+    Raises:
+        MaskproError: it is of another architecture than the workload's, holds no zeros, or its zeros are not n:m.
+    """
+    model = _told(source, workload.load_network(source), say).model
+    _check_same_architecture(model, workload.model, f"checkpoint_path {source}", workload.model_source)
+    masks = extract_masks(model, pattern=pattern, layout=layout, dense=workload.model)
+    return model, list(masks)
+
+
+def _told(source: str, found: LoadedNetwork, say: Say) -> LoadedNetwork:
+    """The network, once it was said what was converted or left out when it was loaded."""
+    for note in found.notes:
+        say(f"model {source}: {note}")
+    return found
+
+
+def _check_same_architecture(model: nn.Module, expected: nn.Module, what: str, source: str) -> None:
+    shapes, wanted = ({name: value.shape for name, value in part.state_dict().items()} for part in (model, expected))
+    if shapes != wanted:
+        raise MaskproError(f"{what} is of another architecture than {source}")
