@@ -30,9 +30,10 @@ import typer
 from benchmarks.report import hardware_line, print_table
 from maskpro.commands.running import run_command
 from maskpro.fidelity import fidelity
+from maskpro.logit_state import StoredLogits
 from maskpro.metrics import recovery
 from maskpro.runs import MaskFormat, RunCache, build_trainer, initial_masked
-from maskpro.trainer import MaskTrainer, StoredLogits
+from maskpro.trainer import MaskTrainer
 from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.space import load_space
 from maskpro.workloads import open_workload

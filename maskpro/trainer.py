@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from maskpro.errors import MaskproError
-from maskpro.estimators import PARAMETRISATIONS, Sharpening, Tracker, leave_one_out, magnitude_prior, policy_gradient
-from maskpro.graphs import GraphedPass
-from maskpro.hidden_targets import HiddenTargets, fading
+from maskpro.estimators import PARAMETRISATIONS, Sharpening, magnitude_prior
+from maskpro.logit_gradient import LogitGradient
+from maskpro.logit_state import StoredLogits, check_count, load_logits, round_logits
 from maskpro.masked_model import MaskedModel
 from maskpro.names import RELAXED, LearningRateDecay
-from maskpro.objectives import (
-    HeldOutMeans,
-    HeldOutSamples,
-    HeldOutValues,
-    Objective,
-    SampleValues,
-    baseline_losses,
-    predict_in,
-)
+from maskpro.objectives import HeldOutMeans, HeldOutSamples, HeldOutValues, Objective, SampleValues
 from maskpro.pattern import PackedMask
-from maskpro.precision import reproducible
-from maskpro.rounding import (
-    CodedSquares,
-    FixedPoint,
-    code_squares,
-    fixed_point,
-    from_coded_squares,
-    from_fixed_point,
-    pack_upper,
-    round_to_bfloat16,
-    unpack_upper,
-)
+from maskpro.rounding import pack_upper
 from maskpro.trainer_config import TrainerConfig
 
 # lr 1 moves a logit by about 0.1 a step, whatever the estimator.
@@ -67,21 +47,6 @@ _COUNTERS = (
 
 # Of which `statistics` takes quantiles and entropy.
 _GROUPS_LOOKED_AT = 4_096
-
-
-class _Batch(NamedTuple):
-    """Samples of an objective and the dense network's outputs on them, if these are the target."""
-
-    size: int
-    samples: Any
-    teacher: Tensor | None
-
-
-class StoredLogits(NamedTuple):
-    """What a checkpoint holds of logits and optimizer: coarsely, and what more there is for going on exactly."""
-
-    rounded: FixedPoint
-    exact: dict[str, Tensor]
 
 
 class NonFiniteLossError(MaskproError):
@@ -114,26 +79,27 @@ class MaskTrainer:
         initial: HeldOutMeans | None = None,
         graphs: bool = True,
     ):
-        if config.target == "teacher" and teacher is None:
-            raise MaskproError("target is teacher; allowed: only with the dense network's outputs (teacher)")
-        if config.estimator == "policy_gradient" and baseline is None:
-            raise MaskproError("estimator is policy_gradient; allowed: only with the initial mask's losses (baseline)")
-        if config.hidden_targets and dense is None:
-            raise MaskproError(f"hidden_targets is {config.hidden_targets}; allowed: 0 without the dense network (dense)")
         self.config = config
         self.masked = masked
         masked.model.eval()  # whatever the caller has done with it since it was masked: it is frozen
-        self._objective = objective
-        self._hidden: HiddenTargets | None = None
-        if config.hidden_targets and dense is not None:
-            self._hidden = HiddenTargets(dense, masked, objective, precision=config.precision)
         self._validation = validation
-        self._teacher = teacher
         parametrisation = PARAMETRISATIONS[config.estimator]
         if config.estimator in RELAXED:
             parametrisation = partial(parametrisation, sharpening=Sharpening(config.annealing, config.final_temperature))
         self._parametrisation = parametrisation(masked.pattern)
         initial_mask = masked.mask[: len(masked.learned_base)].clone()
+        self._initial_mask = self._best_mask = PackedMask(initial_mask)
+        self._gradient = LogitGradient(
+            config,
+            masked=masked,
+            objective=objective,
+            parametrisation=self._parametrisation,
+            initial_mask=self._initial_mask,
+            teacher=teacher,
+            baseline=baseline,
+            dense=dense,
+            graphs=graphs,
+        )
         prior = None
         if config.magnitude_prior:
             prior = magnitude_prior(masked.learned_base, config.magnitude_prior, _LARGEST_PRIOR * config.logits)
@@ -142,17 +108,9 @@ class MaskTrainer:
             self._optimizer: torch.optim.Optimizer = torch.optim.Adam([self.logits], lr=1.0, betas=(0.9, 0.99), fused=True)
         else:
             self._optimizer = torch.optim.SGD([self.logits], lr=1.0)
-        self._generator = torch.Generator(masked.base.device).manual_seed(config.seed)
-        self._tracker = Tracker.start(masked.base.device)
         self._stored: StoredLogits | None = None  # of the state as it is
-        self._baseline = baseline
-        self._initial_mask = self._best_mask = self._reference = PackedMask(initial_mask)
         self.num_samples_seen = 0
         self.num_steps = 0
-        self.micro_batch_size = config.batch_size
-        self._uses_graphs = graphs and masked.base.is_cuda
-        self._graphed: GraphedPass | None = None
-        self._network: Any = torch.compile(masked.model) if config.compile else masked.model
         self.initial = self._judge(initial_mask).means() if initial is None else initial
         self.best = self.initial
         self.lowest: HeldOutMeans | None = None
@@ -208,6 +166,15 @@ class MaskTrainer:
         return means
 
     @property
+    def micro_batch_size(self) -> int:
+        """Samples of a forward pass: fewer than the config's where memory has run out."""
+        return self._gradient.micro_batch_size
+
+    @micro_batch_size.setter
+    def micro_batch_size(self, value: int) -> None:
+        self._gradient.micro_batch_size = value
+
+    @property
     def finished(self) -> bool:
         """True when the budget is used up."""
         return self.num_samples_seen >= self.config.budget_samples
@@ -261,36 +228,13 @@ class MaskTrainer:
         masks = config.masks_per_step
         first, count = self.num_samples_seen // masks, min(config.step_samples, end - self.num_samples_seen) // masks
         indices = torch.arange(first, first + count) % config.dataset_size
-        self.logits.grad, loss = self._estimate_in_memory(indices)
+        self.logits.grad, loss = self._gradient.estimate(self.logits, self._progress, indices)
         self._stored = None
         self._optimizer.param_groups[0]["lr"] = self._step_size()
         self._optimizer.step()
         self.num_samples_seen += count * masks
         self.num_steps += 1
         return loss
-
-    def _estimate_in_memory(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradient of the logits and the mean loss; where memory runs out, by smaller and smaller forward passes.
-
-        The losses are averaged over all samples of the step in any case, so the result differs by float rounding alone.
-        """
-        estimate = self._policy_gradient if self.config.estimator == "policy_gradient" else self._backward
-        generator_state = self._generator.get_state()
-        tracker = self._tracker
-        while True:
-            try:
-                with reproducible():
-                    return estimate(indices)
-            except torch.OutOfMemoryError:
-                if self.micro_batch_size == 1:
-                    raise
-            # Beyond the except clause, whose exception keeps the failed pass's tensors alive.
-            self._generator.set_state(generator_state)
-            self._tracker = tracker
-            self.micro_batch_size = max(1, self.micro_batch_size // 2)
-            self._graphed = None
-            if self.logits.is_cuda:
-                torch.cuda.empty_cache()
 
     def _step_size(self) -> float:
         if self.config.raw_step:
@@ -304,106 +248,6 @@ class MaskTrainer:
     @property
     def _progress(self) -> float:
         return self.num_samples_seen / self.config.budget_samples
-
-    def _backward(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        weight_gradient = self.masked.weight_gradient().zero_()
-        draw = self._parametrisation.draw(self.logits, self._progress, self._generator)
-        self.masked.set_mask(draw.mask)
-        total = torch.zeros((), device=self.logits.device, dtype=self.logits.dtype)
-        count = torch.full((), len(indices), dtype=total.dtype, device=total.device)
-        hidden_weight = torch.full_like(count, self.config.hidden_targets * fading(self._progress))
-        for batch in self._batches(indices):
-            total += self._run(self._loss_and_backward, batch, count, hidden_weight)
-        values = weight_gradient.mul_(self.masked.learned_base)
-        gradient = self._parametrisation.gradient(self.logits, self._progress, draw, values)
-        if self.config.optimizer == "sgd":
-            gradient /= gradient.square().mean().sqrt().clamp(min=torch.finfo(gradient.dtype).tiny)
-        return gradient, total
-
-    @torch.no_grad()
-    def _policy_gradient(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        masks, means = [], []
-        batches = list(self._batches(indices))
-        for _ in range(self.config.masks_per_step):
-            masks.append(self._parametrisation.draw(self.logits, self._progress, self._generator).mask)
-            self.masked.set_mask(masks[-1])
-            means.append(torch.cat([self._run(self._losses, batch) for batch in batches]).mean())
-        losses = torch.stack(means)
-        advantages = self._advantages(losses, indices)
-        n = self.masked.pattern.n
-        gradient = policy_gradient(self.logits, masks[0], advantages[0], n)
-        for mask, advantage in zip(masks[1:], advantages[1:], strict=True):
-            gradient += policy_gradient(self.logits, mask, advantage, n)
-        return gradient.div_(len(masks)) if len(masks) > 1 else gradient, losses.mean()
-
-    def _advantages(self, losses: Tensor, indices: Tensor) -> Tensor:
-        """What each mask's loss on the same samples, `[K]`, is better or worse than was to be expected, `[K]`."""
-        config = self.config
-        if config.masks_per_step > 1:
-            advantages = leave_one_out(losses)
-            for advantage in advantages:
-                self._tracker = self._tracker.update(advantage, losses.mean())
-            return self._tracker.rms_advantage(advantages)
-        assert self._baseline is not None
-        reference = self._baseline(indices).mean()
-        residual = losses[0] - reference
-        self._tracker = self._tracker.update(residual, reference)
-        advantage = self._tracker.raw_advantage if config.raw_step else self._tracker.normalised_advantage
-        taken = advantage(residual)
-        if config.refresh_reference and self._tracker.reference_is_far():
-            self._refresh(self.mode())
-        return taken[None]
-
-    def _refresh(self, reference: Tensor) -> None:
-        """Compare with another mask (bool `[G, M]`) from now on."""
-        self._reference = PackedMask(reference)
-        self._tracker = Tracker.start(self.logits.device)
-        self.masked.set_mask(reference)
-        teacher = self._teacher if self.config.target == "teacher" else None
-        network, precision = copy.deepcopy(self.masked.model), self.config.precision
-        self._baseline = baseline_losses(network, self._objective, teacher, precision=precision)
-
-    def _batches(self, indices: Tensor) -> Iterator[_Batch]:
-        """The samples in batches that fit into memory, with the dense network's outputs where they are the target."""
-        for part in indices.split(self.micro_batch_size):
-            teacher = None
-            # With hidden targets the dense network runs in the step anyway.
-            if self.config.target == "teacher" and self._hidden is None:
-                assert self._teacher is not None
-                teacher = self._teacher(part)
-            yield _Batch(len(part), self._objective.batch(part), teacher)
-
-    def _losses(self, batch: Any, teacher: Tensor | None) -> Tensor:
-        """Losses of the masked network on a batch, `[B]`, against the configured target."""
-        # Compiling once more for every other size would take longer than what is left of the step.
-        rows = len(batch if isinstance(batch, Tensor) else batch[0])
-        network = self._network if rows == self.micro_batch_size else self.masked.model
-        prediction = predict_in(self.config.precision, self._objective, network, batch).to(self.logits.dtype)
-        if teacher is None:
-            return self._objective.losses(prediction, batch)
-        return self._objective.teacher_losses(prediction, teacher, batch)
-
-    def _loss_and_backward(self, samples: Any, teacher: Tensor | None, count: Tensor, hidden_weight: Tensor) -> Tensor:
-        """A batch's share of the mean loss of `count` samples; its gradient and the hidden targets' are added up."""
-        if self._hidden is None:
-            loss = self._losses(samples, teacher).sum() / count
-            loss.backward()
-            return loss.detach()
-        dense, expected = self._hidden.dense(samples)
-        with self._hidden.watched() as outputs:
-            loss = self._losses(samples, dense if self.config.target == "teacher" else None).sum() / count
-        hidden = self._hidden.losses(outputs, expected, samples).sum() / count
-        (loss + hidden_weight * hidden).backward()
-        return loss.detach()
-
-    def _run(self, function: Callable[..., Tensor], batch: _Batch, *more: Tensor) -> Tensor:
-        """The function of a batch and more, on a GPU as a CUDA graph where the batch is a whole one."""
-        if self._uses_graphs and batch.size == self.micro_batch_size:
-            if self._graphed is None:
-                gradient = [] if function == self._losses else [self.masked.weight_gradient()]
-                self._graphed = GraphedPass(gradient)
-            return self._graphed(function, batch.samples, batch.teacher, *more)
-        return function(batch.samples, batch.teacher, *more)
 
     def _judge(self, mask: Tensor) -> HeldOutValues:
         self.masked.set_mask(mask)
@@ -426,21 +270,7 @@ class MaskTrainer:
     def _rounded(self) -> StoredLogits:
         # A generator of its own: the masks that are drawn don't depend on how often a run is validated.
         generator = torch.Generator(self.logits.device).manual_seed(self.config.seed + (self.num_samples_seen << 32))
-        rounded = fixed_point(self.logits, generator)
-        if not isinstance(self._optimizer, torch.optim.Adam):
-            return StoredLogits(rounded, {"logits": self.logits})
-        self.logits.copy_(from_fixed_point(rounded, self.logits))
-        assert rounded.lower is not None
-        exact = {"logits.lower": rounded.lower}
-        state = self._optimizer.state[self.logits]
-        if state:  # Adam has made a step
-            mean = round_to_bfloat16(state["exp_avg"], generator)
-            squares = code_squares(state["exp_avg_sq"], generator)
-            state["exp_avg"].copy_(mean)
-            state["exp_avg_sq"].copy_(from_coded_squares(squares))
-            exact |= {"adam.step": state["step"], "adam.mean": mean}
-            exact |= {f"adam.squares.{name}": value for name, value in squares._asdict().items()}
-        return StoredLogits(rounded, exact)
+        return round_logits(self.logits, self._optimizer, generator)
 
     def state_dict(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """(tensors on the CPU, counters): all that a run needs to go on bit for bit on the same type of device.
@@ -460,11 +290,8 @@ class MaskTrainer:
             "logits.upper": pack_upper(stored.rounded.upper),
             "logits.scale": stored.rounded.scale,
             "lowest_errors": self._lowest_errors,
-            "generator": self._generator.get_state(),
-            **{f"tracker.{name}": value for name, value in self._tracker._asdict().items()},
+            **self._gradient.state(),
         }
-        if self._reference is not self._initial_mask:
-            logits["reference"] = self._reference.bits
         parts = {"mask": {"best_mask": self._best_mask.bits}, "logits": logits, "exact": stored.exact}
         counters = {name: getattr(self, name) for name in _COUNTERS}
         return {
@@ -476,29 +303,12 @@ class MaskTrainer:
 
         Without the part `exact` with logits rounded to 1/64 of the largest one, and with an optimizer that starts anew.
         """
-        logits, device = parts["logits"], self.logits.device
-        if logits["generator"].shape != self._generator.get_state().shape:
-            raise MaskproError(f"checkpoint is from another type of device; allowed: {device.type}")
-        count = self.logits.numel()
-        found = logits["logits.upper"].shape[1]
-        if found != math.ceil(count / 8):
-            raise MaskproError(f"checkpoint has about {8 * found} logits; allowed: {count}, as the model has")
+        coarse = parts["logits"]
+        check_count(self.logits, coarse["logits.upper"])
+        self._gradient.load_state(coarse)
         self._best_mask = self._initial_mask.of_bits(parts["mask"]["best_mask"])
-        self._lowest_errors = logits["lowest_errors"]
-        self._generator.set_state(logits["generator"])
-        if "reference" in logits:
-            self._refresh(self._initial_mask.of_bits(logits["reference"]).unpack())
-        self._tracker = Tracker(*(logits[f"tracker.{name}"].to(device) for name in Tracker._fields))
-        exact = {name: value.to(device) for name, value in parts.get("exact", {}).items()}
-        upper = unpack_upper(logits["logits.upper"], count).to(device)
-        rounded = FixedPoint(upper, exact.get("logits.lower"), logits["logits.scale"].to(device))
-        self.logits.copy_(exact.get("logits", from_fixed_point(rounded, self.logits)))
-        if "adam.mean" in exact:
-            squares = CodedSquares(*(exact[f"adam.squares.{name}"] for name in CodedSquares._fields))
-            state = {"step": exact["adam.step"], "exp_avg": exact["adam.mean"], "exp_avg_sq": from_coded_squares(squares)}
-            self._optimizer.load_state_dict(
-                {"state": {0: state}, "param_groups": self._optimizer.state_dict()["param_groups"]}
-            )
+        self._lowest_errors = coarse["lowest_errors"]
+        load_logits(self.logits, self._optimizer, coarse, parts.get("exact", {}))
         self._stored = None
         for name in _COUNTERS:
             value = counters[name]

@@ -136,8 +136,8 @@ def test_graphs_change_no_more_than_float_rounding(trainer_on, estimator, settin
     trainers = [trainer_on("cuda", graphs=graphs, **estimator, **settings) for graphs in (False, True)]
     plain, graphed = (trainer.train(96) for trainer in trainers)
     torch.testing.assert_close(graphed, plain, rtol=1e-3, atol=0)
-    assert trainers[1]._graphed is not None
-    assert trainers[1]._graphed._graph is not None
+    assert trainers[1]._gradient._graphed is not None
+    assert trainers[1]._gradient._graphed._graph is not None
 
 
 @pytest.mark.filterwarnings("default")

@@ -57,6 +57,8 @@ def listed_rooms():
 
 # Rooms that serve every kind of network, and what knows one of them.
 _FOR_EVERY_KIND = (
+    "logit_gradient.py",
+    "logit_state.py",
     "trainer.py",
     "runs.py",
     "workload.py",

@@ -200,7 +200,7 @@ def test_masks_of_a_step_see_the_same_samples_and_each_counts(digits):
     trainer = make_trainer(
         digits, estimator="policy_gradient", target="noise", masks_per_step=3, batch_size=8, budget_samples=48
     )
-    objective = trainer._objective
+    objective = trainer._gradient.objective
     predict = objective.predict
     objective.predict = lambda model, batch: seen.append(batch.images) or predict(model, batch)
     assert len(trainer.train(48)) == 2
@@ -217,7 +217,7 @@ def test_the_leave_one_out_step_is_the_mean_of_advantage_times_score(digits):
         digits, estimator="policy_gradient", target="noise", masks_per_step=2, batch_size=8, budget_samples=32, lr=3.0
     )
     logits, masks, losses = trainer.logits.clone(), [], []
-    set_mask, objective = trainer.masked.set_mask, trainer._objective
+    set_mask, objective = trainer.masked.set_mask, trainer._gradient.objective
     trainer.masked.set_mask = lambda mask: masks.append(mask.clone()) or set_mask(mask)
     original = objective.losses
     objective.losses = lambda prediction, batch: losses.append(original(prediction, batch)) or losses[-1]
@@ -291,23 +291,27 @@ def test_the_initial_mask_has_no_residual_in_any_precision(digits, precision):
     """Teacher, baseline and losses are of the same precision: its rounding is no reward or punishment of a mask."""
     settings = {"estimator": "policy_gradient", "batch_size": 64, "budget_samples": 128, "precision": precision}
     trainer = make_trainer(digits, **settings)
-    (batch,) = trainer._batches(torch.arange(64))
-    baseline = trainer._baseline(torch.arange(64))
+    (batch,) = trainer._gradient.batches(torch.arange(64))
+    baseline = trainer._gradient.baseline(torch.arange(64))
     assert (batch.teacher.dtype, baseline.dtype) == (torch.float32, torch.float32)
     with torch.no_grad():
-        assert torch.equal(trainer._losses(batch.samples, batch.teacher), baseline)
+        assert torch.equal(trainer._gradient.losses(batch.samples, batch.teacher), baseline)
         other = make_trainer(digits, **settings | {"precision": {"float32": "bfloat16"}.get(precision, "float32")})
-        assert not torch.equal(trainer._losses(batch.samples, batch.teacher), other._baseline(torch.arange(64)))
+        assert not torch.equal(
+            trainer._gradient.losses(batch.samples, batch.teacher), other._gradient.baseline(torch.arange(64))
+        )
 
 
 def test_a_reference_that_is_refreshed_has_no_residual_either(digits):
     trainer = make_trainer(
         digits, estimator="policy_gradient", refresh_reference=True, batch_size=64, budget_samples=128, precision="bfloat16"
     )
-    trainer._refresh(trainer.initial_mask)
-    (batch,) = trainer._batches(torch.arange(64))
+    trainer._gradient.refresh(trainer.initial_mask)
+    (batch,) = trainer._gradient.batches(torch.arange(64))
     with torch.no_grad():
-        assert torch.equal(trainer._losses(batch.samples, batch.teacher), trainer._baseline(torch.arange(64)))
+        assert torch.equal(
+            trainer._gradient.losses(batch.samples, batch.teacher), trainer._gradient.baseline(torch.arange(64))
+        )
 
 
 def test_of_masks_that_held_out_samples_cannot_tell_apart_the_latest_is_kept(digits, generator, monkeypatch):
@@ -499,7 +503,9 @@ def test_where_memory_runs_out_smaller_forward_passes_give_the_same_result(digit
     torch.testing.assert_close(losses, same_losses, rtol=1e-12, atol=0)
     assert gradients[0].abs().max() > 0
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-9 * gradients[0].abs().max().item())
-    assert torch.equal(whole._generator.get_state(), pieces._generator.get_state()), "the same masks were drawn"
+    assert torch.equal(whole._gradient.generator.get_state(), pieces._gradient.generator.get_state()), (
+        "the same masks were drawn"
+    )
     _, counters = pieces.state_dict()
     assert counters["micro_batch_size"] == 2
     with pytest.raises(torch.OutOfMemoryError):

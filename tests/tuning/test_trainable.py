@@ -174,7 +174,7 @@ def test_shared_tables_change_nothing(context, shared, config, parts, monkeypatc
 
 def test_timesteps_are_drawn_as_a_trials_config_says(start, shared):
     """And with the search's own shares, whatever network a process has."""
-    uniform, importance = (start(dict(config))._running_trainer()._objective for config in (SECOND, IMPORTANCE))
+    uniform, importance = (start(dict(config))._running_trainer()._gradient.objective for config in (SECOND, IMPORTANCE))
     indices, shares = torch.arange(512), shared.timestep_shares["float32"]
     early = [
         (objective.batch(indices).timesteps < 1000 / len(shares)).float().mean() for objective in (uniform, importance)
