@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import pickle
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +17,13 @@ from typing import Any
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
-from maskpro.errors import MaskproError
-from maskpro.files import is_lfs_pointer, read_json, write_json
+from maskpro.errors import ModelNotFoundError
+from maskpro.files import read_json, write_json
 from maskpro.noise_schedule import NoiseScheduleError, read_noise_schedule
+from maskpro.weight_files import read_weights
+from maskpro.weight_keys import matched_weights, some_names
 
 # Beside model_index.json: {"ema": true}, false, or in words, for records that FID depends on.
 WEIGHTS_RECORD = "weights.json"
@@ -33,13 +31,6 @@ EMA_NOT_RECORDED = "as stored in the checkpoint; not recorded"
 # The hub's checkpoint holds the raw weights, whose FID is about 12.
 CIFAR10_HUB_MODEL = "google/ddpm-cifar10-32"
 
-_WEIGHTS = "diffusion_pytorch_model"
-# Names that weights are found under, first the ones of diffusers.
-_STEMS = (_WEIGHTS, "model", "pytorch_model")
-# Parts of names that torch's wrappers of modules add, wherever they stand.
-_WRAPPER_PARTS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-# Names that diffusers gave the parts of attention before 0.15, as the hub's older checkpoints have them.
-_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Pipelines that look like an image DDPM by their parts, and are none.
 _OTHER_PIPELINES = {
@@ -63,11 +54,6 @@ _OTHER_PARTS = {
 }
 # What diffusers' EMAModel writes into the config of the weights that it saves.
 _EMA_FIELDS = ("decay", "optimization_step", "inv_gamma", "min_decay", "power", "update_after_step", "use_ema_warmup")
-_NAMED_KEYS = 3
-
-
-class ModelNotFoundError(MaskproError):
-    """A model could not be had; the message says what was looked for, where, and the option that fixes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +193,7 @@ def _load_unet(folder: Path, config: Mapping[str, Any], source: str) -> tuple[UN
     known = inspect.signature(UNet2DModel.__init__).parameters
     settings = {name: value for name, value in config.items() if name in known}
     unknown = [name for name in config if name not in known and name not in _EMA_FIELDS and not name.startswith("_")]
-    notes = [f"entries of config.json that UNet2DModel doesn't know are left out: {_some(unknown)}"] if unknown else []
+    notes = [f"entries of config.json that UNet2DModel doesn't know are left out: {some_names(unknown)}"] if unknown else []
     try:
         with torch.device("meta"):
             unet = UNet2DModel(**settings)
@@ -220,10 +206,10 @@ def _load_unet(folder: Path, config: Mapping[str, Any], source: str) -> tuple[UN
         raise ModelNotFoundError(
             f"model {source} can't be made of {folder / 'config.json'} ({reason}); name another with --model"
         ) from error
-    found, said = _read_weights(folder, source)
+    found, said = read_weights(folder, source)
     notes += said
     expected = {name: value.shape for name, value in unet.state_dict().items()}
-    weights, said = _matched(found, expected, source)
+    weights, said = matched_weights(found, expected, source)
     notes += said
     kinds = {value.dtype for value in weights.values()} - {torch.float32}
     for name, value in weights.items():
@@ -239,170 +225,6 @@ def _load_unet(folder: Path, config: Mapping[str, Any], source: str) -> tuple[UN
     # Copies: a file that is mapped into memory may change while it is in use.
     unet.load_state_dict({name: value.to(torch.float32, copy=True) for name, value in weights.items()}, assign=True)
     return unet, notes
-
-
-def _read_weights(folder: Path, source: str) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of a folder's weights, whatever form of file they are in, and what to tell the user of it."""
-    files = {path.name for path in folder.iterdir() if path.is_file()}
-    for ending in ("safetensors", "bin"):
-        for stem in _STEMS:
-            for variant in _variants(files, stem, ending):
-                names = _files_of(folder, files, stem, variant, ending, source)
-                weights: dict[str, Tensor] = {}
-                for name in names:
-                    weights |= _read_file(folder / name, source)
-                return weights, [f"weights of the variant {variant} are taken, the only ones there"] if variant else []
-    others = sorted(name for name in files if name.endswith((".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx")))
-    there = f"; there are {', '.join(others)}" if others else ""
-    raise ModelNotFoundError(
-        f"model {source} can't be loaded (no {_WEIGHTS}.safetensors, no {_WEIGHTS}.bin and no shards of them in "
-        f"{folder}{there}); name another with --model"
-    )
-
-
-def _variants(files: set[str], stem: str, ending: str) -> list[str]:
-    """Variants that the files are of, the plain one ("") first."""
-    forms = (
-        rf"{stem}(?:\.(?P<v>\w+))?\.{ending}",
-        rf"{stem}(?:\.(?P<v>\w+))?-\d+-of-\d+\.{ending}",
-        rf"{stem}\.{ending}\.index(?:\.(?P<v>\w+))?\.json",
-    )
-    matches = [match for form in forms for name in files if (match := re.fullmatch(form, name))]
-    return sorted({match["v"] or "" for match in matches}, key=lambda variant: (variant != "", variant != "fp16", variant))
-
-
-def _files_of(folder: Path, files: set[str], stem: str, variant: str, ending: str, source: str) -> list[str]:
-    """The files that hold a variant's weights: one, or the shards that an index, or their numbers, tell of."""
-    dotted = f".{variant}" if variant else ""
-    single = f"{stem}{dotted}.{ending}"
-    if single in files:
-        return [single]
-    index = folder / f"{stem}.{ending}.index{dotted}.json"
-    if index.name in files:
-        table = read_json(index)
-        shards = (
-            sorted(set(table["weight_map"].values()))
-            if isinstance(table, dict) and isinstance(table.get("weight_map"), dict)
-            else []
-        )
-    else:
-        pattern = re.compile(rf"{re.escape(stem + dotted)}-(\d+)-of-(\d+)\.{ending}")
-        numbered = [match for name in sorted(files) if (match := pattern.fullmatch(name))]
-        width, count = len(numbered[0][1]), int(numbered[0][2])
-        shards = [f"{stem}{dotted}-{k:0{width}}-of-{numbered[0][2]}.{ending}" for k in range(1, min(count, 10_000) + 1)]
-    missing = [str(name) for name in shards if name not in files]
-    if missing or not shards:
-        lacking = f"shard {missing[0]} is missing" if missing else f"{index.name} names no shard"
-        raise ModelNotFoundError(f"model {source} can't be loaded ({lacking} in {folder}); name another with --model")
-    return shards
-
-
-def _read_file(path: Path, source: str) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:200]
-        if path.is_file() and is_lfs_pointer(path):
-            reason = "a pointer of Git LFS, to be fetched with git lfs pull"
-        raise ModelNotFoundError(
-            f"model {source} can't be loaded ({path.name}: {reason}); name another with --model"
-        ) from error
-    tables = [content, *(content.values() if isinstance(content, Mapping) else ())]
-    for table in tables:  # weights may lie in a table of their own, as {"state_dict": ...}
-        if isinstance(table, Mapping) and table and all(isinstance(value, Tensor) for value in table.values()):
-            return {str(name): value for name, value in table.items()}
-    raise ModelNotFoundError(
-        f"model {source} can't be loaded ({path.name} is no table of tensors); name another with --model"
-    )
-
-
-def _matched(
-    found: Mapping[str, Tensor], expected: Mapping[str, torch.Size], source: str
-) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors under the network's own names, and what was done to their names.
-
-    Raises:
-        ModelNotFoundError: a key is missing, there twice, or of another shape.
-    """
-    notes = []
-    named = {_without_wrappers(name, expected): name for name in found}
-    if len(named) < len(found):
-        raise ModelNotFoundError(f"model {source} holds keys twice, with and without the prefix of a wrapper (--model)")
-    removed = sorted(
-        {part for name in found for part in name.split(".") if part in _WRAPPER_PARTS and name not in expected}
-    )
-    prefixes = _prefixes(named, expected)
-    if prefixes:
-        prefix = prefixes[0]
-        removed.append(prefix.rstrip("."))
-        if len(prefixes) > 1:
-            notes.append(f"keys also come with the prefix {', '.join(prefixes[1:])}; those are not used")
-        named = {key.removeprefix(prefix): name for key, name in named.items() if key.startswith(prefix)} | {
-            key: name for key, name in named.items() if not key.startswith(prefix)
-        }
-    if removed:
-        notes.append(f"prefixes of keys are removed: {', '.join(f'{part}.' for part in removed)}")
-    for key in list(named):
-        new = _modern(key)
-        if new != key and new in expected and new not in named:
-            named[new] = named.pop(key)
-    missing = [name for name in expected if name not in named]
-    extra = [name for name in named if name not in expected]
-    if missing:
-        there = f"; it holds {_some(extra)} instead" if extra else ""
-        raise ModelNotFoundError(
-            f"model {source} lacks {len(missing)} of the network's {len(expected)} weights: {_some(missing)}{there}; name "
-            "a whole one with --model"
-        )
-    wrong = [name for name, shape in expected.items() if found[named[name]].shape != shape]
-    if wrong:
-        name = wrong[0]
-        raise ModelNotFoundError(
-            f"model {source} holds {len(wrong)} weights of another shape than its config.json: {name} is "
-            f"{list(found[named[name]].shape)}, allowed: {list(expected[name])} (--model)"
-        )
-    if extra:
-        notes.append(f"{len(extra)} keys belong to no layer and are left out: {_some(extra)}")
-    return {name: found[named[name]] for name in expected}, notes
-
-
-def _without_wrappers(name: str, expected: Mapping[str, Any]) -> str:
-    if name in expected:
-        return name
-    return ".".join(part for part in name.split(".") if part not in _WRAPPER_PARTS)
-
-
-def _prefixes(named: Mapping[str, str], expected: Mapping[str, Any]) -> list[str]:
-    """Prefixes under which keys lie that the network lacks: of the most keys, an average's (EMA) last; [] for none."""
-    lacking = {key for key in expected if key not in named and _modern_inverse(key) not in named}
-    counts: dict[str, int] = {}
-    for key in named:
-        parts = key.split(".")
-        for cut in range(1, min(len(parts), 6)):
-            if _modern(".".join(parts[cut:])) in lacking:
-                prefix = ".".join(parts[:cut]) + "."
-                counts[prefix] = counts.get(prefix, 0) + 1
-    # A prefix is one of the whole network: keys of a layer also end like those of another.
-    whole = [prefix for prefix, count in counts.items() if count > len(expected) // 2]
-    return sorted(whole, key=lambda prefix: ("ema" in prefix.lower(), -counts[prefix], prefix))
-
-
-def _modern(key: str) -> str:
-    """A key under the names of today's attention."""
-    return ".".join(_OLD_ATTENTION.get(part, part) for part in key.split("."))
-
-
-def _modern_inverse(key: str) -> str:
-    for old, new in _OLD_ATTENTION.items():
-        key = key.replace(f".{new}.", f".{old}.")
-    return key
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED_KEYS} more" if len(names) > _NAMED_KEYS else ""
-    return ", ".join(names[:_NAMED_KEYS]) + more
 
 
 def _check_config(config: Mapping[str, Any], source: str) -> None:

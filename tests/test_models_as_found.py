@@ -12,10 +12,11 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 
+from maskpro.errors import ModelNotFoundError
 from maskpro.files import write_json
 from maskpro.masked_model import model_hash
 from maskpro.noise_schedule import BETA_SCHEDULES
-from maskpro.pretrained import WEIGHTS_RECORD, ModelNotFoundError, load_pretrained, resolution, save_pipeline
+from maskpro.pretrained import WEIGHTS_RECORD, load_pretrained, resolution, save_pipeline
 
 # Of diffusers' own schedulers, which the tests make.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")

@@ -78,6 +78,8 @@ _OF_ONE_KIND = (
     "maskpro.evaluation",
     "maskpro.images",
     "maskpro.pretrained",
+    "maskpro.weight_files",
+    "maskpro.weight_keys",
     "maskpro.samples",
 )
 _OF_ONE_KIND += ("maskpro.noise_schedule", "maskpro.objectives.", "maskpro.workloads.", "maskpro.embedded")

@@ -8,10 +8,10 @@ from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from maskpro.distribution import mode
-from maskpro.errors import MaskproError
+from maskpro.errors import MaskproError, ModelNotFoundError
 from maskpro.images import ImageReading
 from maskpro.masked_model import maskable_layers, model_hash
-from maskpro.pretrained import ModelNotFoundError, load_pretrained, save_pipeline
+from maskpro.pretrained import load_pretrained, save_pipeline
 from maskpro.workloads.opening import open_images as open_workload
 
 
