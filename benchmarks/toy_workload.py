@@ -20,7 +20,10 @@ from torch import Tensor, nn
 
 from maskpro.data import philox
 from maskpro.errors import MaskproError
-from maskpro.workload import HELD_OUT_SEEDS, Budgets, Evaluation, HeldOut, LoadedNetwork, Say, Workload, WorkloadKind
+from maskpro.held_out import HELD_OUT_SEEDS, HeldOut
+from maskpro.machine.process import Say
+from maskpro.workload import Budgets, LoadedNetwork, Workload, WorkloadKind
+from maskpro.workload_evaluation import Evaluation
 
 WEIGHTS_FILE = "model.safetensors"
 _WIDTH = 16

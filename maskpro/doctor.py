@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from maskpro.pattern import Layout, NMPattern
 from maskpro.preflight import Preflight
-from maskpro.workload import Evaluation, Workload
+from maskpro.workload import Workload
+from maskpro.workload_evaluation import Evaluation
 
 # Dense layers that are named; the others are counted.
 _NAMED = 4

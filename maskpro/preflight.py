@@ -14,12 +14,14 @@ from torch import Tensor
 
 from maskpro.dense_layers import DenseLayers
 from maskpro.errors import MaskproError
+from maskpro.held_out import TRIAL_SEED
 from maskpro.initial_masks import magnitude_mask
 from maskpro.machine.hardware import seconds_now
 from maskpro.masked_model import MaskedModel, maskable_layers
 from maskpro.objectives import Objective
 from maskpro.pattern import Layout, NMPattern
-from maskpro.workload import TRIAL_SEED, Evaluation, Workload
+from maskpro.workload import Workload
+from maskpro.workload_evaluation import Evaluation
 
 # Networks whose passes take less are timed with as many samples as a step usually has, and on one thread, as a trial has.
 _SHORT_SECONDS = 0.5

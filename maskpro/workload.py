@@ -7,43 +7,23 @@ A kind of network is a class made from `Workload`, and where it is judged by mor
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from maskpro.dense_layers import DenseLayers, dense_layers
 from maskpro.errors import MaskproError
-from maskpro.fidelity import estimate_fidelity
+from maskpro.held_out import TRIAL_SEED, HeldOut
 from maskpro.machine.hardware import seconds_now
 from maskpro.masked_model import model_hash
-from maskpro.metrics import sparsity, with_recovery
 from maskpro.names import Precision
 from maskpro.objectives import HeldOutSamples, Objective
 from maskpro.pattern import Layout, NMPattern
-
-# Seeds of the fixed held-out sets, far from those that users choose for calibration samples and masks.
-VALIDATION_SEED = 2**32 + 1
-TEST_SEED = 2**32 + 2
-SELECTION_SEED = 2**32 + 4
-# Of the samples that a job is tried on before it begins.
-TRIAL_SEED = 2**32 + 6
-HeldOut = Literal["validation", "selection", "test"]
-HELD_OUT_SEEDS: dict[HeldOut, int] = {"validation": VALIDATION_SEED, "selection": SELECTION_SEED, "test": TEST_SEED}
-
-Say = Callable[[str], None]
-# Makes a part of what an evaluation needs of a network, such as the outputs of the indices in the range.
-Produce = Callable[[nn.Module, range], Tensor]
-# Makes all parts, in their order.
-PartMaker = Callable[[nn.Module, Produce, Sequence[range]], Iterator[Tensor]]
-
-
-def make_parts(model: nn.Module, produce: Produce, parts: Sequence[range]) -> Iterator[Tensor]:
-    """Make the parts here, one after the other, on the network's device."""
-    return (produce(model, part) for part in parts)
+from maskpro.workload_evaluation import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,117 +196,6 @@ class Workload(ABC):
     def understood(self) -> dict[str, str]:
         """Name to what was understood of network and data, in the order in which it is read."""
         return {"data": self.data_source}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """How the networks of a workload are judged: here by the test samples alone.
-
-    Attributes:
-        shown: the figures that the terminal has room for.
-        candidate_figures: those that the record keeps of each of several candidates.
-    """
-
-    workload: Workload
-    shown: ClassVar[tuple[str, ...]] = ("fidelity", "fidelity_error", "test_loss", "sparsity")
-    candidate_figures: ClassVar[tuple[str, ...]] = ("test_error", "test_loss")
-
-    @property
-    def picked_by(self) -> str | None:
-        """The figure whose lowest value picks one of several candidates; None: the error on the selection samples."""
-        return None
-
-    def judged_by(self) -> dict[str, Any]:
-        """What judges beside the held-out samples, opened and tried, as plain JSON."""
-        return {}
-
-    def check(self, device: torch.device) -> None:
-        """Raise a MaskproError where the networks can't be judged so on a device."""
-
-    def try_out(self, model: nn.Module, device: torch.device) -> Any:
-        """The first of what `evaluate` does with a network, done; raises a MaskproError where it can't be."""
-        return self.protocol(device)
-
-    def understood(self) -> dict[str, str]:
-        """Name to how networks are judged, for people to read."""
-        return {}
-
-    def protocol(self, device: torch.device) -> dict[str, Any]:
-        """All that a figure depends on besides the network's weights, as plain JSON."""
-        workload = self.workload
-        return {
-            "workload": workload.name,
-            "model": workload.model_source,
-            "model_hash": workload.fingerprint(),
-            "data": workload.data_source,
-            "num_loss_samples": {
-                "validation": workload.budgets.validation_samples,
-                "test": workload.budgets.test_samples,
-            },
-            "seeds": {"validation": VALIDATION_SEED, "test": TEST_SEED},
-            "device": device.type,
-        }
-
-    def evaluate(
-        self,
-        models: Mapping[str, nn.Module],
-        *,
-        device: torch.device,
-        folder: Path,
-        cache: Path | None,
-        reference_cache: Path | None = None,
-        make: PartMaker = make_parts,
-        is_picking: bool = False,
-        say: Say = lambda text: None,
-    ) -> dict[str, Any]:
-        """Judge networks, each under a name of its own, on the same data; pictures of them are written into `folder`.
-
-        Fidelity is measured from the network named "initial", where there is one.
-
-        Args:
-            cache: folder that keeps what an evaluation that is killed goes on from.
-            reference_cache: folder that keeps what is known of the data.
-            make: makes parts of what the figures need; here, or spread over several processes.
-            is_picking: the figures pick one of several candidates: other randomness than that of those that are reported.
-
-        Returns: "protocol", "warnings" (sentences about what the figures can't tell), "models" with the figures of each,
-            and "pictures", file name to caption.
-        """
-        workload = self.workload
-        test, validation = (workload.held_out_samples(split, device) for split in ("test", "validation"))
-        figures: dict[str, dict[str, Any]] = {}
-        errors: dict[str, Tensor] = {}
-        for name, model in models.items():
-            judged, means = test.judge(model.to(device)), validation.judge(model).means()
-            errors[name] = judged.errors
-            figures[name] = {
-                "test_error": judged.means().error,
-                "val_error": means.error,
-                "val_loss": means.loss,
-                "test_loss": judged.means().loss,
-                **self.further_figures(model, device),
-                "sparsity": sparsity(model),
-            }
-            say(f"evaluated {name}: test error {judged.means().error:.3g}, loss {judged.means().loss:.5f}")
-        for name in figures if "initial" in models else ():
-            reached = estimate_fidelity(errors["initial"], errors[name])
-            value, error = (None, None) if reached is None else reached
-            figures[name] = {"fidelity": value, "fidelity_error": error} | figures[name]
-        folder.mkdir(parents=True, exist_ok=True)
-        pictures = self.draw_pictures(models, device, folder)
-        return {"protocol": self.protocol(device), "warnings": [], "models": figures, "pictures": pictures}
-
-    def further_figures(self, model: nn.Module, device: torch.device) -> dict[str, Any]:
-        """Figures of a network beside those of the held-out samples."""
-        return {}
-
-    def draw_pictures(self, models: Mapping[str, nn.Module], device: torch.device, folder: Path) -> dict[str, str]:
-        """Write pictures of the networks into `folder`; file name to caption."""
-        return {}
-
-    def compare(self, report: Mapping[str, Any], learned: str) -> dict[str, Any]:
-        """A report of `evaluate` with what the network named `learned` comes to beside "initial" and "dense"."""
-        return with_recovery(report, learned)
 
 
 def no_file(name: str, value: Any) -> bool:

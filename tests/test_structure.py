@@ -61,6 +61,8 @@ _FOR_EVERY_KIND = (
     "logit_state.py",
     "trainer.py",
     "runs.py",
+    "held_out.py",
+    "workload_evaluation.py",
     "workload.py",
     "metrics.py",
     "hidden_targets.py",

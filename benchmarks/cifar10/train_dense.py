@@ -47,9 +47,9 @@ from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import GENERATION_SEED
 from maskpro.evaluation.sampling import SamplingPlan, save_grid
 from maskpro.files import atomic_folder, atomic_path, write_json, write_text
+from maskpro.held_out import TEST_SEED, VALIDATION_SEED
 from maskpro.objectives import HeldOutSamples
 from maskpro.objectives.diffusion import DiffusionObjective
-from maskpro.workload import TEST_SEED, VALIDATION_SEED
 
 _SHARD = "12MB"
 # Kept for the held-out losses, the samples and the folder: seconds, and at most that share of the time.

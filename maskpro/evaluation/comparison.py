@@ -31,11 +31,12 @@ from maskpro.evaluation.references import Reference, read_reference, real_featur
 from maskpro.evaluation.sampling import Sampler, SamplingPlan, check_sampling, write_images
 from maskpro.evaluation.timesteps import TimestepSpacing
 from maskpro.fidelity import estimate_fidelity, paired_difference
+from maskpro.machine.process import Say
 from maskpro.metrics import sparsity, with_recovery
 from maskpro.names import SamplingPrecision
 from maskpro.objectives import HeldOutSamples
 from maskpro.precision import resolve_sampling_precision
-from maskpro.workload import PartMaker, Say, make_parts
+from maskpro.workload_evaluation import PartMaker, make_parts
 
 if TYPE_CHECKING:
     from maskpro.workloads.diffusion import DiffusionWorkload

@@ -14,9 +14,9 @@ from maskpro.evaluation.features import FeatureExtractor
 from maskpro.evaluation.references import images_hash
 from maskpro.evaluation.sampling import SamplingPlan, sampling_protocol
 from maskpro.files import file_hash
+from maskpro.held_out import TEST_SEED, VALIDATION_SEED
 from maskpro.masked_model import model_hash
 from maskpro.objectives.diffusion import PREDICTED
-from maskpro.workload import TEST_SEED, VALIDATION_SEED
 
 if TYPE_CHECKING:
     from maskpro.workloads.diffusion import DiffusionWorkload

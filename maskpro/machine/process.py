@@ -9,11 +9,13 @@ import io
 import os
 import resource
 import sys
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from typing import TextIO
 
 from maskpro.errors import MaskproError
 
+# Hears a sentence for the user.
+Say = Callable[[str], None]
 # As many as Linux lets a process have without asking; Ray's own processes take hundreds.
 _WANTED_FILES = 4096
 _ERROR = "error"

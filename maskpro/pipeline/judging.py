@@ -12,11 +12,12 @@ from torch import nn
 
 from maskpro.errors import MaskproError
 from maskpro.files import atomic_folder, write_json
+from maskpro.machine.process import Say
 from maskpro.mask_file import MaskFile
 from maskpro.metrics import masked_copy
 from maskpro.pattern import Layout, NMPattern
 from maskpro.pipeline.masks import magnitude_mask_file
-from maskpro.workload import Say, Workload
+from maskpro.workload import Workload
 
 
 def evaluate(

@@ -20,6 +20,7 @@ from maskpro.fidelity import advice, fidelity, format_share
 from maskpro.files import atomic_folder, check_new, write_json
 from maskpro.initial_masks import InitialMaskMethod
 from maskpro.layer_statistics import layer_statistics
+from maskpro.machine.process import Say
 from maskpro.mask_file import MaskFile, save_mask_file
 from maskpro.masked_model import MaskedModel, model_hash
 from maskpro.metrics import loss_improvement, masked_copy, recovery, sparsity
@@ -31,7 +32,7 @@ from maskpro.runs import MaskFormat, RunCache, build_trainer
 from maskpro.trackers import Log, no_log
 from maskpro.trainer import MaskTrainer, logit_statistics
 from maskpro.trainer_config import TrainerConfig
-from maskpro.workload import Say, Workload
+from maskpro.workload import Workload
 
 # Of a training run, what its mask file tells.
 _PROVENANCE = ("model", "config", "targets", "fidelity", "val_loss", "recovery", "dense_layers")

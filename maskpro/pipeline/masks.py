@@ -13,10 +13,11 @@ from maskpro.dense_layers import dense_layers
 from maskpro.errors import MaskproError
 from maskpro.files import atomic_folder, check_new
 from maskpro.initial_masks import InitialMaskMethod, extract_masks, magnitude_masked_model, one_shot_mask
+from maskpro.machine.process import Say
 from maskpro.mask_file import MaskFile, inspect_mask_file, load_mask_file, save_mask_file
 from maskpro.masked_model import MaskedModel, layer_problems, maskable_layers, model_hash
 from maskpro.pattern import Layout, NMPattern
-from maskpro.workload import LoadedNetwork, Say, Workload
+from maskpro.workload import LoadedNetwork, Workload
 from maskpro.workloads import DEFAULT_WORKLOAD, workload_kind
 
 MASKS_FILE = "masks.safetensors"

@@ -24,7 +24,7 @@ from maskpro.tuning.experiment import Experiment, open_experiment, running_sessi
 from maskpro.tuning.parallel_parts import ray_parts
 from maskpro.tuning.promotion import best_trials, confirmation_plans, correlation_name, figure_label, promote, write_best
 from maskpro.tuning.search import Search
-from maskpro.workload import Produce
+from maskpro.workload_evaluation import Produce
 
 
 def run_main_job(search: Search, *, resume: bool, extend: int = 0) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from maskpro.tuning.resources import TrialResources
 from maskpro.tuning.shared import trial_device
-from maskpro.workload import PartMaker, Produce
+from maskpro.workload_evaluation import PartMaker, Produce
 
 
 def ray_parts(resources: TrialResources) -> PartMaker:

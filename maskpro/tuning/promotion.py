@@ -41,7 +41,7 @@ from maskpro.tuning.experiment import Experiment
 from maskpro.tuning.shared import initial_masked, mask_format
 from maskpro.tuning.space import FORMAT
 from maskpro.tuning.trainable import split_targets
-from maskpro.workload import PartMaker, make_parts
+from maskpro.workload_evaluation import PartMaker, make_parts
 
 # Trials that are judged on the selection samples, if there are so many.
 _CONTENDERS = 5

@@ -32,7 +32,8 @@ from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.shared import TrialContext
 from maskpro.tuning.space import SearchSpace, load_space
 from maskpro.tuning.trainable import split_targets
-from maskpro.workload import Evaluation, Workload
+from maskpro.workload import Workload
+from maskpro.workload_evaluation import Evaluation
 from maskpro.workloads import open_workload, workload_kind, workload_options
 
 EXPERIMENT_FORMAT = 5

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from maskpro.errors import MaskproError
+from maskpro.machine.process import Say
 from maskpro.option_groups import ReadingOptions
-from maskpro.workload import Say, Workload, WorkloadKind
+from maskpro.workload import Workload, WorkloadKind
 from maskpro.workloads.diffusion import load_diffusion_network
 from maskpro.workloads.judging import ImageJudging, is_features_file
 from maskpro.workloads.opening import open_diffusion

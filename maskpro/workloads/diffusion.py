@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from maskpro.dense_layers import DenseLayers, dense_layers
 from maskpro.errors import MaskproError
+from maskpro.held_out import HELD_OUT_SEEDS, TRIAL_SEED, HeldOut
 from maskpro.images import ImageSplits, Split
 from maskpro.machine.hardware import seconds_now
 from maskpro.names import Precision
 from maskpro.objectives.diffusion import PREDICTED, DiffusionObjective, timestep_shares
 from maskpro.pattern import Layout, NMPattern
 from maskpro.pretrained import load_pretrained, resolution, save_pipeline
-from maskpro.workload import HELD_OUT_SEEDS, TRIAL_SEED, Budgets, HeldOut, LoadedNetwork, Workload
+from maskpro.workload import Budgets, LoadedNetwork, Workload
 from maskpro.workloads.judging import ImageEvaluation, ImageJudging
 
 

@@ -19,8 +19,9 @@ from maskpro.evaluation.references import read_reference, real_features, write_r
 from maskpro.evaluation.sampling import SamplingPlan, parse_sampler
 from maskpro.evaluation.timesteps import parse_spacing, resolve_spacing
 from maskpro.files import check_new
+from maskpro.machine.process import Say
 from maskpro.precision import check_precision, parse_sampling_precision
-from maskpro.workload import Evaluation, PartMaker, Say, make_parts
+from maskpro.workload_evaluation import Evaluation, PartMaker, make_parts
 
 if TYPE_CHECKING:
     from maskpro.workloads.diffusion import DiffusionWorkload

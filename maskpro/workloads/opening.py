@@ -18,9 +18,9 @@ from maskpro.images import (
     digits_images,
     folder_images,
 )
+from maskpro.machine.process import Say
 from maskpro.option_groups import ReadingOptions
 from maskpro.pretrained import CIFAR10_HUB_MODEL, load_pretrained, resolution
-from maskpro.workload import Say
 from maskpro.workloads.diffusion import DiffusionWorkload, ImageBudgets
 
 # Taken before the hub's checkpoint where it is there: the place for the EMA weights (FID about 4, the hub's about 12).

@@ -7,7 +7,7 @@ from conftest import RAY_IN_PROCESS
 from maskpro.evaluation.sampling import SamplingPlan
 from maskpro.tuning.parallel_parts import ray_parts
 from maskpro.tuning.resources import start_ray
-from maskpro.workload import make_parts
+from maskpro.workload_evaluation import make_parts
 
 pytestmark = [*RAY_IN_PROCESS, pytest.mark.slow]
 
