@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,26 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from maskpro.evaluation.cache import ModelCache
-from maskpro.evaluation.distances import (
-    FeatureSet,
-    FrechetDistances,
-    KernelDistance,
-    PrecisionRecall,
-    few_images_warnings,
-    frechet_distances,
-    kernel_distance,
-    precision_recall,
-)
+from maskpro.evaluation.distances import few_images_warnings
 from maskpro.evaluation.features import FeatureExtractor, open_features
+from maskpro.evaluation.figures import SAMPLING_BATCH, Judge
 from maskpro.evaluation.protocol import protocol
-from maskpro.evaluation.references import Reference, read_reference, real_features
-from maskpro.evaluation.sampling import Sampler, SamplingPlan, check_sampling, write_images
+from maskpro.evaluation.references import read_reference
+from maskpro.evaluation.sampling import Sampler, SamplingPlan, check_sampling
 from maskpro.evaluation.timesteps import TimestepSpacing
 from maskpro.fidelity import estimate_fidelity, paired_difference
 from maskpro.machine.process import Say
-from maskpro.metrics import sparsity, with_recovery
+from maskpro.metrics import with_recovery
 from maskpro.names import SamplingPrecision
-from maskpro.objectives import HeldOutSamples
 from maskpro.precision import resolve_sampling_precision
 from maskpro.workload_evaluation import PartMaker, make_parts
 
@@ -43,15 +32,6 @@ if TYPE_CHECKING:
 
 # Of the generated images; far from seeds that users choose.
 GENERATION_SEED = 2**32 + 3
-
-# Images sampled together, and kept together; fixed, so that neither an interruption nor the number of processes that make
-# them leaves a trace in the images.
-_SAMPLING_BATCH = 256
-_CHUNK = _SAMPLING_BATCH
-# Parts of the noise schedule whose losses are told apart.
-_TENTHS = 10
-# Of the picture of a network's first images.
-_GRID_IMAGES = 64
 
 
 def with_distances(report: Mapping[str, Any], learned: str) -> dict[str, Any]:
@@ -129,7 +109,7 @@ def evaluate_models(
         steps=sampling_steps,
         spacing=timestep_spacing,
         seed=generation_seed,
-        batch_size=_SAMPLING_BATCH,
+        batch_size=SAMPLING_BATCH,
         precision=resolved.precision,
         compile=resolved.compile,
     )
@@ -144,7 +124,7 @@ def evaluate_models(
         )
     for text in found:
         say(f"warning: {text}")
-    evaluation = _Evaluation(
+    judge = Judge(
         workload,
         extractor,
         device,
@@ -161,7 +141,7 @@ def evaluate_models(
     with nullcontext(cache) if cache is not None else tempfile.TemporaryDirectory() as kept:
         for name, model in models.items():
             model_cache = ModelCache(Path(kept), model, record)
-            figures[name] = evaluation.figures(name, model, model_cache, folder / "images" if save_images else None)
+            figures[name] = judge.figures(name, model, model_cache, folder / "images" if save_images else None)
             errors[name] = model_cache.errors()
             shutil.copyfile(model_cache.grid, folder / f"samples_{name}.png")
     if initials is None:
@@ -197,157 +177,3 @@ def resolve_sampling(
         steps = min(workload.budgets.sampling_steps, every) if sampler == "ddim" else every
     check_sampling(workload.scheduler, sampler, steps, spacing)
     return steps
-
-
-class _Evaluation:
-    """What all networks are judged by; each part of it is made when the first network needs it."""
-
-    def __init__(
-        self,
-        workload: DiffusionWorkload,
-        extractor: FeatureExtractor | None,
-        device: torch.device,
-        *,
-        plan: SamplingPlan,
-        make: PartMaker,
-        reference: Reference | None,
-        reference_cache: Path | None,
-        is_doubtful: bool,
-        say: Say,
-    ):
-        self._workload = workload
-        self._extractor = extractor
-        self._device = device
-        self._plan = plan
-        self._make = make
-        self._given_reference = reference
-        self._reference_cache = reference_cache
-        self._is_doubtful = is_doubtful
-        self._say = say
-
-    def figures(self, name: str, model: nn.Module, cache: ModelCache, images_folder: Path | None) -> dict[str, Any]:
-        """The figures of a network, from the cache or made and kept there; images go to `images_folder` if there is one."""
-        started = time.monotonic()
-        figures, origin = cache.figures(), "from the cache"
-        if figures is None or images_folder is not None:
-            features, first = FeatureSet(self._workload.budgets.num_generated), []
-            for chunk, images in self._images(name, model.to(self._device), cache):
-                if images_folder is not None:
-                    write_images(images, chunk, images_folder / name)
-                if figures is None and self._extractor is not None:
-                    features.add(self._extractor(images))
-                if chunk.start < _GRID_IMAGES:
-                    first.append(images)
-            if figures is None:
-                figures, errors = self._judge(model, features)
-                cache.keep_figures(figures, torch.cat(first)[:_GRID_IMAGES], errors)
-                origin = f"{time.monotonic() - started:.0f} s"
-        cache.drop_images()
-        losses = f"test error {figures['test_error']:.3g}, loss {figures['test_loss']:.5f}"
-        self._say(f"evaluated {name}: {losses}{self._shown(figures)} ({origin})")
-        return figures
-
-    def _shown(self, figures: Mapping[str, Any]) -> str:
-        parts = {
-            "Frechet distance": ("frechet_distance", ".2f"),
-            "kernel distance": ("kernel_distance", ".4g"),
-            "precision": ("precision", ".3f"),
-            "recall": ("recall", ".3f"),
-        }
-        known = [(label, figures[name], form) for label, (name, form) in parts.items() if figures[name] is not None]
-        shown = "".join(f", {label} {value:{form}}" for label, value, form in known)
-        return shown + (", of too few images: see the warning" if known and self._is_doubtful else "")
-
-    def _judge(self, model: nn.Module, features: FeatureSet) -> tuple[dict[str, Any], Tensor]:
-        """The figures, and the error of each test sample, `[size]`."""
-        test, validation = self._test.judge(model), self._validation.judge(model).means()
-        figures = {
-            "test_error": test.means().error,
-            "val_error": validation.error,
-            "val_loss": validation.loss,
-            "test_loss": test.means().loss,
-            "test_loss_by_timestep": self._by_timestep(test.losses),
-            "test_error_by_timestep": self._by_timestep(test.errors),
-            **self._distances(features),
-            "sparsity": sparsity(model),
-        }
-        return figures, test.errors
-
-    def _distances(self, features: FeatureSet) -> dict[str, Any]:
-        frechet, kernel, shares = (
-            FrechetDistances(None, [], None),
-            KernelDistance(None, None, []),
-            PrecisionRecall(None, None),
-        )
-        if self._extractor is not None:
-            frechet = frechet_distances(features, self._reference.statistics)
-            if self._reference.sample is not None:
-                samples = features.sample.result(), self._reference.sample
-                kernel, shares = kernel_distance(*samples), precision_recall(*samples)
-        return {
-            "frechet_distance": frechet.all,
-            "frechet_distance_extrapolated": frechet.extrapolated,
-            "frechet_distance_by_set": frechet.by_set,
-            "kernel_distance": kernel.value,
-            "kernel_distance_error": kernel.error,
-            "kernel_distance_by_part": kernel.by_part,
-            **shares._asdict(),
-        }
-
-    def _by_timestep(self, losses: Tensor) -> list[float | None]:
-        """Mean loss of the test samples in each tenth of the noise schedule, from little noise to much."""
-        every: int = self._workload.scheduler.config["num_train_timesteps"]
-        timesteps = torch.cat([batch.timesteps for batch in self._test.batches]).cpu()
-        tenths = [losses[timesteps * _TENTHS // every == tenth] for tenth in range(_TENTHS)]
-        return [part.mean().item() if len(part) else None for part in tenths]
-
-    def _images(self, name: str, model: nn.Module, cache: ModelCache) -> Iterator[tuple[range, Tensor]]:
-        """The generated images, in chunks: those that were kept are taken, the others made and kept."""
-        total = self._workload.budgets.num_generated
-        chunks = [range(start, min(start + _CHUNK, total)) for start in range(0, total, _CHUNK)]
-        missing = [chunk for chunk in chunks if cache.images(chunk, self._plan.shape) is None]
-        taken = total - sum(map(len, missing))
-        if taken:
-            self._say(f"sampling {name}: {taken} of {total} images are in the cache")
-        report = _sampling_progress(name, taken, total, self._say)
-        made = iter(self._make(model, self._plan.images, missing))
-        for chunk in chunks:
-            if chunk in missing:
-                images = next(made)
-                cache.keep_images(chunk, images)
-                report(len(images))
-            else:
-                kept = cache.images(chunk, self._plan.shape)
-                assert kept is not None
-                images = kept
-            yield chunk, images
-
-    @cached_property
-    def _validation(self) -> HeldOutSamples:
-        return self._workload.held_out_samples("validation", self._device)
-
-    @cached_property
-    def _test(self) -> HeldOutSamples:
-        return self._workload.held_out_samples("test", self._device)
-
-    @cached_property
-    def _reference(self) -> Reference:
-        assert self._extractor is not None
-        return self._given_reference or real_features(self._workload, self._extractor, self._reference_cache)
-
-
-def _sampling_progress(name: str, taken: int, total: int, say: Say) -> Callable[[int], None]:
-    """A function that counts images as they are made, and says how far it is every ten seconds."""
-    started = last = time.monotonic()
-    made = 0
-
-    def report(count: int) -> None:
-        nonlocal last, made
-        made += count
-        now, left = time.monotonic(), total - taken - made
-        if now - last >= 10 and left:
-            last = now
-            seconds = (now - started) / made * left
-            say(f"sampling {name}: {taken + made} of {total} images, about {seconds:.0f} s left")
-
-    return report

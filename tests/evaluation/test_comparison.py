@@ -30,8 +30,8 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def workload(digits, monkeypatch):
     """The digits, few and fast: 22 images a model, in batches of 4 and chunks of 8."""
-    monkeypatch.setattr(comparison, "_SAMPLING_BATCH", 4)
-    monkeypatch.setattr(comparison, "_CHUNK", 8)
+    monkeypatch.setattr(comparison, "SAMPLING_BATCH", 4)
+    monkeypatch.setattr("maskpro.evaluation.figures._CHUNK", 8)
     budgets = replace(digits.budgets, validation_samples=64, test_samples=64, num_generated=22, sampling_steps=3)
     return replace(digits, model=copy.deepcopy(digits.model), budgets=budgets)
 
