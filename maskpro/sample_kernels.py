@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from maskpro.samples import KEY_STEPS, MULTIPLIERS
+from maskpro.philox import KEY_STEPS, MULTIPLIERS
 
 _BLOCK = 128
 _MULTIPLIER_A, _MULTIPLIER_C = tl.constexpr(MULTIPLIERS[0]), tl.constexpr(MULTIPLIERS[1])

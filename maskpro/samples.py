@@ -15,12 +15,11 @@ on a GPU (`maskpro.sample_kernels`), torch on any other device and where Triton 
 from __future__ import annotations
 
 import math
-import sys
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -30,12 +29,8 @@ from torch import Tensor
 
 from maskpro.data import SPLIT_STREAM, move, philox, to_model_range
 from maskpro.errors import MaskproError
+from maskpro.philox import LAST_WORD, philox4x32, philox4x32_by_numpy
 
-# The multipliers and the steps of the key of Philox4x32.
-MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
-KEY_STEPS = 0x9E3779B9, 0xBB67AE85
-_WORD = 2**32 - 1
-_ROUNDS = 10
 # Blocks that a CPU computes together: their intermediate values stay in a core's cache.
 _CACHED_BLOCKS = 2**13
 # Larger sets of images stay in the CPU's memory, and each batch is copied. CIFAR-10's 50,000 are 154 MB.
@@ -139,46 +134,6 @@ class CalibrationSamples:
         return ((part + within) / parts * self._num_train_timesteps).astype(np.int64), 1 / (parts * share)
 
 
-def philox4x32(counter: Sequence[Any], key: tuple[int, int]) -> tuple[Any, Any, Any, Any]:
-    """Four random words of 32 bits of each counter (four words) and a key (two words): Philox4x32-10.
-
-    Words are integers, or torch's int64 tensors that broadcast, whose products wrap around.
-    """
-    a, b, c, d = counter
-    for first, second in _round_keys(key):
-        low, high = a * MULTIPLIERS[0], c * MULTIPLIERS[1]
-        # The mask drops the sign that torch's shift fills in.
-        a, b, c, d = (high >> 32 & _WORD) ^ b ^ first, high & _WORD, (low >> 32 & _WORD) ^ d ^ second, low & _WORD
-    return a, b, c, d
-
-
-def philox4x32_by_numpy(counter: Sequence[Any], key: tuple[int, int]) -> tuple[Any, Any, Any, Any]:
-    """The same of arrays `[B, N]`, or what broadcasts to them, as uint32: by few operations, whose number is the cost."""
-    shape = np.broadcast_shapes(*(np.shape(word) for word in counter))
-    even, odd = (np.empty((2, *shape), dtype=np.uint32) for _ in range(2))
-    even[0], odd[0], even[1], odd[1] = counter
-    multipliers = np.array(MULTIPLIERS, dtype=np.uint64)[:, None, None]
-    product = np.empty((2, *shape), dtype=np.uint64)
-    halves = product.view(np.uint32).reshape(2, *shape, 2)[::-1]
-    low, high = (halves[..., place] for place in ((0, 1) if sys.byteorder == "little" else (1, 0)))
-    for keys in _round_keys_as_arrays(key):
-        np.multiply(even, multipliers, product)
-        np.bitwise_xor(high, odd, even)
-        np.bitwise_xor(even, keys, even)
-        np.copyto(odd, low)
-    return even[0], odd[0], even[1], odd[1]
-
-
-def _round_keys(key: tuple[int, int]) -> list[tuple[int, int]]:
-    first, second = key
-    return [((first + step * KEY_STEPS[0]) & _WORD, (second + step * KEY_STEPS[1]) & _WORD) for step in range(_ROUNDS)]
-
-
-@lru_cache(maxsize=64)
-def _round_keys_as_arrays(key: tuple[int, int]) -> list[np.ndarray]:
-    return list(np.array(_round_keys(key), dtype=np.uint32)[:, :, None, None])
-
-
 def box_muller(words: Sequence[Any], library: Any) -> Any:
     """Four standard normal values of four words, float32, along a new last dimension; `library` is numpy or torch.
 
@@ -210,11 +165,11 @@ def noise_by_torch(seed: int, indices: Tensor, size: int) -> Tensor:
 
 def _words_of(seed: int, indices: Any, first: int, count: int) -> tuple[Any, Any, Any, Any]:
     """Words `[B, count]` of the blocks from `first` on, by numpy for an array of indices `[B]`, by torch for a tensor."""
-    column, key = indices[:, None], (seed & _WORD, seed >> 32)
+    column, key = indices[:, None], (seed & LAST_WORD, seed >> 32)
     if isinstance(indices, Tensor):
         blocks = torch.arange(first, first + count, device=indices.device)[None]
-        return philox4x32((column & _WORD, column >> 32, blocks, 0), key)
-    return philox4x32_by_numpy((column & _WORD, column >> 32, np.arange(first, first + count)[None], 0), key)
+        return philox4x32((column & LAST_WORD, column >> 32, blocks, 0), key)
+    return philox4x32_by_numpy((column & LAST_WORD, column >> 32, np.arange(first, first + count)[None], 0), key)
 
 
 def _positions(words: Sequence[np.ndarray]) -> np.ndarray:

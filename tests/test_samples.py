@@ -9,7 +9,8 @@ import torch
 
 from maskpro import samples as samples_module
 from maskpro.images import digits_images
-from maskpro.samples import CalibrationSamples, normal_values, philox4x32, philox4x32_by_numpy
+from maskpro.philox import philox4x32, philox4x32_by_numpy
+from maskpro.samples import CalibrationSamples, normal_values
 
 # Known answers of Random123 (kat_vectors, philox4x32 10): counter, key, words.
 KNOWN_ANSWERS = [
