@@ -12,12 +12,9 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from analysis.plots import best_trial
-from analysis.trials import has_evaluation, load_curves, load_description, load_history, load_trials, read_evaluation
+from analysis.experiment import OpenedExperiment
 from maskpro.commands.running import run_command
 from maskpro.errors import MaskproError
-from maskpro.files import read_json
-from maskpro.schedule.folder import BEST_FOLDER, CONFIG_FILE, EXPERIMENT_FILE
 
 # Of what experiment.json says, what makes one search another one.
 _COMPARED = (
@@ -49,23 +46,18 @@ def samples_to_reach(curves: pd.DataFrame, fidelity: float) -> float:
     return math.nan
 
 
-def compare(experiments: list[Path], *, fidelity: float) -> pd.DataFrame:
-    """A row per experiment: its best trial, the cost of reaching `fidelity`, and its final evaluation where there is one.
-
-    Raises:
-        MaskproError: one of them is not the folder of a search.
-    """
+def compare(experiments: list[OpenedExperiment], *, fidelity: float) -> pd.DataFrame:
+    """A row per experiment: its best trial, the cost of reaching `fidelity`, and its final evaluation if there is one."""
     rows = []
     for experiment in experiments:
-        trials, curves = load_trials(experiment), load_curves(experiment)
-        name = best_trial(trials)
+        trials, curves, name = experiment.trials, experiment.curves, experiment.best_trial
         best = trials[trials["trial_id"] == name].iloc[0] if name else None
-        report = read_evaluation(experiment) if has_evaluation(experiment) else {}
+        report = experiment.final_evaluation or {}
         learned = report.get("models", {}).get("learned", {})
         rows.append(
             {
-                "experiment": experiment.absolute().name,
-                "trials": f"{len(trials)} of {load_history(experiment).num_trials}",
+                "experiment": experiment.name,
+                "trials": f"{len(trials)} of {experiment.history.num_trials}",
                 "best trial": None if best is None else best["trial"],
                 "validation fidelity": math.nan if best is None else best["fidelity"],
                 "samples": int(trials["num_samples_seen"].sum()),
@@ -83,20 +75,19 @@ def compare(experiments: list[Path], *, fidelity: float) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def differences(experiments: list[Path]) -> pd.DataFrame:
+def differences(experiments: list[OpenedExperiment]) -> pd.DataFrame:
     """What differs between the experiments' searches and between the configurations of their best masks.
 
     A row per setting, a column per experiment.
     """
     columns: dict[str, dict[str, Any]] = {}
     for number, experiment in enumerate(experiments):
-        described = _flat(load_description(experiment)) if (experiment / EXPERIMENT_FILE).is_file() else {}
+        described = _flat(experiment.description or {})
         settings = {name: described.get(name) for name in _COMPARED}
         settings |= {name: value for name, value in described.items() if name.startswith("space.param_space.")}
-        path = experiment / BEST_FOLDER / CONFIG_FILE
-        best = read_json(path) if path.is_file() else {}
+        best = experiment.best_config or {}
         settings |= {f"best mask: {name}": value for name, value in best.get("config", {}).items()}
-        columns[f"{number + 1}: {experiment.absolute().name}"] = settings
+        columns[f"{number + 1}: {experiment.name}"] = settings
     table = pd.DataFrame(columns)
     return table[table.apply(lambda row: len({str(value) for value in row}) > 1, axis=1)]
 
@@ -115,12 +106,13 @@ def main(
     """Print experiments side by side, and what differs between them."""
     if len(experiments) < 2:
         raise MaskproError(f"experiments holds {len(experiments)} folder; allowed: two or more")
+    opened = [OpenedExperiment(folder) for folder in experiments]
     with pd.option_context(
         "display.width", 200, "display.max_columns", 30, "display.max_rows", 500, "display.precision", 4
     ):
-        print(compare(experiments, fidelity=fidelity).set_index("experiment").T.to_string())
+        print(compare(opened, fidelity=fidelity).set_index("experiment").T.to_string())
         print()
-        differing = differences(experiments)
+        differing = differences(opened)
         print(differing.to_string() if len(differing) else "no difference of their searches and best masks")
 
 

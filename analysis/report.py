@@ -20,20 +20,14 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from analysis.plots import DARK, LIGHT, all_figures, best_trial
-from analysis.trials import (
-    has_evaluation,
-    load_evaluation,
-    load_history,
-    load_trials,
-    read_evaluation,
-    searched_parameters,
-)
+from analysis.experiment import OpenedExperiment
+from analysis.figures.theme import DARK, LIGHT
+from analysis.plots import all_figures
 from maskpro.commands.running import run_command
 from maskpro.errors import MaskproError
 from maskpro.fidelity import format_share, images_judged_by, learned_against_dense
-from maskpro.files import read_json, write_text
-from maskpro.schedule.folder import BEST_FOLDER, CONFIG_FILE, EXPERIMENT_FILE, REPORT_FILE
+from maskpro.files import write_text
+from maskpro.schedule.folder import BEST_FOLDER, REPORT_FILE
 from maskpro.schedule.history import METRIC
 from maskpro.schedule.trial_table import FIGURES, single_figures
 
@@ -82,43 +76,37 @@ class Report:
     pictures: Mapping[str, str] = field(default_factory=dict)
 
 
-def gather(experiment: Path) -> Report:
-    """Read an experiment's folder.
+def gather(experiment: OpenedExperiment) -> Report:
+    """What an experiment's folder tells.
 
     Raises:
-        MaskproError: it is not the folder of a search.
+        MaskproError: a file of it is not what was written.
     """
-    history, trials = load_history(experiment), load_trials(experiment)
-    missing: list[str] = []
-
-    def optional(what: str, name: str) -> dict[str, Any]:
-        try:
-            found: dict[str, Any] = read_json(experiment / name)
-        except MaskproError:
-            missing.append(what)
-            return {}
-        return found
-
-    description = optional("the description of the search (experiment.json)", EXPERIMENT_FILE)
-    evaluated = read_evaluation(experiment) if has_evaluation(experiment) else {}
+    trials, description = experiment.trials, experiment.description
+    evaluated = experiment.final_evaluation or {}
+    missing = ["the description of the search (experiment.json)"] if description is None else []
     if not evaluated:
         missing.append("the final evaluation (the search has not come to its end)")
-    config = optional("a promoted mask (best/)", f"{BEST_FOLDER}/{CONFIG_FILE}")
-    evaluation = load_evaluation(experiment) if evaluated else pd.DataFrame()
-    parameters = searched_parameters(experiment) if description else {}
+    try:
+        config = experiment.best_config
+    except MaskproError:
+        config = None
+    if config is None:
+        missing.append("a promoted mask (best/)")
+    parameters = experiment.searched_parameters
     columns = ["trial", *(name for name in parameters if name in trials), "status", "num_samples_seen"]
     columns += [name for name in (*FIGURES, "seconds", "source") if name in trials]
     ordered = trials.sort_values(METRIC)[columns] if len(trials) else trials
     failed = trials[trials["status"] == "failed"] if len(trials) else trials
     return Report(
-        title=experiment.absolute().name,
-        headline=_headline(evaluated, trials),
-        facts=_facts(trials, history.num_trials, description, evaluated),
+        title=experiment.name,
+        headline=_headline(evaluated, trials, experiment.best_trial),
+        facts=_facts(trials, experiment.history.num_trials, description or {}, evaluated),
         trials=ordered,
-        evaluation=single_figures(evaluation).drop(columns="experiment", errors="ignore"),
-        config=config,
+        evaluation=single_figures(experiment.evaluation).drop(columns="experiment"),
+        config=config or {},
         protocol=evaluated.get("protocol", {}),
-        description=description,
+        description=description or {},
         failures=[f"trial {row.trial}: {row.failure}" for row in failed.itertuples()],
         missing=missing,
         warnings=evaluated.get("warnings", []),
@@ -126,10 +114,9 @@ def gather(experiment: Path) -> Report:
     )
 
 
-def _headline(evaluated: Mapping[str, Any], trials: pd.DataFrame) -> str:
+def _headline(evaluated: Mapping[str, Any], trials: pd.DataFrame, best: str | None) -> str:
     if evaluated:
         return learned_against_dense(evaluated)
-    best = best_trial(trials) if len(trials) else None
     if best is None:
         return "No trial has reported yet."
     reached = trials.loc[trials["trial_id"] == best, "fidelity"].iloc[0]
@@ -262,8 +249,9 @@ def write_report(experiment: Path) -> Path:
     Raises:
         MaskproError: it is not the folder of a search.
     """
-    report = gather(experiment)
-    (light, dark), missing = all_figures(experiment, LIGHT, DARK)
+    opened = OpenedExperiment(experiment)
+    report = gather(opened)
+    (light, dark), missing = all_figures(opened, LIGHT, DARK)
     report.missing += [f"{name.replace('_', ' ')}: {reason}" for name, reason in missing.items()]
     figures = {name: (_png(light[name]), _png(dark[name])) for name in CAPTIONS if name in light}
     grids = {

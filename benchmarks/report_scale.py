@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
+import analysis
 from analysis.report import write_report
-from analysis.trials import load_curves, load_trials
 from benchmarks.made_up_experiment import make_experiment
 from benchmarks.report import hardware_line, print_table
 from maskpro.commands.running import run_command
@@ -31,6 +31,11 @@ def _seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
+def _frames(folder: Path) -> tuple[Any, Any]:
+    opened = analysis.open(folder)
+    return opened.trials, opened.curves
+
+
 def measure(trials: int) -> dict[str, str]:
     """The row of an experiment with so many trials, of made-up losses."""
     with tempfile.TemporaryDirectory() as parent:
@@ -43,7 +48,7 @@ def measure(trials: int) -> dict[str, str]:
         return {
             "trials": f"{trials:,}",
             "history, MiB": f"{(folder / HISTORY_FILE).stat().st_size / 2**20:.1f}",
-            "trials and curves loaded, s": f"{_seconds(lambda: (load_trials(folder), load_curves(folder))):.2f}",
+            "trials and curves loaded, s": f"{_seconds(lambda: _frames(folder)):.2f}",
             "report, s": f"{_seconds(lambda: write_report(folder)):.1f}",
             "report, MiB": f"{(folder / 'report.html').stat().st_size / 2**20:.1f}",
             "monitor: first reading, s": f"{first:.2f}",

@@ -5,15 +5,18 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
+import analysis
 from analysis.compare import compare, differences, samples_to_reach
 from analysis.compare import main as write_comparison
-from analysis.plots import LIGHT, best_so_far, best_trial, importances, parallel_coordinates, slices
+from analysis.figures.learning import best_so_far
+from analysis.figures.parameters import importances, parallel_coordinates, slices
+from analysis.figures.theme import LIGHT
 from analysis.plots import main as write_figures
 from analysis.report import main as write_report
-from analysis.trials import load_curves, load_evaluation, load_trials
 from analysis.trials import main as print_trials
 from benchmarks.made_up_experiment import make_experiment
 from maskpro.errors import MaskproError
+from maskpro.schedule.early_stopping import SuccessiveHalving
 from maskpro.schedule.history import History
 
 
@@ -35,20 +38,19 @@ def experiment(tmp_path):
 
 
 def test_an_experiments_folder_becomes_tidy_frames(experiment):
-    trials = load_trials(experiment)
+    opened = analysis.open(experiment)
+    trials = opened.trials
     assert trials["seed_point"].tolist() == [1, pd.NA]
     assert trials["lr"].tolist() == [1.0, 2.0]
     assert trials["status"].tolist() == ["unfinished", "failed"]
     assert trials["experiment"].unique().tolist() == [experiment.name]
-    both = load_trials(experiment, experiment)
-    assert len(both) == 4
-    assert len(load_curves(experiment, experiment)) == 6
-    curves = load_curves(experiment)
+    assert trials["experiment"].unique().tolist() == opened.curves["experiment"].unique().tolist() == [opened.name]
+    curves = opened.curves
     first, second = trials["trial_id"]
     assert curves[["trial_id", "num_samples_seen"]].values.tolist() == [[first, 100], [first, 200], [second, 100]]
     assert curves["fidelity"].tolist()[:2] == [0.0, 0.2]
     assert pd.isna(curves["fidelity"].tolist()[2])
-    evaluation = load_evaluation(experiment).set_index("model")
+    evaluation = opened.evaluation.set_index("model")
     assert evaluation.loc["learned", "recovery"] == 0.5
     assert pd.isna(evaluation.loc["dense", "recovery"])
 
@@ -60,21 +62,61 @@ def test_figures_are_written(experiment):
 
 
 def test_a_folder_that_is_no_experiment_gives_one_sentence(tmp_path):
-    for load in (load_trials, load_curves):
-        with pytest.raises(MaskproError, match=r"no history.jsonl in .*; allowed: the folder of a search"):
-            load(tmp_path)
-    with pytest.raises(MaskproError, match=r"no file .*final_evaluation.json"):
-        load_evaluation(tmp_path)
+    with pytest.raises(MaskproError, match=r"no history.jsonl in .*; allowed: the folder of a search"):
+        analysis.open(tmp_path)
+
+
+def test_an_experiment_is_read_once(experiment):
+    opened = analysis.open(str(experiment))
+    frames = opened.trials, opened.curves, opened.evaluation
+    for name in ("history.jsonl", "final_evaluation.json"):
+        (experiment / name).unlink()
+    assert all(
+        frame is again for frame, again in zip(frames, (opened.trials, opened.curves, opened.evaluation), strict=True)
+    )
+    assert opened.final_evaluation["recovery"] == 0.5
+
+
+def test_what_an_experiment_has_not_got_is_none_or_an_empty_frame(tmp_path):
+    History(tmp_path / "history.jsonl").session(2, time="now")
+    opened = analysis.open(tmp_path)
+    assert (opened.description, opened.final_evaluation, opened.best_config, opened.best_trial) == (None,) * 4
+    assert (opened.searched_parameters, opened.rungs) == ({}, [])
+    for frame in (opened.trials, opened.curves, opened.evaluation, opened.timesteps, opened.layers):
+        assert len(frame) == 0
+        assert frame.columns[0] == "experiment"
+
+
+def test_rungs_are_where_the_search_stops_trials(tmp_path):
+    folder = make_experiment(tmp_path / "a")
+    opened = analysis.open(folder)
+    trial = opened.description["trial"]
+    factor = opened.description["space"]["reduction_factor"]
+    halving = SuccessiveHalving(
+        first_rung=trial["report_samples"], max_samples=trial["max_samples"], reduction_factor=factor
+    )
+    assert opened.rungs == list(halving.rungs) != []
+
+
+def test_a_configuration_that_is_none_is_missing_in_the_report_and_one_sentence_in_a_comparison(tmp_path):
+    folder = make_experiment(tmp_path / "a")
+    for content in ("[1]", "{"):
+        (folder / "best" / "config.json").write_text(content)
+        write_report(folder)
+        assert "- not here: a promoted mask (best/)" in (folder / "report.md").read_text()
+        with pytest.raises(MaskproError, match=r"config.json (is not JSON|holds no configuration; allowed: the file)"):
+            write_comparison([folder, folder])
 
 
 def test_experiments_are_compared_by_what_they_found_and_how_they_differ(tmp_path, capsys):
     first = make_experiment(tmp_path / "a", trials=8, seed=1)
     second = make_experiment(tmp_path / "b", trials=12, seed=2, finished=False)
-    table = compare([first, second], fidelity=0.5).set_index("experiment")
+    opened = [analysis.open(folder) for folder in (first, second)]
+    table = compare(opened, fidelity=0.5).set_index("experiment")
     assert table["trials"].tolist() == ["8 of 8", "12 of 12"]
     assert table.loc["a", "test recovery"] == 0.937
     assert pd.isna(table.loc["b", "test recovery"])
-    different = differences([first, second])
+    different = differences(opened)
     assert different.loc["num_trials"].tolist() == [8, 12]
     assert "searcher" not in different.index
     write_comparison([first, second], fidelity=0.5)
@@ -162,7 +204,6 @@ def two_formats():
 
 def test_the_best_so_far_is_the_best_by_validation_error(two_formats):
     line = next(line for line in best_so_far(two_formats, theme=LIGHT).axes[0].lines if line.get_label() == "best so far")
-    assert best_trial(two_formats) == "trial_4"
     expected = two_formats["fidelity"].to_numpy()[[0, 1, 1, 1, 4, 4]]
     assert line.get_ydata().tolist() == expected.tolist()
     assert two_formats["fidelity"].idxmax() != 4

@@ -87,7 +87,7 @@ _OF_ONE_KIND = (
 _OF_ONE_KIND += ("maskpro.noise_schedule", "maskpro.objectives.", "maskpro.workloads.", "maskpro.embedded")
 
 
-@pytest.mark.parametrize("path", [*MODULES, *sorted((ROOT / "analysis").glob("*.py"))], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*MODULES, *sorted((ROOT / "analysis").rglob("*.py"))], ids=lambda path: path.name)
 def test_what_serves_every_kind_of_network_imports_none(path):
     parts = path.relative_to(ROOT).parts
     if parts[0] == "analysis" or parts[1] in _FOR_EVERY_KIND:
@@ -132,6 +132,43 @@ def test_every_module_stands_in_the_list_of_rooms_and_imports_go_up_it():
         if other in places and other.parent.name != "embedded" and places[other] > places[path]
     ]
     assert down == []
+
+
+def packages_of(path):
+    """The `__init__.py` of the packages that importing a module runs first."""
+    return {folder / "__init__.py" for folder in path.parents if folder.is_relative_to(ROOT / "maskpro")}
+
+
+def in_circles(imports):
+    """Of modules and what they import, those of a circle and between two: the rest goes first, or last."""
+    left = dict(imports)
+    while True:
+        named = set().union(*left.values())
+        kept = {path: others for path, others in left.items() if others & left.keys() and path in named}
+        if len(kept) == len(left):
+            return left
+        left = kept
+
+
+def test_circles_of_imports_are_found():
+    assert in_circles({1: {2}, 2: {3}, 3: {4}, 4: set()}) == {}
+    assert in_circles({1: {2}, 2: {3}, 3: {2, 4}, 4: set()}).keys() == {2, 3}
+
+
+def test_no_import_leads_back_to_its_module():
+    """Not even by way of other modules. Imports within functions count, those for type checkers alone don't."""
+    imports = {}
+    for path in MODULES:
+        others = set(modules_imported(path))
+        # A package is run before its modules are; a module's own packages are being run already.
+        imports[path] = (others | set().union(*map(packages_of, others)) - packages_of(path)) - {path}
+    assert sorted(str(path.relative_to(ROOT)) for path in in_circles(imports)) == []
+
+
+@pytest.mark.parametrize("folder", ["maskpro", "analysis"])
+def test_no_file_is_longer_than_a_reader_holds_in_mind(folder):
+    lengths = {path: len(path.read_text().splitlines()) for path in (ROOT / folder).rglob("*.py")}
+    assert {str(path.relative_to(ROOT)): length for path, length in lengths.items() if length > 350} == {}
 
 
 def run_with_a_torchvision_that_does_not_fit(tmp_path, *arguments):

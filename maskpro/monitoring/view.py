@@ -15,6 +15,7 @@ from rich.text import Text
 
 from maskpro.fidelity import format_share
 from maskpro.schedule.history import METRIC, History, TrialRecord
+from maskpro.schedule.ranking import best_so_far
 
 # Between two changes of a live view.
 REFRESH_SECONDS = 0.5
@@ -112,17 +113,8 @@ def take_snapshot(history: History, *, num_trials: int, max_samples: int | None,
     )
 
 
-def better_of(best: TrialRecord | None, record: TrialRecord) -> TrialRecord | None:
-    """`record` if its val_error is the lower one; confirmations, failures and trials without a value do not count."""
-    if record.is_confirmation or record.failure or record.last.get(METRIC) is None:
-        return best
-    return record if best is None or record.last[METRIC] < best.last[METRIC] else best
-
-
 def _best(history: History) -> Best | None:
-    best: TrialRecord | None = None
-    for record in history.trials.values():
-        best = better_of(best, record)
+    best = best_so_far(history.trials.values())
     if best is None:
         return None
     figures = best.last

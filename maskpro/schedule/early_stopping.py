@@ -10,6 +10,7 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner,
 
 from maskpro.errors import MaskproError
 from maskpro.schedule.history import METRIC, TrialRecord
+from maskpro.schedule.rungs import rungs
 
 
 class SuccessiveHalving:
@@ -33,11 +34,8 @@ class SuccessiveHalving:
 
     def __init__(self, *, first_rung: int, max_samples: int, reduction_factor: int):
         self._reduction_factor = reduction_factor
-        self._rungs: dict[int, list[tuple[float, int]]] = {}
-        rung = first_rung
-        while rung < max_samples:
-            self._rungs[rung] = []
-            rung *= reduction_factor
+        places = rungs(first_rung=first_rung, max_samples=max_samples, reduction_factor=reduction_factor)
+        self._rungs: dict[int, list[tuple[float, int]]] = {rung: [] for rung in places}
 
     @property
     def rungs(self) -> tuple[int, ...]:

@@ -13,8 +13,9 @@ from rich.live import Live
 
 from maskpro.fidelity import format_share
 from maskpro.monitoring.devices import DeviceMeter
-from maskpro.monitoring.view import REFRESH_SECONDS, SearchSnapshot, better_of, live_view, summary_rows, take_snapshot
+from maskpro.monitoring.view import REFRESH_SECONDS, SearchSnapshot, live_view, summary_rows, take_snapshot
 from maskpro.schedule.history import History, TrialRecord
+from maskpro.schedule.ranking import better_of
 from maskpro.tuning.adapters import NUMBER
 
 # Between two plain lines that only report progress.

@@ -34,7 +34,8 @@ from maskpro.schedule.folder import (
     REFERENCE_FOLDER,
     SELECTION_FILE,
 )
-from maskpro.schedule.history import METRIC, TrialRecord
+from maskpro.schedule.history import TrialRecord
+from maskpro.schedule.ranking import completed_by_error
 from maskpro.schedule.state import Plan
 from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.experiment import Experiment
@@ -53,12 +54,12 @@ def best_trials(records: Sequence[TrialRecord], count: int) -> list[TrialRecord]
     Raises:
         MaskproError: there is none.
     """
-    completed = [record for record in records if record.status == "completed"]
+    completed = completed_by_error(records)
     if not completed:
         raise MaskproError(
             "no trial ran to its full budget without an error, so there is no mask to promote; see failure in trials.csv"
         )
-    return sorted(completed, key=lambda record: record.last[METRIC])[:count]
+    return completed[:count]
 
 
 def selected_trials(experiment: Experiment) -> list[TrialRecord]:

@@ -1,0 +1,198 @@
+"""An experiment's folder, running, ended or crashed, as one object with tidy DataFrames.
+
+Every frame has a column `experiment`, the folder's name, so that `pandas.concat` makes one frame of those of several.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from maskpro.errors import MaskproError
+from maskpro.files import read_json
+from maskpro.schedule.folder import BEST_FOLDER, CONFIG_FILE, EVALUATION_FILE, EXPERIMENT_FILE, HISTORY_FILE, LAYERS_FILE
+from maskpro.schedule.history import METRIC, History
+from maskpro.schedule.ranking import best_trial
+from maskpro.schedule.rungs import rungs
+from maskpro.schedule.trial_table import FIGURES, tabulate_trials
+
+_CURVE_COLUMNS = [
+    "num_samples_seen",
+    "fidelity",
+    METRIC,
+    "val_error_now",
+    "recovery",
+    "val_loss",
+    "val_loss_now",
+    "train_loss",
+    "changed_share",
+    "seconds",
+]
+
+_TRIAL_COLUMNS = [
+    "trial",
+    "trial_id",
+    "status",
+    "num_samples_seen",
+    *FIGURES,
+    "seconds",
+    "seed_point",
+    "failure",
+]
+_TEXT_COLUMNS = ("trial_id", "status", "failure")
+_LAYER_COLUMNS = ["experiment", "layer", "weights", "learned", "sparsity", "changed", "changed_share"]
+
+
+class OpenedExperiment:
+    """What an experiment's folder tells: the history as it is now, every other file once it is asked for, and then kept.
+
+    Frames are shared by all who ask: take a copy to change one.
+
+    Raises:
+        MaskproError: it is not the folder of a search, or its history is broken. A file that is there, but is not what was
+            written, raises one when it is asked for.
+    """
+
+    def __init__(self, folder: Path | str):
+        self.folder = Path(folder)
+        path = self.folder / HISTORY_FILE
+        if not path.is_file():
+            raise MaskproError(f"no {HISTORY_FILE} in {self.folder}; allowed: the folder of a search")
+        self.history = History(path)  # a line that is being written, or that a kill has torn, is left out
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.folder.absolute().name
+
+    @cached_property
+    def description(self) -> dict[str, Any] | None:
+        """The content of `experiment.json`, of any version, so that its parts may be missing; None: there is none."""
+        path = self.folder / EXPERIMENT_FILE
+        if not path.is_file():
+            return None
+        described = read_json(path)
+        if not isinstance(described, dict):
+            raise MaskproError(f"{path} holds no description of a search")
+        return described
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """A row per trial: `trials.csv`, but also of a search that is running or was killed."""
+        fixed = {name: None if isinstance(value, dict) else value for name, value in self._param_space.items()}
+        names = dict.fromkeys(name for record in self.history.searched for name in record.params)
+        table = tabulate_trials({**fixed, **{name: None for name in names if name not in fixed}}, self.history.searched)
+        if table.empty:
+            kinds = {name: object if name in _TEXT_COLUMNS else float for name in (*_TRIAL_COLUMNS, *fixed)}
+            table = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in kinds.items()})
+        return self._named(table)
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """A row per report of a trial, all its parts in one: trial_id, samples seen, fidelity, errors, losses, seconds."""
+        rows = [
+            {"trial_id": trial.name, **trial.reports[samples]}
+            for trial in self.history.searched
+            for samples in sorted(trial.reports)
+        ]
+        table = pd.DataFrame(rows).reindex(columns=["trial_id", *_CURVE_COLUMNS])
+        if table.empty:  # as in the table of trials
+            table["trial_id"] = table["trial_id"].astype(object)
+        numbers = table[_CURVE_COLUMNS].apply(pd.to_numeric, errors="coerce")
+        return self._named(pd.concat([table[["trial_id"]], numbers], axis=1))
+
+    @property
+    def best_trial(self) -> str | None:
+        """trial_id of the best trial (`maskpro.schedule.ranking.best_trial`); None: no trial has reported yet."""
+        best = best_trial(self.history.searched)
+        return None if best is None else best.name
+
+    @property
+    def searched_parameters(self) -> dict[str, dict[str, Any]]:
+        """Parameter to the distribution that it was drawn from, as Optuna describes it in JSON; fixed ones are left out."""
+        return {
+            name: value for name, value in self._param_space.items() if isinstance(value, dict) and "attributes" in value
+        }
+
+    @property
+    def rungs(self) -> list[int]:
+        """Samples at which early stopping judged the trials; none where it did not."""
+        described = self.description or {}
+        trial, space = described.get("trial", {}), described.get("space", {})
+        first, last, factor = trial.get("report_samples"), trial.get("max_samples"), space.get("reduction_factor")
+        if described.get("scheduler") != "asha" or not (first and last and factor and factor > 1):
+            return []
+        return [int(rung) for rung in rungs(first_rung=first, max_samples=last, reduction_factor=factor)]
+
+    @cached_property
+    def final_evaluation(self) -> dict[str, Any] | None:
+        """The content of `final_evaluation.json`; None: the search has not come to its end."""
+        path = self.folder / EVALUATION_FILE
+        if not path.is_file():
+            return None
+        report = read_json(path)
+        if not (isinstance(report, dict) and isinstance(report.get("models"), dict)):
+            raise MaskproError(f"{path} compares no networks; allowed: the file as it was written")
+        return report
+
+    @cached_property
+    def evaluation(self) -> pd.DataFrame:
+        """A row per evaluated model (dense, initial, learned); recovery and loss_improvement of the learned."""
+        report = self.final_evaluation
+        if report is None:
+            return pd.DataFrame(columns=["experiment", "model"])
+        models = pd.DataFrame(list(report["models"].values()), index=list(report["models"]))
+        for name in ("recovery", "loss_improvement"):
+            models.loc["learned", name] = report[name]
+        return self._named(models.rename_axis("model").reset_index())
+
+    @cached_property
+    def timesteps(self) -> pd.DataFrame:
+        """A row per evaluated model and tenth of the noise schedule (1: little noise, 10: much): test_loss."""
+        rows = [
+            {"experiment": self.name, "model": model, "tenth": tenth, "test_loss": loss}
+            for model, figures in ((self.final_evaluation or {}).get("models", {})).items()
+            for tenth, loss in enumerate(figures.get("test_loss_by_timestep", ()), 1)
+        ]
+        return pd.DataFrame(rows, columns=["experiment", "model", "tenth", "test_loss"])
+
+    @cached_property
+    def best_config(self) -> dict[str, Any] | None:
+        """The content of `best/config.json`; None: no mask was promoted."""
+        path = self.folder / BEST_FOLDER / CONFIG_FILE
+        if not path.is_file():
+            return None
+        config = read_json(path)
+        if not isinstance(config, dict):
+            raise MaskproError(f"{path} holds no configuration; allowed: the file as it was written")
+        return config
+
+    @cached_property
+    def layers(self) -> pd.DataFrame:
+        """A row per layer of the best mask: weights, sparsity, changed positions; none without a mask."""
+        path = self.folder / BEST_FOLDER / LAYERS_FILE
+        if not path.is_file():
+            return pd.DataFrame(columns=_LAYER_COLUMNS)
+        try:
+            return self._named(pd.read_csv(path))
+        except ValueError as error:
+            raise MaskproError(f"{path} is no table ({error}); allowed: the file as it was written") from error
+
+    @property
+    def _param_space(self) -> dict[str, Any]:
+        """Parameter to its fixed value, or to how it was drawn."""
+        space: dict[str, Any] = (self.description or {}).get("space", {}).get("param_space", {})
+        return space
+
+    def _named(self, table: pd.DataFrame) -> pd.DataFrame:
+        table.insert(0, "experiment", self.name)
+        return table
+
+
+def judged_trials(trials: pd.DataFrame) -> pd.DataFrame:
+    """Trials with a fidelity, the best, by their val_error, last: it is drawn over the others."""
+    judged = trials[(trials["status"] != "failed") & trials["fidelity"].notna()]
+    return judged.sort_values(METRIC, ascending=False, kind="stable")

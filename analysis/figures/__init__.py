@@ -1,0 +1,1 @@
+"""Figures of an experiment, each a function of its frames (`analysis.experiment`)."""

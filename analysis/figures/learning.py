@@ -1,0 +1,114 @@
+"""What trials reached, and for how many samples and seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+
+from analysis.experiment import judged_trials
+from analysis.figures.theme import FIDELITY_LABEL, Theme, new_figure, themed
+from maskpro.schedule.history import METRIC
+
+
+@themed
+def learning_curves(
+    trials: pd.DataFrame,
+    curves: pd.DataFrame,
+    *,
+    theme: Theme,
+    by: str = "num_samples_seen",
+    best: str | None = None,
+    rungs: Iterable[int] = (),
+) -> Figure:
+    """Fidelity of every trial by samples seen or by seconds; a cross where one was stopped early, lines at the rungs.
+
+    `best` is the trial_id of the best trial, which is drawn over the others.
+    """
+    label = {"num_samples_seen": "calibration samples seen", "seconds": "seconds of training and validation"}[by]
+    figure, axes = new_figure(f"Learning curves by {'samples' if by == 'num_samples_seen' else 'time'}")
+    ax = axes[0, 0]
+    for rung in rungs if by == "num_samples_seen" else ():
+        ax.axvline(rung, color=theme.suggested, linewidth=0.7, linestyle=":")
+    parts = dict(tuple(curves.groupby("trial_id")))
+    # Drawn kind by kind, not trial by trial: a thousand artists take many seconds.
+    kinds = {"suggested": (theme.suggested, 1.0), "seed point": (theme.seed, 1.0), "best trial": (theme.best, 2.2)}
+    markers = {"ran to its budget": "o", "stopped early, failed or unfinished": "x"}
+    lines: dict[str, list[Any]] = {kind: [] for kind in kinds}
+    ends: dict[tuple[str, str], list[Any]] = {(kind, marker): [] for kind in kinds for marker in markers.values()}
+    for trial in trials.itertuples():
+        curve = parts.get(trial.trial_id)
+        points = None if curve is None else curve[[by, "fidelity"]].dropna().to_numpy(float)
+        if points is None or not len(points):
+            continue
+        is_seed = pd.notna(trial.seed_point)
+        kind = "best trial" if trial.trial_id == best else "seed point" if is_seed else "suggested"
+        lines[kind].append(points)
+        ends[kind, "o" if trial.status == "completed" else "x"].append(points[-1])
+        if is_seed:  # the others are too many to name
+            color = kinds[kind][0]
+            ax.annotate(f" seed {trial.seed_point}", points[-1], fontsize=7, va="center", color=color)
+    for order, (kind, (color, width)) in enumerate(kinds.items(), 1):
+        ax.add_collection(LineCollection(lines[kind], colors=color, linewidths=width, zorder=order), autolim=True)
+        for marker in markers.values():
+            places = np.array(ends[kind, marker]).reshape(-1, 2)
+            ax.plot(places[:, 0], places[:, 1], marker, color=color, markersize=5, zorder=order)
+    for kind, (color, _) in reversed(kinds.items()):
+        ax.plot([], [], color=color, label=kind)
+    for name, marker in markers.items():
+        ax.plot([], [], marker, color=theme.ink, label=name)
+    ax.set(xlabel=label, ylabel=FIDELITY_LABEL)
+    ax.margins(x=0.1)  # room for the names of seed points
+    # One that went wrong at once would leave the others no room.
+    lowest = curves["fidelity"].quantile(0.02) if curves["fidelity"].notna().any() else 0.0
+    ax.set_ylim(bottom=max(min(lowest, 0.0), -1.0) - 0.05)
+    ax.legend(loc="lower right")
+    return figure
+
+
+@themed
+def best_so_far(trials: pd.DataFrame, *, theme: Theme) -> Figure:
+    """The best trial's fidelity by samples spent, trial after trial in the order of their start; seed points are marked.
+
+    Best is the lowest val_error, as promotion ranks. Where trials begin with different initial masks, another one may have
+    the higher fidelity, which is in units of its own initial mask's error.
+    """
+    figure, axes = new_figure("Best so far")
+    ax = axes[0, 0]
+    judged = trials[(trials["status"] != "failed") & trials["fidelity"].notna()]
+    spent = trials["num_samples_seen"].cumsum().loc[judged.index]
+    is_best = judged[METRIC] == judged[METRIC].cummin()
+    ax.step(
+        spent, judged["fidelity"].where(is_best).ffill(), where="post", color=theme.best, label="best so far", linewidth=2
+    )
+    for color, marker, name, chosen in (
+        (theme.seed, "s", "seed point", judged["seed_point"].notna()),
+        (theme.suggested, "o", "suggested by the searcher", judged["seed_point"].isna()),
+    ):
+        ax.plot(spent[chosen], judged.loc[chosen, "fidelity"], marker, color=color, label=name, markersize=5)
+    ax.set(xlabel="calibration samples spent by all trials", ylabel=FIDELITY_LABEL)
+    ax.set_ylim(bottom=max(judged["fidelity"].min() if len(judged) else 0.0, -1.0) - 0.05)
+    ax.legend(loc="lower right")
+    return figure
+
+
+@themed
+def fidelity_against_cost(trials: pd.DataFrame, *, theme: Theme) -> Figure:
+    """What each trial reached for the seconds that it took."""
+    figure, axes = new_figure("Fidelity against cost")
+    ax, judged = axes[0, 0], judged_trials(trials)
+    for marker, color, label, chosen in (
+        ("x", theme.suggested, "stopped early or unfinished", judged["status"] != "completed"),
+        ("o", theme.best, "ran to its budget", judged["status"] == "completed"),
+    ):
+        ax.plot(
+            judged.loc[chosen, "seconds"], judged.loc[chosen, "fidelity"], marker, color=color, label=label, markersize=5
+        )
+    ax.set(xlabel="seconds of training and validation", ylabel=FIDELITY_LABEL)
+    ax.set_ylim(bottom=max(judged["fidelity"].min() if len(judged) else 0.0, -1.0) - 0.05)
+    ax.legend(loc="lower right")
+    return figure

@@ -1,0 +1,40 @@
+"""The best mask: what it changed in each layer, and its losses over the noise schedule."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.figures.theme import Theme, new_figure, themed
+
+
+@themed
+def layer_changes(layers: pd.DataFrame, *, theme: Theme) -> Figure:
+    """Of each layer of the best mask: share of the initial mask's kept positions that it drops, and its sparsity."""
+    figure, axes = new_figure("The best mask by layer", height=1.2 + 0.17 * max(6, len(layers)))
+    ax, places = axes[0, 0], np.arange(len(layers))
+    ax.barh(places, 100 * layers["changed_share"], color=theme.seed, label="changed positions")
+    ax.plot(100 * layers["sparsity"], places, "|", color=theme.best, markersize=6, label="sparsity")
+    ax.set_yticks(places, layers["layer"], fontsize=6)
+    ax.invert_yaxis()
+    ax.margins(y=0.01)
+    ax.set(xlabel="% of the kept positions that changed; % of the weights that are zero")
+    ax.legend(loc="lower right")
+    return figure
+
+
+@themed
+def timestep_losses(timesteps: pd.DataFrame, *, theme: Theme) -> Figure:
+    """Test loss over the noise schedule: dense network, initial and learned mask."""
+    figure, axes = new_figure("Test loss by timestep")
+    ax = axes[0, 0]
+    styles = {"dense": (theme.good, ":", "o"), "initial": (theme.suggested, "--", "s"), "learned": (theme.best, "-", "^")}
+    for model, (color, line, marker) in styles.items():
+        part = timesteps[timesteps["model"] == model]
+        ax.plot(part["tenth"], part["test_loss"].astype(float), line, marker=marker, color=color, label=model)
+    ax.set_yscale("log")
+    ax.set_xticks(range(1, 11))
+    ax.set(xlabel="tenth of the noise schedule (1 = little noise, 10 = much)", ylabel="noise MSE on test images")
+    ax.legend()
+    return figure
