@@ -30,7 +30,7 @@ def main(
     for size in trials or [100, 1_000, 10_000]:
         search = SimulatedSearch(
             distributions=distributions,
-            curve=lambda params, samples: 0.1 / params["lr"] + 10 / samples,
+            curve=lambda params, samples, budget: 0.1 / params["lr"] + 10 / samples,
             pace=lambda params: 1.0,
             num_trials=size,
             searcher="random",

@@ -11,7 +11,7 @@ choose by the validation error. Fidelity, and the gain over the best seed point 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import repeat
 from multiprocessing import get_context
@@ -30,7 +30,7 @@ from maskpro.commands.running import run_command
 from maskpro.errors import MaskproError
 from maskpro.fidelity import Estimate, estimate_fidelity, estimate_gain
 from maskpro.runs import RunCache, build_trainer
-from maskpro.schedule.history import METRIC
+from maskpro.schedule.history import METRIC, TrialRecord
 from maskpro.schedule.state import MIN_COMPLETED, Plan
 from maskpro.search_options import SearchOptions
 from maskpro.trainer import MaskTrainer
@@ -64,9 +64,9 @@ class _RealTrials:
         self._trainers: dict[str, MaskTrainer] = {}
         self._errors: dict[str, dict[int, float]] = {}
 
-    def validation_error(self, params: Mapping[str, Any], samples: int) -> float:
-        """The lowest validation error of a trial's masks within its first `samples` samples."""
-        trainer, errors = self._trainer(params), self._errors.setdefault(_key(params), {})
+    def validation_error(self, params: Mapping[str, Any], samples: int, budget: int) -> float:
+        """The lowest validation error of the masks of a run with this budget within its first `samples` samples."""
+        trainer, errors = self._trainer(params, budget), self._errors.setdefault(_key(params, budget), {})
         while trainer.num_samples_seen < samples:
             trainer.train(self.search.context.report_samples)
             trainer.validate()
@@ -76,19 +76,19 @@ class _RealTrials:
 
     def test_errors(self, params: Mapping[str, Any]) -> Tensor:
         """Error of each test sample, `[size]`, under the mask that a trial has kept at its full budget."""
-        trainer = self._trainer(params)
+        trainer = self._trainer(params, self.search.context.max_samples)
         assert trainer.finished
         trainer.masked.set_mask(trainer.best_mask)
         return self._test.judge(trainer.masked.model).errors
 
-    def _trainer(self, params: Mapping[str, Any]) -> MaskTrainer:
-        key, search = _key(params), self.search
+    def _trainer(self, params: Mapping[str, Any], budget: int) -> MaskTrainer:
+        key, search = _key(params, budget), self.search
         if key not in self._trainers:
             settings = search.space.fixed | dict(params)
             targets = split_targets(settings.pop("targets", None)) or search.context.targets
             self._trainers[key] = build_trainer(
                 search.workload,
-                TrainerConfig(**settings, budget_samples=search.context.max_samples, seed=search.options.seed),
+                TrainerConfig(**settings, budget_samples=budget, seed=search.options.seed),
                 search.context.formats[0],
                 seed=search.context.seed,
                 device=torch.device("cpu"),
@@ -98,8 +98,13 @@ class _RealTrials:
         return self._trainers[key]
 
 
-def _key(params: Mapping[str, Any]) -> str:
-    return json.dumps(dict(params), sort_keys=True)
+def _key(params: Mapping[str, Any], budget: int) -> str:
+    return json.dumps([budget, dict(params)], sort_keys=True)
+
+
+def _trained_samples(record: TrialRecord, rungs: Sequence[int], restarts: bool) -> int:
+    """Samples that a trial was trained on: where promoted trials restart, those of its runs up to earlier rungs too."""
+    return record.samples + sum(rung for rung in rungs if restarts and rung < record.samples)
 
 
 def run_seed(options: SearchOptions, searches: tuple[str, ...], beside: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -130,11 +135,11 @@ def run_seed(options: SearchOptions, searches: tuple[str, ...], beside: dict[str
         print(rows[-1] | {"parameters": dict(params)}, flush=True)
         return errors
 
-    planned = search.planned
-    best = min(planned, key=lambda plan: trials.validation_error(plan.params, full))
+    planned, restarts = search.planned, search.space.promotion == "restart"
+    best = min(planned, key=lambda plan: trials.validation_error(plan.params, full, full))
     reference = row(_SEED_POINTS, best.params, len(planned) * full, len(planned), best.source)
     if beside:
-        trials.validation_error(beside, full)
+        trials.validation_error(beside, full, full)
         row(_BESIDE, beside, full, 1, "hand")
     for name in searches:
         searcher, scheduler = _SEARCHES[name]
@@ -152,14 +157,17 @@ def run_seed(options: SearchOptions, searches: tuple[str, ...], beside: dict[str
             reduction_factor=search.space.reduction_factor,
             slots=2,
             min_completed=MIN_COMPLETED,
+            restarts=restarts and scheduler == "asha",
         )
+        rungs = simulated.halving().rungs
         with TemporaryDirectory() as folder:
             state = simulated.open(Path(folder))
             simulated.run(state)
             records = state.history.searched
         completed = [record for record in records if record.status == "completed"]
         picked = min(completed, key=lambda record: record.last[METRIC])
-        row(name, picked.params, sum(record.samples for record in records), len(completed), picked.source)
+        trained = sum(_trained_samples(record, rungs, simulated.restarts) for record in records)
+        row(name, picked.params, trained, len(completed), picked.source)
     return rows
 
 

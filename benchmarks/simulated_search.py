@@ -33,7 +33,7 @@ DISTRIBUTIONS: dict[str, BaseDistribution] = {
 }
 
 
-def learning_curve(params: Mapping[str, Any], samples: int) -> float:
+def learning_curve(params: Mapping[str, Any], samples: int, budget: int = 900) -> float:
     """Falling, best at lr 1, and crossing for different batch sizes; fails above lr 4, and dies at the worst logits."""
     if params["lr"] > 4 and samples > 100:
         return math.nan
@@ -86,14 +86,15 @@ class SimulatedSearch:
     """A search, and what its trials would report.
 
     Attributes:
-        curve: error of (params, samples); where it is not finite the trial fails, and it may raise DiedError.
+        curve: error of (params, samples, budget of the run); where it is not finite the trial fails. It may raise
+            DiedError.
         pace: simulated seconds of one report of a trial with such params.
         unit: samples between two reports.
         journal: whether to write the Optuna study beside the history.
     """
 
     distributions: Mapping[str, BaseDistribution] = field(default_factory=lambda: DISTRIBUTIONS)
-    curve: Callable[[Mapping[str, Any], int], float] = learning_curve
+    curve: Callable[[Mapping[str, Any], int, int], float] = learning_curve
     pace: Callable[[Mapping[str, Any]], float] = pace
     num_trials: int = 15
     planned: Sequence[Plan] = ()
@@ -106,6 +107,7 @@ class SimulatedSearch:
     reduction_factor: int = 3
     slots: int = 1
     min_completed: int = 1
+    restarts: bool = False
     journal: bool = False
 
     def open(self, folder: Path, *, extend: int = 0, lines: float = math.inf, torn: bool = False) -> SearchState:
@@ -119,20 +121,27 @@ class SimulatedSearch:
         for params, value, source in self.warm_start if is_new else ():
             history.add_warm_start(params, value, source)
         study = self.study()
-        halving = SuccessiveHalving(
-            first_rung=self.unit, max_samples=self.max_samples, reduction_factor=self.reduction_factor
-        )
         state = SearchState(
             history,
             study,
             planned=self.planned,
             seed=self.seed,
-            halving=halving if self.scheduler == "asha" else None,
+            halving=self.halving() if self.scheduler == "asha" else None,
             min_completed=self.min_completed,
+            restarts=self.restarts,
         )
         if self.journal:
             study.write(folder / STUDY_FILE)
         return state
+
+    def halving(self) -> SuccessiveHalving:
+        """New early stopping with the search's settings."""
+        return SuccessiveHalving(
+            first_rung=self.unit,
+            max_samples=self.max_samples,
+            reduction_factor=self.reduction_factor,
+            restarts=self.restarts,
+        )
 
     def study(self) -> SearchStudy:
         """A new study with the search's settings."""
@@ -150,6 +159,7 @@ class SimulatedSearch:
         replies = [] if replies is None else replies
         history = source.history
         clock: list[tuple[float, int, str, int]] = []  # (time, trial, what happens, at how many samples)
+        budgets: dict[int, int] = {}  # of the runs that the trials are in
 
         def fill(now: float) -> None:
             """As many trials as there is room for; Tune too asks again whenever something has happened."""
@@ -157,7 +167,10 @@ class SimulatedSearch:
                 record = source.next_trial()
                 if record is None:
                     return
-                train(now, record.number, max(record.checkpoint_samples, 0))
+                budget = source.budget(record)
+                budgets[record.number] = budget or self.max_samples
+                begins = record.promoted and budget is not None
+                train(now, record.number, 0 if begins else max(record.checkpoint_samples, 0))
 
         def train(now: float, number: int, samples: int) -> None:
             until = min((samples // self.unit + 1) * self.unit, self.max_samples)
@@ -176,7 +189,7 @@ class SimulatedSearch:
             now, number, what, samples = heapq.heappop(clock)
             if what == "report":
                 try:
-                    metrics = self.metrics(self.curve(history.trials[number].params, samples), samples)
+                    metrics = self.metrics(self.curve(history.trials[number].params, samples, budgets[number]), samples)
                 except DiedError as error:
                     history.error(number, str(error))
                     source.finish(number)

@@ -11,16 +11,16 @@ from ray import tune
 workload = "digits"
 pattern = "2:4"
 layout = "channel"
-num_trials = 15
-num_reports = 27
-reduction_factor = 3  # the best third of those that have reached 1/27, 1/9 and 1/3 of the budget goes on
+num_trials = 18
+num_reports = 16
+reduction_factor = 4  # the best quarter of those that have reached 1/16 and 1/4 of the budget is promoted
+promotion = "restart"  # a rung is a run of its own: cut off in the middle of its annealing, a relaxed mask tells little
 
 param_space = {
     "estimator": "relaxed_subset",
     "target": "teacher",
     "timesteps": "importance",
     "lr_decay": "cosine",
-    # Not searched: a colder one is better early and worse at the end, and early stopping would take it for better.
     "final_temperature": 0.5,
     "lr": tune.loguniform(0.3, 3.0),
     "logits": tune.uniform(2.0, 10.0),

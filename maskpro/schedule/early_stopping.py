@@ -27,13 +27,20 @@ class SuccessiveHalving:
 
     A rung holds what trials reported exactly there, so a late report never fills a lower one.
 
+    With `restarts` a rung is the end of a run of its own. Every trial stops there, at the end of its schedules of step size
+    and temperature. A promoted trial is trained anew, with the next rung as its budget. The reason: a run that is cut off
+    in the middle of its schedules tells little of how it would end. Seed points then stop at the first rung like others.
+
     Args:
         first_rung: samples at the lowest rung; the next ones lie at `reduction_factor` times the one before.
         max_samples: where a trial ends by itself.
+        restarts: whether a promoted trial is trained anew.
     """
 
-    def __init__(self, *, first_rung: int, max_samples: int, reduction_factor: int):
+    def __init__(self, *, first_rung: int, max_samples: int, reduction_factor: int, restarts: bool = False):
         self._reduction_factor = reduction_factor
+        self._restarts = restarts
+        self._max_samples = max_samples
         places = rungs(first_rung=first_rung, max_samples=max_samples, reduction_factor=reduction_factor)
         self._rungs: dict[int, list[tuple[float, int]]] = {rung: [] for rung in places}
 
@@ -41,6 +48,14 @@ class SuccessiveHalving:
     def rungs(self) -> tuple[int, ...]:
         """Samples at each rung."""
         return tuple(self._rungs)
+
+    def budget(self, record: TrialRecord) -> int:
+        """Samples at which the run that a trial is in, or begins next, has its budget used up."""
+        if not self._restarts:
+            return self._max_samples
+        if record.stopped:  # it stopped there, but its checkpoint was lost
+            return record.samples
+        return next((rung for rung in self._rungs if rung > record.samples), self._max_samples)
 
     def replay(self, records: Iterable[TrialRecord]) -> None:
         """Take in what trials have reported."""
@@ -52,7 +67,11 @@ class SuccessiveHalving:
     def stops(self, record: TrialRecord, samples: int, value: float) -> bool:
         """Take in a report of a trial; whether it stops there."""
         self._add(record.number, samples, value)
-        if samples not in self._rungs or (record.seed_point is not None and samples == self.rungs[0]):
+        if samples not in self._rungs:
+            return False
+        if self._restarts:
+            return True
+        if record.seed_point is not None and samples == self.rungs[0]:
             return False
         return record.number not in self._best(samples, lambda number: False)
 
@@ -72,6 +91,9 @@ class SuccessiveHalving:
         numbers = [number for _, number in self._rungs[samples] if not has_failed(number)]
         return numbers[: len(numbers) // self._reduction_factor]
 
+
+# What becomes of a promoted trial: it resumes from its checkpoint, or is trained anew with the next rung as its budget.
+PROMOTIONS = ("resume", "restart")
 
 # Each makes a pruner of (report_samples, reduction_factor); for "asha" there is successive halving besides.
 SCHEDULERS: dict[str, Callable[[int, int], BasePruner]] = {

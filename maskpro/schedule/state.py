@@ -41,6 +41,9 @@ class TrialSource(Protocol):
     def report(self, number: int, metrics: Mapping[str, Any]) -> bool:
         """Take in a trial's report; whether the trial ends early on it. The same report twice gets the same answer."""
 
+    def budget(self, record: TrialRecord) -> int | None:
+        """Samples of the run that a trial is in or begins next, where it is one of several; None: its only run."""
+
     def put_back(self, number: int) -> None:
         """A trial has lost its process before it went on, and is to start again from where it was."""
 
@@ -64,6 +67,7 @@ class SearchState:
         seed: of the trials that the study suggests.
         halving: stops trials, and says which go on after all; None: the study's pruner alone stops them, for good.
         min_completed: trials that run to their full budget in any case: the best stopped ones go on where too few have.
+        restarts: whether a promoted trial is trained anew (see `SuccessiveHalving`).
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class SearchState:
         seed: int,
         halving: SuccessiveHalving | None = None,
         min_completed: int = 1,
+        restarts: bool = False,
     ):
         self.history = history
         self.study = study
@@ -82,6 +87,7 @@ class SearchState:
         self._seed = seed
         self._halving = halving
         self._min_completed = min_completed
+        self._restarts = restarts
         study.replay(history)
         if halving is not None:
             halving.replay(history.searched)
@@ -155,6 +161,15 @@ class SearchState:
             stops |= self._halving.stops(record, samples, value)
         return stops
 
+    def budget(self, record: TrialRecord) -> int | None:
+        """See TrialSource."""
+        if not self._restarts:
+            return None
+        limit = self._limits.get(record.number)
+        if limit is not None and (record.stopped or record.samples < limit):
+            return limit
+        return None if self._halving is None else self._halving.budget(record)
+
     def put_back(self, number: int) -> None:
         """See TrialSource."""
         self._live.discard(number)
@@ -212,6 +227,10 @@ class PlannedTrials:
         else:
             self.history.report(number, plain_metrics(metrics), stopped=False)
         return False
+
+    def budget(self, record: TrialRecord) -> int | None:
+        """See TrialSource."""
+        return None
 
     def put_back(self, number: int) -> None:
         """See TrialSource."""

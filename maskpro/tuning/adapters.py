@@ -19,8 +19,8 @@ from maskpro.schedule.history import METRIC
 from maskpro.schedule.state import TrialSource
 
 # Beside a trial's own settings in its Tune config: number, seed, what it goes on from ("": nothing), whether after a stop,
-# and its folder.
-NUMBER, SEED, CHECKPOINT, PROMOTED, FOLDER = "trial", "seed", "checkpoint", "promoted", "folder"
+# its folder, and the budget of this run where it is one of several (None: the trial's only run).
+NUMBER, SEED, CHECKPOINT, PROMOTED, FOLDER, BUDGET = "trial", "seed", "checkpoint", "promoted", "folder", "budget"
 
 # A trial whose process dies (no memory, a lost node) is started again elsewhere, so many times in each of its parts.
 MAX_FAILURES = 3
@@ -82,6 +82,7 @@ class SourceSearcher(Searcher):
             CHECKPOINT: record.checkpoint,
             PROMOTED: record.promoted,
             FOLDER: record.folder,
+            BUDGET: self._source.budget(record),
         }
         return {**self._fixed, **record.params, **own}
 

@@ -180,6 +180,7 @@ def warm_started(search: Search, folder: Path) -> Search:
     for what, theirs, ours in (
         *((name, value, my_data[name]) for name, value in their_data.items()),
         ("another max_samples", described["trial"]["max_samples"], mine["trial"]["max_samples"]),
+        ("another promotion", described["space"].get("promotion", "resume"), mine["space"]["promotion"]),
         ("another precision of validation", _validated_in(described), _validated_in(mine)),
         ("other fixed parameters", _fixed(described), _fixed(mine)),
     ):

@@ -19,7 +19,7 @@ from maskpro.errors import MaskproError
 from maskpro.estimators import PARAMETRISATIONS
 from maskpro.initial_masks import parse_initial_mask
 from maskpro.pattern import NMPattern, parse_layout
-from maskpro.schedule.early_stopping import Scheduler, check_scheduler, scheduler_name
+from maskpro.schedule.early_stopping import PROMOTIONS, Scheduler, check_scheduler, scheduler_name
 from maskpro.schedule.searcher import Searcher, check_searcher, searcher_name
 from maskpro.trainer_config import HYPERPARAMETERS, TrainerConfig
 from maskpro.workloads import WORKLOADS
@@ -43,6 +43,8 @@ class SearchSpace:
         max_samples: budget of a trial in calibration samples; None: the workload's.
         num_reports: of a trial that runs to the end; early stopping judges first at the first.
         reduction_factor: of early stopping: one in so many goes on, and the next rung lies so many times higher.
+        promotion: whether a promoted trial resumes from its checkpoint ("resume"), or is trained anew with the next rung as
+            its budget ("restart").
         searcher, scheduler: what suggests trials, and what stops them early: names, or the user's own Optuna objects.
     """
 
@@ -59,6 +61,7 @@ class SearchSpace:
     max_samples: int | None
     num_reports: int
     reduction_factor: int
+    promotion: str
     searcher: Searcher
     scheduler: Scheduler
 
@@ -106,6 +109,7 @@ _OPTIONAL: dict[str, Any] = {
     "max_samples": None,
     "num_reports": 27,
     "reduction_factor": 3,
+    "promotion": "resume",
     "searcher": "optuna",
     "scheduler": "asha",
 }
@@ -163,6 +167,8 @@ def _checked_space(source: str, values: dict[str, Any]) -> SearchSpace:
         raise MaskproError(f"workload is {values['workload']!r}; allowed: {', '.join(WORKLOADS)}")
     check_searcher(values["searcher"])
     check_scheduler(values["scheduler"])
+    if values["promotion"] not in PROMOTIONS:
+        raise MaskproError(f"promotion is {values['promotion']!r}; allowed: {' or '.join(PROMOTIONS)}")
     for name, least in (("num_trials", 1), ("max_samples", 1), ("num_reports", 1), ("reduction_factor", 2)):
         value = values[name]
         is_whole = isinstance(value, int) and not isinstance(value, bool)

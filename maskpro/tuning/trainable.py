@@ -19,7 +19,7 @@ from maskpro.schedule.checkpoints import read_counters, read_part, write_checkpo
 from maskpro.schedule.history import METRIC, PARTS, STOPPED_PARTS
 from maskpro.trainer import MaskTrainer, NonFiniteLossError
 from maskpro.trainer_config import TrainerConfig
-from maskpro.tuning.adapters import CHECKPOINT, FOLDER, NUMBER, PROMOTED, SEED, open_checkpoint
+from maskpro.tuning.adapters import BUDGET, CHECKPOINT, FOLDER, NUMBER, PROMOTED, SEED, open_checkpoint
 from maskpro.tuning.shared import (
     RayShelf,
     SharedValues,
@@ -62,13 +62,13 @@ class MaskTrainable(Trainable):
         self._trainer = None  # frees the last trial's memory before the next one takes its own
         self._seconds = 0.0
         settings = dict(config)
-        own = (NUMBER, FOLDER, SEED, CHECKPOINT, PROMOTED)
-        _, _, seed, checkpoint, promoted = (settings.pop(name) for name in own)
+        own = (NUMBER, FOLDER, SEED, CHECKPOINT, PROMOTED, BUDGET)
+        _, _, seed, checkpoint, promoted, budget = (settings.pop(name) for name in own)
         form = mask_format(context, settings)
         targets = split_targets(settings.pop("targets", None)) or context.targets
         for name in MaskFormat._fields:
             settings.pop(name, None)
-        trainer_config = TrainerConfig(**settings, budget_samples=context.max_samples, seed=seed)
+        trainer_config = TrainerConfig(**settings, budget_samples=budget or context.max_samples, seed=seed)
         self._initial = self._shared.initial[form]
         self._trainer = build_trainer(
             context.workload,
@@ -81,7 +81,10 @@ class MaskTrainable(Trainable):
         )
         if checkpoint:
             with open_checkpoint(context.storage, checkpoint).as_directory() as folder:
-                self._load(Path(folder), STOPPED_PARTS if promoted else PARTS)
+                if promoted and budget:  # a run of its own begins; only the time is the trial's
+                    self._seconds = read_counters(Path(folder))["seconds"]
+                else:
+                    self._load(Path(folder), STOPPED_PARTS if promoted else PARTS)
 
     def _running_trainer(self) -> MaskTrainer:
         assert self._trainer is not None
@@ -138,7 +141,8 @@ class MaskTrainable(Trainable):
             "seconds": self._seconds,
             **trainer.statistics(),
             "failure": "",
-            "done": trainer.finished,
+            # A run up to a rung is not the trial's end.
+            "done": trainer.finished and trainer.num_samples_seen >= self._context.max_samples,
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

@@ -17,8 +17,10 @@ from maskpro.schedule.history import TrialRecord
 class Halving:
     """Trials under the rule; `report` says whether one stops, `promote` which one goes on."""
 
-    def __init__(self, *, max_samples=900, reduction_factor=3):
-        self.rule = SuccessiveHalving(first_rung=100, max_samples=max_samples, reduction_factor=reduction_factor)
+    def __init__(self, *, max_samples=900, reduction_factor=3, restarts=False):
+        self.rule = SuccessiveHalving(
+            first_rung=100, max_samples=max_samples, reduction_factor=reduction_factor, restarts=restarts
+        )
         self.trials = {}
         self.waiting = set()
 
@@ -57,6 +59,23 @@ class Halving:
 def test_rungs_are_powers_of_the_factor_times_the_first_and_below_the_budget(max_samples, reduction_factor, rungs):
     rule = SuccessiveHalving(first_rung=100, max_samples=max_samples, reduction_factor=reduction_factor)
     assert rule.rungs == rungs
+
+
+def test_where_promoted_trials_restart_every_trial_stops_at_its_rung_and_the_next_rung_is_its_budget():
+    halving = Halving(restarts=True)
+    record = TrialRecord(number=1, params={}, source="seed point 1", seed=0)
+    assert halving.rule.budget(record) == 100
+    for number, loss in enumerate((0.3, 0.2, 0.1), 1):
+        assert halving.report(number, 100, loss, seed_point=number == 1)
+    assert halving.promote() == 3
+    best = halving.trials[3]
+    best.stopped = False
+    assert halving.rule.budget(best) == 300
+    assert not halving.report(3, 200, 0.05), "between two rungs"
+    assert halving.report(3, 300, 0.01)
+    assert halving.rule.budget(best) == 900
+    best.stopped = True  # stopped at 300, but the checkpoint of it was lost
+    assert halving.rule.budget(best) == 300
 
 
 @pytest.mark.parametrize("reduction_factor", [2, 3, 4])

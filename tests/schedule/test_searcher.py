@@ -266,7 +266,7 @@ def test_quasi_random_suggestions_fill_the_space_more_evenly_than_random_ones(tm
 
 
 def test_random_suggestions_do_not_depend_on_what_was_found_and_those_of_tpe_do(tmp_path):
-    def upside_down(params, samples):
+    def upside_down(params, samples, budget):
         return 2 - learning_curve(params, samples)
 
     for searcher, is_same in (("random", True), ("optuna", False)):
@@ -280,7 +280,7 @@ def test_random_suggestions_do_not_depend_on_what_was_found_and_those_of_tpe_do(
     ("planned", "num_at_random"), [((), 5), ((PLANNED[0],), 0), ((PLANNED[0], PLANNED[1], PLANNED[3]), 0)]
 )
 def test_tpe_begins_after_the_seed_points_or_else_after_five_trials_at_random(tmp_path, planned, num_at_random):
-    def upside_down(params, samples):
+    def upside_down(params, samples, budget):
         return 2 - learning_curve(params, samples)
 
     settings = {"planned": planned, "scheduler": "none", "num_trials": len(planned) + num_at_random + 1}

@@ -160,6 +160,53 @@ def test_a_kill_of_a_search_with_several_slots_loses_no_trial_and_repeats_none(t
             assert found.trials[number].params == SEED_POINTS[number - 1]
 
 
+def schedule_curve(params, samples, budget):
+    """A run in the middle of its schedules is far above where it ends, the more the larger its lr."""
+    return learning_curve(params, samples) + 0.1 * params["lr"] * (1 - samples / budget)
+
+
+RESTARTS = replace(SEARCH, restarts=True, curve=schedule_curve, min_completed=2)
+
+
+def test_where_promoted_trials_restart_each_rung_holds_the_ends_of_runs_of_its_length(tmp_path):
+    history, _ = run_through(RESTARTS, tmp_path)
+    statuses = Counter(record.status for record in history.trials.values())
+    assert statuses["completed"] >= 2
+    assert statuses["stopped"] >= 5
+    for record in history.trials.values():
+        if record.failure:
+            continue
+        rungs = [samples for samples in (100, 300, 900) if samples <= record.samples]
+        assert record.samples == rungs[-1]
+        for samples in rungs:
+            assert record.reports[samples]["val_error"] == schedule_curve(record.params, samples, samples)
+
+
+def test_where_promoted_trials_restart_a_kill_after_any_line_changes_nothing(tmp_path):
+    (tmp_path / "whole").mkdir()
+    whole, _ = run_through(RESTARTS, tmp_path / "whole")
+    for lines in spread(50, num_lines(tmp_path / "whole")):
+        folder = tmp_path / str(lines)
+        folder.mkdir()
+        found, _ = run_through(RESTARTS, folder, [(lines, lines % 2 == 1)])
+        assert outcome(found) == outcome(whole), f"killed after {lines} lines"
+
+
+def test_where_promoted_trials_restart_a_replay_runs_each_trial_once_at_the_length_it_came_to(tmp_path):
+    (tmp_path / "whole").mkdir()
+    whole, _ = run_through(RESTARTS, tmp_path / "whole")
+    planned = tuple(
+        Plan(params=record.params, source="replay", seed=0, samples=record.samples if record.stopped else None)
+        for record in whole.trials.values()
+    )
+    (tmp_path / "replay").mkdir()
+    again = replace(RESTARTS, planned=planned, scheduler="none", min_completed=0)
+    found, _ = run_through(again, tmp_path / "replay")
+    assert {number: record.last for number, record in found.trials.items()} == {
+        number: record.last for number, record in whole.trials.items()
+    }
+
+
 def test_the_same_search_run_twice_is_the_same_with_several_slots_too(tmp_path):
     runs = []
     for name in ("first", "second"):
@@ -193,7 +240,7 @@ def test_every_scheduler_and_searcher_runs_a_search_to_its_end(tmp_path, schedul
 
 
 def test_a_dead_trial_never_becomes_the_best_even_with_the_lowest_loss(tmp_path):
-    def curve(params, samples):
+    def curve(params, samples, budget):
         if params["logits"] > 9.5 and samples == 900:
             raise DiedError("out of memory")
         return learning_curve({**params, "logits": 4.0}, samples) - 0.05 * (params["logits"] > 9.5)

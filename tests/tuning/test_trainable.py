@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,7 +30,7 @@ from maskpro.tuning.shared import (
 from maskpro.tuning.trainable import FAILURE_PENALTY, MaskTrainable
 
 FORMATS = (MaskFormat("2:4", "channel"), MaskFormat("1:4", "flattened"), MaskFormat("2:4", "channel", "wanda"))
-OWN = {"trial": 1, "seed": 0, "checkpoint": "", "promoted": False, "folder": "trial_00001"}
+OWN = {"trial": 1, "seed": 0, "checkpoint": "", "promoted": False, "folder": "trial_00001", "budget": None}
 FIRST = {**OWN, "lr": 2.0, "batch_size": 16, "dataset_size": 64}
 SECOND = {**OWN, "lr": 1.0, "batch_size": 24, "dataset_size": 80, "estimator": "policy_gradient", "target": "teacher"}
 THIRD = {**FIRST, "pattern": "1:4", "layout": "flattened", "targets": "up_blocks mid_block", "target": "noise"}
@@ -102,12 +103,16 @@ def start(context, shared):
 REPORTED = ("num_samples_seen", "fidelity", "val_error", "val_error_now", "val_loss", "train_loss", "done")
 
 
+def reported(row):
+    """A report, less clocks and names."""
+    return {name: row[name] for name in REPORTED}
+
+
 def results(trial):
     """What a trial reports, less clocks and names."""
     rows = []
     while not rows or not rows[-1]["done"]:
-        row = trial.train()
-        rows.append({name: row[name] for name in REPORTED})
+        rows.append(reported(trial.train()))
     return rows
 
 
@@ -117,6 +122,38 @@ def test_a_trial_reports_at_fixed_numbers_of_samples_and_ends_at_its_budget(star
     assert [row["done"] for row in rows] == [False, False, True]
     lowest = [min(row["val_error_now"] for row in rows[: count + 1]) for count in range(3)]
     assert [row["val_error"] for row in rows] == lowest
+
+
+def test_a_run_up_to_a_rung_is_a_run_of_its_own_length_and_a_promoted_one_begins_anew(start, context):
+    rung, settings = 80, {**FIRST, "lr": 30.0, "lr_decay": "cosine"}
+    first = start({**settings, "budget": rung})
+    rows = [first.train() for _ in range(2)]
+    assert [(row["num_samples_seen"], row["done"]) for row in rows] == [(40, False), (rung, False)]
+    assert first._running_trainer().finished
+    whole = start(dict(settings))
+    assert rows[1]["val_error_now"] != [whole.train() for _ in range(2)][1]["val_error_now"]
+
+    folder = Path(context.storage) / "rung"
+    folder.mkdir()
+    first.save_checkpoint(str(folder))
+    promoted = {"checkpoint": "rung", "promoted": True, "budget": context.max_samples}
+    again = start({**settings, **promoted})
+    assert again._seconds == first._seconds > 0
+    assert results(again) == results(start(dict(settings)))
+
+
+def test_a_run_up_to_a_rung_resumes_bit_for_bit(start, context):
+    settings = {**FIRST, "budget": 80, "lr_decay": "cosine"}
+    whole = start(dict(settings))
+    whole.train()
+    expected = reported(whole.train())
+    cut = start(dict(settings))
+    cut.train()
+    folder = Path(context.storage) / "cut"
+    folder.mkdir()
+    cut.save_checkpoint(str(folder))
+    resumed = start({**settings, "checkpoint": "cut"})
+    assert reported(resumed.train()) == expected
 
 
 @pytest.mark.slow
