@@ -68,15 +68,17 @@ def test_a_small_space_gets_defaults(tmp_path):
     space = load_space(write(tmp_path, GOOD))
     assert (space.workload, space.pattern, space.layout, space.targets) == ("digits", "2:4", "channel", ("all",))
     assert (space.searcher, space.scheduler, space.num_reports, space.reduction_factor) == ("optuna", "asha", 27, 3)
+    assert space.promotion == "resume"
     assert space.describe()["param_space"]["batch_size"]["attributes"] == {"choices": [16, 32]}
 
 
 def test_a_space_names_its_searcher_and_its_early_stopping(tmp_path):
-    text = GOOD + "searcher = 'random'\nscheduler = 'median'\nnum_reports = 4\nreduction_factor = 2"
+    text = GOOD + "searcher = 'random'\nscheduler = 'median'\nnum_reports = 4\nreduction_factor = 2\npromotion = 'restart'"
     space = load_space(write(tmp_path, text))
     assert (space.searcher, space.scheduler, space.num_reports, space.reduction_factor) == ("random", "median", 4, 2)
     described = space.describe()
     assert (described["searcher"], described["scheduler"], described["num_reports"]) == ("random", "median", 4)
+    assert described["promotion"] == "restart"
 
 
 def test_a_space_brings_a_sampler_and_a_pruner_of_its_own(tmp_path):
@@ -203,6 +205,7 @@ def test_every_seed_point_that_is_let_through_can_be_told_to_optuna(tmp_path):
         (GOOD + "layout = 'rows'", "layout is 'rows'; allowed: channel, flattened"),
         (GOOD + "num_trials = 0", "num_trials is 0; allowed: a whole number of at least 1"),
         (GOOD + "max_samples = 1.5", "max_samples is 1.5; allowed"),
+        (GOOD + "promotion = 'anew'", "promotion is 'anew'; allowed: resume or restart"),
         (GOOD + "num_reports = 0", "num_reports is 0; allowed: a whole number of at least 1"),
         (GOOD + "num_reports = '9'", "num_reports is '9'; allowed: a whole number of at least 1"),
         (GOOD + "reduction_factor = 1", "reduction_factor is 1; allowed: a whole number of at least 2"),
