@@ -31,6 +31,18 @@ def says_no_room(text: str) -> bool:
 
 
 @contextmanager
+def _no_room_at(path: Path) -> Iterator[None]:
+    """A full disk within is an OSError that names `path`: safetensors and torch have errors of their own without a name."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, MaskproError) or not says_no_room(str(error)):
+            raise
+        number = error.errno if isinstance(error, OSError) and error.errno in NO_ROOM else errno.ENOSPC
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+@contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary sibling to write a file to; renamed to `path` on success, removed on error."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,10 +54,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        with _claimed(temporary):
+        with _no_room_at(path), _claimed(temporary):
             yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
+            with temporary.open("rb+") as written:
+                os.fsync(written.fileno())
         # mkstemp makes files private; a result should be as readable as any other new file.
         umask = os.umask(0)
         os.umask(umask)
@@ -60,7 +72,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary sibling folder to fill; renamed to `path` on success, removed on error. `path` must not exist."""
     check_new(path, "output folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as name:
+    with _no_room_at(path), tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as name:
         filled = Path(name) / path.name
         filled.mkdir()
         with _claimed(Path(name)):
@@ -72,7 +84,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def replaced_folder(path: Path) -> Iterator[Path]:
     """As `atomic_folder`, but takes the place of a folder that is there already once the new one is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as name:
+    with _no_room_at(path), tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as name:
         filled = Path(name) / "new"
         filled.mkdir()
         with _claimed(Path(name)):

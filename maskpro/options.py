@@ -84,9 +84,17 @@ def names_in(kind: type, group: str) -> tuple[str, ...]:
 
 def check_options(options: Any) -> None:
     """Raise MaskproError where an option is not of its type, below its least value, or none of its choices."""
-    hints = get_type_hints(type(options))
-    for item, known in options_of(type(options)):
-        name, value, hint = item.name, getattr(options, item.name), hints[item.name]
+    kind = type(options)
+    check_values(kind, {item.name: getattr(options, item.name) for item, _ in options_of(kind)})
+
+
+def check_values(kind: type, values: Mapping[str, Any]) -> None:
+    """As `check_options`, of those options of a class that have `values`."""
+    hints = get_type_hints(kind)
+    for item, known in options_of(kind):
+        if item.name not in values:
+            continue
+        name, value, hint = item.name, values[item.name], hints[item.name]
         if value is None and NoneType in get_args(hint):
             continue
         choices = known.choices or (get_args(hint) if get_origin(hint) is Literal else ())

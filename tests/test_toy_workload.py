@@ -93,7 +93,7 @@ def folder(tmp_path_factory):
         patch.setitem(WORKLOADS, "toy", TOY)
         search = parse_command(given, JobOptions(), now=datetime.datetime.now())
         try:
-            assert run_main_job(search, resume=False) == 0
+            assert run_main_job(search, write_report, resume=False) == 0
         finally:
             ray.shutdown()
     return place / "results" / "x"

@@ -73,6 +73,11 @@ def interruptible(interruption: Interruption, time_budget: float | None) -> Iter
             signal.signal(number, handler)
 
 
+def exit_status(reason: str) -> int:
+    """Of a process that has ended early, for a reason as `Interruption` has it."""
+    return {"the time budget": 0, "SIGTERM": 143, "SIGHUP": 129}.get(reason, 130)
+
+
 def parse_duration(text: str) -> float:
     """Seconds of a duration in days, hours, minutes and seconds, such as 2h, 90min, 1h30m or 1d.
 

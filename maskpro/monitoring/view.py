@@ -23,6 +23,8 @@ REFRESH_SECONDS = 0.5
 _ERRORS_SHOWN = 3
 _ERROR_LENGTH = 160
 _BAR_WIDTH = 40
+# The clocks of two hosts may differ so much; a clock that is further behind has been set back.
+_CLOCK_SKEW_SECONDS = 60.0
 
 # What a row of the view is called, and what it says.
 Row = tuple[str, str]
@@ -48,7 +50,7 @@ class SearchSnapshot:
         to_come: trials that have not been started.
         samples: calibration samples seen by all trials.
         full_samples: what all trials would see if each ran to its full budget; None: unknown.
-        elapsed: seconds since the newest session began; None: unknown.
+        elapsed: seconds since the newest session began; None: unknown, as where the clock has been set back.
         seconds_left: an estimate from this session's pace; None: too early to say.
         errors: failures of trials, one line each, newest trial last.
         num_reports: of all trials.
@@ -137,9 +139,10 @@ def _samples_left(
 
 def _seconds_since(time: str, now: datetime.datetime) -> float | None:
     try:
-        return max(0.0, (now - datetime.datetime.fromisoformat(time)).total_seconds())
+        seconds = (now - datetime.datetime.fromisoformat(time)).total_seconds()
     except (TypeError, ValueError):  # no time, or one without a time zone
         return None
+    return None if seconds < -_CLOCK_SKEW_SECONDS else max(0.0, seconds)
 
 
 def _error_line(record: TrialRecord) -> str:

@@ -49,8 +49,12 @@ def hold_lock(folder: Path) -> Iterator[None]:
                 f"experiment {folder} is running{_where(folder)}; allowed: one that has ended or was stopped"
             )
         file.truncate(0)
-        json.dump(asdict(Holder(host=socket.gethostname(), pid=os.getpid())), file)
-        file.flush()
+        holder = Holder(host=socket.gethostname(), pid=os.getpid())
+        try:
+            os.write(file.fileno(), json.dumps(asdict(holder)).encode())
+        except OSError as error:  # a full disk
+            error.filename = str(folder / LOCK_FILE)
+            raise
         try:
             yield
         finally:

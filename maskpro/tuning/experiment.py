@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,9 @@ from maskpro.tuning.resources import TrialResources, live_nodes, start_ray, with
 from maskpro.tuning.search import Search
 from maskpro.tuning.shared import SharedValues, TrialContext, share_values
 from maskpro.tuning.trainable import MaskTrainable
+
+# More than all that a search writes before its first trial.
+_PROBE_BYTES = 1 << 16
 
 
 @dataclass(kw_only=True)
@@ -173,12 +176,16 @@ def check_writable(search: Search) -> None:
             filesystem, root = pyarrow.fs.FileSystem.from_uri(path)
             filesystem.create_dir(root, recursive=True)
             probe = f"{root}/.maskpro-{options.experiment}"
-            filesystem.open_output_stream(probe).close()
-            filesystem.delete_file(probe)
+            try:
+                with filesystem.open_output_stream(probe) as stream:
+                    stream.write(bytes(_PROBE_BYTES))  # a full disk still takes an empty file
+            finally:
+                with suppress(OSError):
+                    filesystem.delete_file(probe)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise MaskproError(
-                f"{field} is {path}, which can't be written ({reason}); allowed: a writable folder"
+                f"{field} is {path}, which can't be written ({reason}); allowed: a writable folder, with room"
             ) from error
 
 

@@ -14,8 +14,8 @@ import typer
 
 from maskpro.machine.installation import check_installation, limit_threads
 from maskpro.machine.limits import usable_cores
-from maskpro.monitoring.driver_log import driver_log, kept_output
-from maskpro.options import Given, expanded
+from maskpro.monitoring.driver_log import kept_output
+from maskpro.options import Given, check_values, expanded, parsed
 from maskpro.search_options import JobOptions, SearchOptions
 
 
@@ -36,6 +36,8 @@ def search_command(write_report: Callable[[Path], Path]) -> Callable[..., None]:
 
 def _run(given: Given[SearchOptions], job: JobOptions, write_report: Callable[[Path], Path]) -> int:
     """The job from the options to the report; the process's exit status."""
+    # What can be seen without torch is told before anything is started.
+    check_values(SearchOptions, parsed(SearchOptions, given.values))
     with ExitStack() as stack:
         # A new search needs Ray in any case; one that is resumed may be complete. Ray takes about as long to start as torch
         # and diffusers take to be imported.
@@ -56,8 +58,4 @@ def _run(given: Given[SearchOptions], job: JobOptions, write_report: Callable[[P
             return 0
         if wait_for_ray:
             wait_for_ray()
-        status = run_main_job(search, resume=job.resume is not None, extend=job.extend or 0)
-    if status == 0:
-        with driver_log(search.options.folder):
-            print(f"report: {write_report(search.options.folder)}", flush=True)
-    return status
+        return run_main_job(search, write_report, resume=job.resume is not None, extend=job.extend or 0)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from maskpro.fidelity import format_share, learned_against_dense
 from maskpro.files import says_no_room
-from maskpro.machine.interruption import Interruption, interruptible
+from maskpro.machine.interruption import Interruption, exit_status, interruptible
 from maskpro.machine.process import is_terminal
 from maskpro.monitoring.driver_log import driver_log, say
 from maskpro.schedule.history import METRIC
@@ -27,11 +28,14 @@ from maskpro.tuning.search import Search
 from maskpro.workload_evaluation import Produce
 
 
-def run_main_job(search: Search, *, resume: bool, extend: int = 0) -> int:
-    """Run a search, or go on with it, and promote its best trial; the process's exit status.
+def run_main_job(search: Search, write_report: Callable[[Path], Path], *, resume: bool, extend: int = 0) -> int:
+    """Run a search, or go on with it, promote its best trial, and report; the process's exit status.
 
     A search that was stopped leaves everything that goes on with `--resume`: 0 after its time budget, 130 after Ctrl-C, 143
     after SIGTERM, 129 after SIGHUP, 1 where the machine failed.
+
+    Args:
+        write_report: writes the report of an experiment's folder and returns its path.
 
     Raises:
         MaskproError: the search can't be run, or no trial came to anything.
@@ -47,18 +51,26 @@ def run_main_job(search: Search, *, resume: bool, extend: int = 0) -> int:
             say(f"model {search.workload.model_source}: {note}")
         if search.dense_layers.layers:
             say(search.dense_layers.line())
+        interruption = Interruption()
         try:
-            interruption = _run_trials(experiment)
-            if interruption.reason:
-                return _leave(experiment, interruption)
-            write_trials(experiment)
-            report = promote(experiment, make=partial(_make_parts, experiment))
-            _summarise(experiment, report)
+            with interruptible(interruption, None):
+                ended_early = _run_trials(experiment)
+                if ended_early.reason:
+                    return _leave(experiment, ended_early)
+                write_trials(experiment)
+                report = promote(experiment, make=partial(_make_parts, experiment))
+                _summarise(experiment, report)
+                path = write_report(experiment.folder)
+        except KeyboardInterrupt:
+            reason = interruption.reason or "Ctrl-C"
+            say(f"stopped by {reason} after the trials; go on with {_going_on(experiment)}")
+            return exit_status(reason)
         except Exception as error:
             if not says_no_room(str(error)):
                 raise
             say(f"paused: {experiment.folder} has no room left ({error}); make room and go on with {_going_on(experiment)}")
             return 1
+        say(f"report: {path}")
         return 0
 
 
@@ -108,7 +120,7 @@ def _leave(experiment: Experiment, interruption: Interruption) -> int:
         say(f"paused: {interruption.problem}; {stood}")
         return 1
     say(f"stopped by {interruption.reason} with {stood}")
-    return {"the time budget": 0, "SIGTERM": 143, "SIGHUP": 129}.get(interruption.reason, 130)
+    return exit_status(interruption.reason)
 
 
 def _summarise(experiment: Experiment, report: dict[str, Any]) -> None:

@@ -39,6 +39,8 @@ class SearchMonitor(Callback):
         for record in history.trials.values():
             if record.status != "unfinished":
                 self._best = better_of(self._best, record)
+        # The clock may be set while the search runs; it is read once, and what has passed since is measured.
+        self._begun, self._begun_at = datetime.datetime.now(datetime.UTC), time.monotonic()
         self._started = self._last_shown = time.monotonic()
         self._seconds_left: float | None = None
         self._estimated = -_ESTIMATE_SECONDS
@@ -106,7 +108,7 @@ class SearchMonitor(Callback):
         self._last_shown = time.monotonic()
 
     def _snapshot(self) -> SearchSnapshot:
-        now = datetime.datetime.now(datetime.UTC)
+        now = self._begun + datetime.timedelta(seconds=time.monotonic() - self._begun_at)
         return take_snapshot(self._history, num_trials=self._num_trials, max_samples=self._max_samples, now=now)
 
     def _standing(self) -> str:

@@ -52,17 +52,14 @@ class RayNotUp(Exception):
 def ray_starting(address: str | None) -> Iterator[Callable[[], None]]:
     """Ray, started here or joined beside what is done within, which waits for it by calling what it gets.
 
-    That raises MaskproError where Ray can't be had. At the end Ray is shut down.
+    That raises MaskproError where Ray can't be had. At the end Ray is shut down. Where it is not up by then, as after a
+    mistake or Ctrl-C, nobody waits for it: what there is of it ends with this process.
     """
     start = _Start(address)
     try:
         yield lambda: _announce(start.connected.result())
     finally:
         start.unwanted.set()
-        # Ray can be ended in good order only once it is all there. Nobody waits for that after Ctrl-C: what there is of it
-        # ends with this process.
-        if sys.exc_info()[0] is not KeyboardInterrupt:
-            start.connected.exception()
         if start.connected.done():
             ray.shutdown()
         start.over.set()

@@ -3,6 +3,7 @@
 import datetime
 import io
 import os
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -12,6 +13,7 @@ from maskpro.monitoring.devices import DeviceMeter
 from maskpro.monitoring.view import format_seconds, live_view, plain_summary, summary_rows, take_snapshot
 from maskpro.schedule.folder import HISTORY_FILE
 from maskpro.schedule.history import History, HistoryReader
+from maskpro.tuning import monitor as monitor_module
 from maskpro.tuning.monitor import SearchMonitor
 
 START = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
@@ -127,6 +129,14 @@ def test_a_clock_that_is_behind_gives_no_negative_time():
     fill(history, 4)
     assert snapshot_of(history, seconds=-5).elapsed == 0
     assert snapshot_of(history, seconds=-5).seconds_left is None
+
+
+def test_a_clock_that_has_been_set_back_gives_no_time_instead_of_a_wrong_one():
+    history = History()
+    fill(history, 4)
+    snapshot = snapshot_of(history, seconds=-3600)
+    assert (snapshot.elapsed, snapshot.seconds_left) == (None, None)
+    assert dict(summary_rows(snapshot))["time"] == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -250,3 +260,23 @@ def test_forty_columns_are_enough():
     for name, text in rows:
         assert name.split()[0] in shown
         assert all(word[:5] in shown for word in text.split()), text
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_running_search_estimates_the_time_left_whatever_becomes_of_the_clock(monkeypatch, capsys, hours):
+    """500 samples in 50 seconds, and 500 are left."""
+    clock, seconds = iter([START, START + datetime.timedelta(hours=hours)]), 1000.0
+    fake = SimpleNamespace(datetime=SimpleNamespace(now=lambda zone: next(clock)), timedelta=datetime.timedelta, UTC=None)
+    monkeypatch.setattr(monitor_module, "datetime", fake)
+    monkeypatch.setattr(monitor_module, "time", SimpleNamespace(monotonic=lambda: seconds))
+    history = History()
+    history.session(2, time=START.isoformat())
+    monitor = SearchMonitor(history, num_trials=2, max_samples=900)
+    monitor.setup()
+    seconds += 50
+    for _ in range(2):
+        history.start(PARAMS, source="optuna", seed=0)
+    report(history, 1, 100, done=True)
+    report(history, 2, 400)
+    monitor.on_trial_complete(0, [], FakeTrial(1))
+    assert capsys.readouterr().out.endswith("; 50 s, about 50 s left\n")

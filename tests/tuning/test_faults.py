@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -202,7 +203,7 @@ class SafetensorError(Exception):
     """As that of safetensors, which is no OSError."""
 
 
-@pytest.mark.parametrize("phase", ["write_trials", "promote", "_summarise"])
+@pytest.mark.parametrize("phase", ["write_trials", "promote", "_summarise", "write_report"])
 @pytest.mark.parametrize(
     "error",
     [
@@ -223,7 +224,8 @@ def test_a_results_disk_that_fills_up_after_the_trials_pauses_the_job(monkeypatc
     monkeypatch.setattr(main_job, "_run_trials", lambda experiment: Interruption())
     for name in ("write_trials", "promote", "_summarise"):
         monkeypatch.setattr(main_job, name, full if name == phase else lambda *arguments, **named: {})
-    assert main_job.run_main_job(SEARCH, resume=False) == 1
+    write_report = full if phase == "write_report" else lambda folder: folder
+    assert main_job.run_main_job(SEARCH, write_report, resume=False) == 1
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"paused: {experiment.folder} has no room left (")
     assert last.endswith(f"; make room and go on with --resume {experiment.folder}")
@@ -241,4 +243,33 @@ def test_a_fault_of_ours_after_the_trials_is_not_taken_for_the_machines(monkeypa
     monkeypatch.setattr(main_job, "_run_trials", lambda experiment: Interruption())
     monkeypatch.setattr(main_job, "write_trials", broken)
     with pytest.raises(TypeError, match="a fault of ours"):
-        main_job.run_main_job(SEARCH, resume=False)
+        main_job.run_main_job(SEARCH, lambda folder: folder, resume=False)
+
+
+@pytest.mark.parametrize("phase", ["write_trials", "promote", "_summarise", "write_report"])
+@pytest.mark.parametrize(
+    ("number", "reason", "status"),
+    [(signal.SIGHUP, "SIGHUP", 129), (signal.SIGTERM, "SIGTERM", 143), (signal.SIGINT, "Ctrl-C", 130)],
+)
+def test_a_signal_after_the_trials_ends_the_job_in_words(
+    monkeypatch, request, experiment, capsys, phase, number, reason, status
+):
+    @contextmanager
+    def opened(search, *, resume, extend):
+        yield experiment
+
+    def interrupted(*arguments, **named):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    # A process that was started in the background may have been told to ignore it.
+    for ignored, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        request.addfinalizer(partial(signal.signal, ignored, signal.signal(ignored, handler)))
+    monkeypatch.setattr(main_job, "open_experiment", opened)
+    monkeypatch.setattr(main_job, "_run_trials", lambda experiment: Interruption())
+    for name in ("write_trials", "promote", "_summarise"):
+        monkeypatch.setattr(main_job, name, interrupted if name == phase else lambda *arguments, **named: {})
+    write_report = interrupted if phase == "write_report" else lambda folder: folder
+    assert main_job.run_main_job(SEARCH, write_report, resume=False) == status
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"stopped by {reason} after the trials; go on with --resume {experiment.folder}"
