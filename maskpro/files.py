@@ -19,8 +19,8 @@ from maskpro.errors import MaskproError
 
 # What Git LFS leaves in a clone instead of a large file.
 _LFS_POINTER = b"version https://git-lfs.github.com/"
-# What the system says where a disk or a quota is full.
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+# What the system says where a disk, a quota, or what a file may take by `ulimit -f`, is full.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # safetensors and torch have errors of their own, and Ray hands errors on as text.
 _NO_ROOM_TEXTS = (*(os.strerror(number) for number in NO_ROOM), "PytorchStreamWriter failed writing")
 
@@ -38,7 +38,7 @@ def _no_room_at(path: Path) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, MaskproError) or not says_no_room(str(error)):
             raise
-        number = error.errno if isinstance(error, OSError) and error.errno in NO_ROOM else errno.ENOSPC
+        number = next((number for number in NO_ROOM if os.strerror(number) in str(error)), errno.ENOSPC)
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
@@ -148,11 +148,19 @@ def refuse_existing(path: Path, what: str) -> None:
 def check_new(path: Path, what: str) -> None:
     """Raise where `path` exists, or can't be made; nothing is left behind."""
     refuse_existing(path, what)
-    above = next(place for place in path.absolute().parents if place.exists())
+    problem = why_unwritable(path.absolute().parent)
+    if problem:
+        raise MaskproError(f"{what} {path} can't be written ({problem}); name another one")
+
+
+def why_unwritable(folder: Path) -> str:
+    """Why a folder that is there, or is still to be made, can't be written; "" where it can. Nothing is left behind."""
     try:
+        above = next(place for place in (folder, *folder.parents) if place.exists())
         tempfile.TemporaryFile(dir=above).close()
     except OSError as error:
-        raise MaskproError(f"{what} {path} can't be written ({error.strerror}); name another one") from error
+        return error.strerror or str(error)
+    return ""
 
 
 def write_text(path: Path, text: str) -> None:

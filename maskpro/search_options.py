@@ -6,6 +6,7 @@ Importing this takes neither torch nor Ray, so that Ray can start while they are
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 # for that session alone. A replay may also have a place of its own.
 MOMENTARY = "momentary"
 PLACE = "place"
+# Of an experiment, in bytes: file systems take 255, and temporary names are longer.
+_LONGEST_NAME = 200
 
 
 def _seed_point_numbers(text: str) -> tuple[int, ...]:
@@ -99,6 +102,10 @@ class SearchOptions(JudgingOptions, SamplingOptions, SourceOptions):
             )
         if Path(self.experiment).name != self.experiment or self.experiment in ("", ".", ".."):
             raise MaskproError(f"experiment is {self.experiment!r}; allowed: a plain folder name")
+        if len(os.fsencode(self.experiment)) > _LONGEST_NAME:
+            raise MaskproError(
+                f"experiment is a name of {len(os.fsencode(self.experiment))} bytes; allowed: at most {_LONGEST_NAME}"
+            )
         check_options(self)
         if self.searcher is not None:
             check_searcher(self.searcher)

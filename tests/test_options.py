@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from maskpro.errors import MaskproError
 from maskpro.option_groups import SESSION
-from maskpro.options import Given, check_options, expanded, names_in, option, parsed
+from maskpro.options import Given, check_options, check_values, expanded, names_in, option, parsed
 from maskpro.options_page import page
 from maskpro.search_options import SESSION_OPTIONS, SearchOptions
 
@@ -97,6 +97,9 @@ def test_other_commands_get_the_whole_class_with_its_defaults():
         check_options(Numbers(kind="c"))
     with pytest.raises(MaskproError, match="most is 0; allowed: a whole number of at least 1"):
         check_options(Numbers(most=0))
+    check_values(Numbers, {"device": "unknown to it"})
+    with pytest.raises(MaskproError, match="most is 0; allowed: a whole number of at least 1"):
+        check_values(Numbers, {"most": 0})
 
 
 def test_the_page_of_options_is_that_of_the_code():

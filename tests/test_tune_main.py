@@ -277,6 +277,11 @@ def refused(tmp_path, **options):
         ({"address": "ray://127.0.0.1:10001"}, "address is 'ray://127.0.0.1:10001'; allowed: none (a local Ray), auto or"),
         ({"cpus_per_trial": 0.0}, "cpus_per_trial is 0.0; allowed"),
         ({"experiment": "../up"}, "experiment is '../up'; allowed: a plain folder name"),
+        ({"experiment": "ü" * 101}, "experiment is a name of 202 bytes; allowed: at most 200"),
+        ({"results_dir": Path("/dev/null")}, "results_dir is /dev/null, which can't be written (Not a directory); allowed"),
+        ({"results_dir": Path("/dev/null/x")}, "results_dir is /dev/null/x, which can't be written (Not a directory); "),
+        ({"results_dir": Path("/proc/x"), "dry_run": True}, "results_dir is /proc/x, which can't be written ("),
+        ({"storage_path": "/dev/null"}, "storage_path is /dev/null, which can't be written (Not a directory); allowed"),
         ({"workload": "mnist"}, "workload is 'mnist'; allowed: digits, cifar10"),
         ({"model": "/nowhere"}, "no model folder /nowhere"),
         ({"address": "127.0.0.1:1"}, "address is '127.0.0.1:1'; nothing answers there"),
@@ -286,6 +291,12 @@ def refused(tmp_path, **options):
 )
 def test_options_that_are_not_allowed_are_refused(tmp_path, options, message):
     assert message in refused(tmp_path, **options)
+
+
+def test_a_value_that_is_not_allowed_is_told_of_before_anything_is_imported_or_started(monkeypatch):
+    monkeypatch.setattr("maskpro.tuning.launch.check_installation", lambda: pytest.fail("this takes seconds"))
+    with pytest.raises(MaskproError, match="num_trials is 0; allowed"):
+        tune_main.main(num_trials=0)
 
 
 def test_a_tracker_that_is_not_installed_is_refused(tmp_path, monkeypatch):

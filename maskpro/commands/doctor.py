@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from maskpro.commands.inputs import Device, LayoutName, Pattern, opened_workload, preflight
-from maskpro.machine.process import is_terminal
+from maskpro.machine.process import is_terminal, one_line
 from maskpro.option_groups import SamplingOptions, SourceOptions
 from maskpro.options import expanded, option
 
@@ -35,6 +35,7 @@ def doctor(
     """Show what is understood of a model and its data, and what a trial will take; nothing is written."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from maskpro.doctor import understood
     from maskpro.pattern import NMPattern, parse_layout
@@ -49,10 +50,10 @@ def doctor(
     rows = understood(opened, found, opened.evaluation(options), **form)
     if not is_terminal(sys.stdout):  # whole lines, to be searched
         for name, text in rows.items():
-            print(f"{name}: {text}")
+            print(one_line(f"{name}: {text}"))
         return
     table = Table(box=None, show_header=False)
     table.add_column(style="bold")
     for name, text in rows.items():
-        table.add_row(name, text)
+        table.add_row(name, Text(text))  # as it is: brackets are no markup
     Console().print(table)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from maskpro.files import check_new
-from maskpro.machine.process import say_aside
+from maskpro.machine.process import one_line, say_aside
 from maskpro.option_groups import SourceOptions
 
 Output = Annotated[Path, typer.Option("--output-dir", help="New folder for the results.")]
@@ -39,7 +39,7 @@ def opened_workload(source: SourceOptions, output: Path | None = None, *, quiet:
         say=say_aside,
     )
     for note in () if quiet else opened.notes:
-        print(f"model {opened.model_source}: {note}")
+        print(one_line(f"model {opened.model_source}: {note}"))
     return opened
 
 

@@ -11,6 +11,7 @@ import typer
 from maskpro.commands.inputs import LayoutName, Output, Pattern, Seed, opened_workload, preflight
 from maskpro.commands.running import results_first
 from maskpro.errors import MaskproError
+from maskpro.machine.process import one_line
 from maskpro.option_groups import SourceOptions
 from maskpro.options import expanded, option
 
@@ -101,7 +102,7 @@ def verify(
     opened = None if source.workload is None else opened_workload(source)
     found = steps.verify(masks, opened)
     for name, problem in found.items():
-        print(f"{name}: {problem or 'ok'}")
+        print(one_line(f"{name}: {problem or 'ok'}"))
     wrong = [name for name, problem in found.items() if problem]
     if wrong:
         raise MaskproError(f"mask file {masks} does not fit: {len(wrong)} of {len(found)} layers, such as {wrong[0]}")
@@ -109,6 +110,6 @@ def verify(
         content = steps.load_masks_for(opened, masks)
         preflight(opened, pattern=content.pattern, layout=content.layout, covered=list(content.masks))
     for name, why in steps.unmasked_layers(masks, opened).items():
-        print(f"{name}: stays dense, {why}")
+        print(one_line(f"{name}: stays dense, {why}"))
     against = "" if opened is None else f" and fit {opened.model_source}"
     print(f"{len(found)} layers keep exactly n of every m{against}: {masks}")

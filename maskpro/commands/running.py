@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +20,7 @@ from maskpro.machine.process import (
     check_texts,
     current_folder,
     open_closed_streams,
+    provide_home,
     raise_file_limit,
     say_aside,
     show_all_characters,
@@ -33,10 +35,13 @@ SETTINGS: dict[str, Any] = {
 }
 # What the system may refuse at any moment, and what mends it; any other refusal is a fault of ours.
 _TO_MEND = {
+    (errno.EFBIG,): "larger files, such as by ulimit -f unlimited",
     NO_ROOM: "a disk with room",
     (errno.EACCES, errno.EPERM, errno.EROFS): "files and folders that this user may read and write",
     (errno.ENAMETOOLONG,): "shorter names of files and folders",
     (errno.EMFILE, errno.ENFILE): "more open files, such as by ulimit -n 4096",
+    (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT): "a disk or a network share that answers",
+    (errno.ENOMEM, errno.EAGAIN): "a machine with more memory and processes to spare",
 }
 
 
@@ -66,6 +71,9 @@ def run_app(application: typer.Typer) -> None:
     raise_file_limit()
     try:
         check_texts((*sys.argv[1:], current_folder()))
+        note = provide_home(os.environ)
+        if note:
+            say_aside(note)
         application()
     except Exception as error:
         sentence = _sentence(error)
@@ -84,6 +92,8 @@ def _sentence(error: Exception) -> str | None:
     # torch's, which is imported only where it is needed.
     if type(error).__name__ == "OutOfMemoryError":
         return f"out of memory with one sample at a time ({text}); allowed: another --device"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
+        return f"out of memory ({text or 'none was to be had'}); allowed: a machine or a limit (ulimit -v) with more"
     # A name from a file, which the arguments did not show. That UTF-8 lacks it is a fault of ours.
     if isinstance(error, UnicodeEncodeError) and not error.encoding.lower().startswith("utf"):
         return f"a name can't be written in this locale ({text}); allowed: a locale of UTF-8, such as LC_ALL=C.UTF-8"
@@ -93,7 +103,7 @@ def _sentence(error: Exception) -> str | None:
             how = "written" if error.errno in NO_ROOM else "opened or written"
             return f"{error.filename or 'a file or the output'} can't be {how} ({error.strerror}); allowed: {allowed}"
     # safetensors and torch have errors of their own, which name no file.
-    return f"a file can't be written ({text}); allowed: a disk with room" if says_no_room(text) else None
+    return f"a file can't be written ({text}); allowed: {_TO_MEND[NO_ROOM]}" if says_no_room(text) else None
 
 
 def results_first(command: Callable[..., None]) -> Callable[..., None]:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _CHUNK = 256
 # How far a covariance may be from symmetric, of its largest value: rounding of float32 alone.
 _SYMMETRY = 1e-4
+# Of statistics; their squares, and sums of these, are still numbers.
+_LARGEST = 1e100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,8 @@ def read_reference(path: Path, extractor: FeatureExtractor) -> Reference:
     Raises:
         MaskproError: no such file, or statistics of another number of features, or not finite, or no covariance.
     """
+    if path.is_fifo():  # one would wait for ever for what nobody writes
+        raise MaskproError(f"reference_statistics {path} is a pipe; allowed: a .npz file with mu and sigma")
     try:
         # Of the content: where a file is broken numpy leaves it open.
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
@@ -128,7 +132,18 @@ def read_reference(path: Path, extractor: FeatureExtractor) -> Reference:
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise MaskproError(f"reference_statistics {path} holds values that are not finite; allowed: finite mu and sigma")
     largest = np.abs(covariance).max()
-    if (np.diag(covariance) < 0).any() or np.abs(covariance - covariance.T).max() > _SYMMETRY * largest:
+    if max(largest, np.abs(mean).max()) > _LARGEST:
+        raise MaskproError(
+            f"reference_statistics {path} holds values above {_LARGEST:g}, with which no distance can be computed; "
+            "allowed: those of features"
+        )
+    deviations = np.sqrt(np.maximum(0.0, np.diag(covariance)))
+    if (
+        (np.diag(covariance) < 0).any()
+        or np.abs(covariance - covariance.T).max() > _SYMMETRY * largest
+        # No two features vary together more than each by itself (Cauchy and Schwarz).
+        or (np.abs(covariance) - np.outer(deviations, deviations)).max() > _SYMMETRY * largest
+    ):
         raise MaskproError(f"reference_statistics {path} holds a sigma that is no covariance; allowed: a symmetric one")
     return Reference(statistics=found, sample=None)
 

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import io
 import os
+import pwd
 import resource
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, MutableMapping
+from contextlib import suppress
+from pathlib import Path
 from typing import TextIO
 
 from maskpro.errors import MaskproError
@@ -19,6 +23,8 @@ Say = Callable[[str], None]
 # As many as Linux lets a process have without asking; Ray's own processes take hundreds.
 _WANTED_FILES = 4096
 _ERROR = "error"
+# All at which `str.splitlines` and some terminals begin a new line.
+_LINE_BREAKS = frozenset("\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")
 
 
 def open_closed_streams() -> None:
@@ -41,13 +47,18 @@ def show_all_characters() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def one_line(text: str) -> str:
+    """The text with its line breaks, which names of files may have, as Python writes them."""
+    return "".join(repr(part)[1:-1] if part in _LINE_BREAKS else part for part in text)
+
+
 def say_aside(text: str) -> None:
     """One line beside the results, on the standard error; none where the process was started without.
 
     `print` takes a missing standard error for the standard output, where only results belong.
     """
     if sys.stderr is not None:
-        print(text, file=sys.stderr, flush=True)
+        print(one_line(text), file=sys.stderr, flush=True)
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -64,6 +75,30 @@ def raise_file_limit(wanted: int = _WANTED_FILES) -> int:
     if soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     return max(soft, most)
+
+
+def provide_home(environment: MutableMapping[str, str]) -> str:
+    """A home, and a name, for a user whom this machine doesn't know, as in containers; what there is to say of it.
+
+    Ray and torch ask for both as they are imported, and end where there are none.
+    """
+    user = str(os.getuid())
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        if not any(environment.get(name) for name in ("LOGNAME", "USER", "LNAME", "USERNAME")):
+            environment["LOGNAME"] = user
+    else:
+        return ""
+    if environment.get("HOME"):
+        return ""
+    home = Path(tempfile.gettempdir()) / f"home-{user}"
+    with suppress(OSError):
+        home.mkdir(mode=0o700, exist_ok=True)
+    if not home.is_dir() or home.stat().st_uid != os.getuid():
+        home = Path(tempfile.mkdtemp(prefix=f"home-{user}-"))
+    environment["HOME"] = str(home)
+    return f"HOME is not set, and this machine knows no user {user}; it is {home} for this process"
 
 
 def current_folder() -> str:

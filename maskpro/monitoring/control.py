@@ -27,7 +27,7 @@ from maskpro.monitoring.view import (
     summary_rows,
     take_snapshot,
 )
-from maskpro.schedule.folder import EVALUATION_FILE, EXPERIMENT_FILE, HISTORY_FILE
+from maskpro.schedule.folder import EVALUATION_FILE, EXPERIMENT_FILE, HISTORY_FILE, resuming
 from maskpro.schedule.history import HistoryReader
 from maskpro.schedule.lock import Holder, has_lock_open, is_held, read_holder
 
@@ -57,7 +57,7 @@ class Sight:
             "running": "running",
             "evaluating": "running; its trials have ended, the best are evaluated",
             "ended": "has ended",
-            "interrupted": f"was interrupted; go on with tune_main.py --resume {self.folder}",
+            "interrupted": f"was interrupted; go on with tune_main.py {resuming(self.folder)}",
         }[self.standing]
         return f"{self.folder}: {text}"
 

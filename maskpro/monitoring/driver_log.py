@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from maskpro.machine.process import show_all_characters
+from maskpro.machine.process import one_line, show_all_characters
 from maskpro.schedule.folder import DRIVER_LOG
 
 # Lines that were meant for the terminal. They wait here until there is a folder to write them to.
@@ -163,4 +163,4 @@ class _Screen(io.TextIOBase):
 
 def say(text: str) -> None:
     """One plain line, at once."""
-    print(text, flush=True)
+    print(one_line(text), flush=True)

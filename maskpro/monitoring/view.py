@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from maskpro.fidelity import format_share
+from maskpro.machine.process import one_line
 from maskpro.schedule.history import METRIC, History, TrialRecord
 from maskpro.schedule.ranking import best_so_far
 
@@ -168,7 +169,7 @@ def summary_rows(snapshot: SearchSnapshot, devices: Sequence[Row] = (), *, is_ru
 
 def plain_summary(title: str, rows: Sequence[Row]) -> str:
     """A block of lines, for a file or a pipe."""
-    return "\n".join([title, *(f"  {name}: {text}" for name, text in rows)])
+    return "\n".join(map(one_line, [title, *(f"  {name}: {text}" for name, text in rows)]))
 
 
 def live_view(title: str, snapshot: SearchSnapshot, rows: Sequence[Row]) -> RenderableType:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 HISTORY_FILE = "history.jsonl"
 EXPERIMENT_FILE = "experiment.json"
 SPACE_FILE = "space.py"
@@ -24,3 +27,8 @@ LAYERS_FILE = "layers.csv"
 
 # Beside the experiments: what evaluations know of the data.
 REFERENCE_FOLDER = ".reference_statistics"
+
+
+def resuming(folder: Path) -> str:
+    """The option that goes on with the experiment in a folder, as it is typed in a shell."""
+    return f"--resume {shlex.quote(str(folder))}"

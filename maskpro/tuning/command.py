@@ -23,6 +23,17 @@ from maskpro.search_options import PLACE_OPTIONS, SESSION_OPTIONS, JobOptions, S
 from maskpro.tuning.search import EXPERIMENT_FORMAT, Search, load_search, prepare_search
 from maskpro.tuning.space import FORMAT, contains, load_space
 
+# What of `Search.describe` is read again.
+_RECORDED = {
+    "options": dict,
+    "space": dict,
+    "workload": dict,
+    "trial": dict,
+    "num_trials": int,
+    "planned": list,
+    "is_replay": bool,
+}
+
 
 def parse_command(given: Mapping[str, Any], job: JobOptions, *, now: datetime.datetime) -> Search:
     """The search that the options of `SearchOptions` that the user named, by name, and the job's ask for.
@@ -165,6 +176,11 @@ def read_experiment(folder: Path, field: str) -> dict[str, Any]:
             f"{folder / EXPERIMENT_FILE} is of another version; allowed: format {EXPERIMENT_FORMAT} (finish it with the "
             f"version that began it, or do it again with --space {folder / SPACE_FILE})"
         )
+    for name, kind in _RECORDED.items():
+        if not isinstance(described.get(name), kind):
+            raise MaskproError(
+                f"{folder / EXPERIMENT_FILE} has {described.get(name)!r:.40} as {name}; allowed: the file as it was written"
+            )
     return described
 
 

@@ -20,7 +20,7 @@ from maskpro.files import NO_ROOM, atomic_path, remove_leftovers, write_json, wr
 from maskpro.machine.interruption import Interruption, interruptible, parse_duration
 from maskpro.monitoring.driver_log import say
 from maskpro.schedule.early_stopping import SuccessiveHalving, make_pruner
-from maskpro.schedule.folder import EXPERIMENT_FILE, HISTORY_FILE, SPACE_FILE, STUDY_FILE, TRIALS_FILE
+from maskpro.schedule.folder import EXPERIMENT_FILE, HISTORY_FILE, SPACE_FILE, STUDY_FILE, TRIALS_FILE, resuming
 from maskpro.schedule.history import History, TrialRecord, drop_torn_line
 from maskpro.schedule.lock import hold_lock
 from maskpro.schedule.remnants import clear_remnant, refuse_begun
@@ -305,7 +305,7 @@ def running_session(experiment: Experiment, interruption: Interruption) -> Itera
     # After Ray, which has a handler of SIGTERM of its own.
     with interruptible(interruption, budget):
         context = replace(experiment.search.context, gpu_share=resources.gpus or 1.0)
-        with watched_ray(interruption, resume=f"--resume {experiment.folder}"):
+        with watched_ray(interruption, resume=resuming(experiment.folder)):
             shared = share_values(context, resources=resources.request)
             yield Session(
                 experiment=experiment, resources=resources, context=context, shared=shared, interruption=interruption

@@ -13,6 +13,7 @@ import pandas as pd
 import ray
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
 from maskpro.fidelity import format_share, learned_against_dense
@@ -20,6 +21,7 @@ from maskpro.files import says_no_room
 from maskpro.machine.interruption import Interruption, exit_status, interruptible
 from maskpro.machine.process import is_terminal
 from maskpro.monitoring.driver_log import driver_log, say
+from maskpro.schedule.folder import resuming
 from maskpro.schedule.history import METRIC
 from maskpro.tuning.experiment import Experiment, open_experiment, running_session, trial_resources, write_trials
 from maskpro.tuning.parallel_parts import ray_parts
@@ -75,7 +77,7 @@ def run_main_job(search: Search, write_report: Callable[[Path], Path], *, resume
 
 
 def _going_on(experiment: Experiment) -> str:
-    return f"--resume {experiment.folder}"
+    return resuming(experiment.folder)
 
 
 def _run_trials(experiment: Experiment) -> Interruption:
@@ -160,5 +162,6 @@ def _table(title: str, frame: pd.DataFrame) -> Table:
     for name in frame.columns:
         table.add_column(name.removeprefix("num_").replace("_", " "), justify="right")
     for row in frame.itertuples(index=False):
-        table.add_row(*("" if pd.isna(cell) else f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+        texts = ("" if pd.isna(cell) else f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row)
+        table.add_row(*map(Text, texts))  # as they are: brackets are no markup
     return table

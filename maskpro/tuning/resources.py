@@ -17,7 +17,7 @@ import ray
 
 from maskpro.errors import MaskproError
 from maskpro.machine.limits import CGROUPS, MEMBERSHIP, cgroup_limits, usable_cores
-from maskpro.machine.process import keep_warnings
+from maskpro.machine.process import keep_warnings, raise_file_limit
 from maskpro.machine.ray_folders import provide_token, ray_folder
 from maskpro.machine.ray_leftovers import end_with_this_process
 
@@ -28,6 +28,8 @@ _DEFAULT_GPU_SHARE = 0.25
 _TRIALS_SHARE = 0.7
 # Ray waits half a minute for its own processes, which no setting changes; on a busy machine that is too short.
 _TRIES = 3
+# Ray's own processes have dozens each on two cores, and more on more.
+_LEAST_FILES = 256
 _PAUSE_SECONDS = 5.0
 
 
@@ -190,17 +192,28 @@ def _local_settings(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> d
     Args:
         cgroups, membership: as of `cgroup_limits`.
     """
+    if raise_file_limit() < _LEAST_FILES:
+        raise MaskproError(
+            f"the limit of open files is {raise_file_limit()}, at which Ray's processes end; allowed: at least "
+            f"{_LEAST_FILES}, such as by ulimit -n 4096 (or the address of a Ray that runs)"
+        )
     provide_token(os.environ)
     folder, note = ray_folder(os.environ)
-    for line in (note, keep_warnings(os.environ)):
+    # Ray counts a container's cores and memory, but not those of `taskset`, a batch system, or a group within it.
+    cores = usable_cores(cgroups, membership)
+    for line in (note, keep_warnings(os.environ), _fewer_cores(cores)):
         if line:
             print(line, flush=True)
-    # Ray counts a container's cores and memory, but not those of `taskset`, a batch system, or a group within it.
-    settings: dict[str, Any] = {"num_cpus": usable_cores(cgroups, membership)}
+    settings: dict[str, Any] = {"num_cpus": cores}
     memory = cgroup_limits(cgroups, membership).memory
     if memory is not None and memory != cgroup_limits(cgroups, Path(os.devnull)).memory:
         settings["_memory"] = int(_TRIALS_SHARE * memory)
     return settings if folder is None else settings | {"_temp_dir": str(folder)}
+
+
+def _fewer_cores(cores: int) -> str:
+    of_machine = os.cpu_count() or cores
+    return "" if cores >= of_machine else f"trials have {cores} of this machine's {of_machine} cores, as this process has"
 
 
 def within_memory(

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from maskpro.dense_layers import DenseLayers
 from maskpro.doctor import understood
 from maskpro.errors import MaskproError
+from maskpro.files import why_unwritable
 from maskpro.initial_masks import parse_initial_mask
 from maskpro.machine.hardware import hardware
 from maskpro.machine.process import say_aside
@@ -121,6 +123,7 @@ def prepare_search(options: SearchOptions) -> Search:
         MaskproError: something the user gave is missing or not allowed, or the folder exists.
     """
     refuse_begun(options.folder)
+    _check_places(options)
     space = load_space(options.space_file)
     planned = _seed_plans(options, space)
     num_trials = space.num_trials if options.num_trials is None else options.num_trials
@@ -135,6 +138,16 @@ def prepare_search(options: SearchOptions) -> Search:
             f"num_trials is {num_trials}; allowed: at least the {len(planned)} seed points (choose some with --seed-points)"
         )
     return load_search(options, space, planned=planned, num_trials=num_trials)
+
+
+def _check_places(options: SearchOptions) -> None:
+    """Raise where the results, or checkpoints in a folder, can't be written; nothing is left behind."""
+    for name, place in (("results_dir", options.results_dir), ("storage_path", options.storage_path)):
+        if place is None or "://" in str(place):
+            continue
+        problem = why_unwritable(Path(place).absolute())
+        if problem:
+            raise MaskproError(f"{name} is {place}, which can't be written ({problem}); allowed: a writable folder")
 
 
 def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Plan, ...], num_trials: int) -> Search:

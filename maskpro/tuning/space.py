@@ -125,7 +125,7 @@ def load_space(path: Path) -> SearchSpace:
         raise MaskproError(f"space is {path}; no such file (allowed: a Python file such as search_spaces/default.py)")
     try:
         defined = runpy.run_path(str(path))
-    except Exception as error:  # whatever the user's file raises
+    except (Exception, SystemExit) as error:  # whatever the user's file raises
         raise MaskproError(f"space file {path} can't be run: {type(error).__name__}: {error}") from error
     values = {
         name: value

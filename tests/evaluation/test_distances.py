@@ -1,6 +1,7 @@
 """Distances between sets of features: torch-fidelity's arithmetic, the papers' formulas, and references from files."""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -216,6 +217,8 @@ BAD = {
     "nan": ({**GOOD, "mu": np.full(3, np.nan)}, "values that are not finite"),
     "symmetry": ({**GOOD, "sigma": np.triu(np.ones((3, 3)))}, "a sigma that is no covariance"),
     "negative": ({**GOOD, "sigma": -np.eye(3)}, "a sigma that is no covariance"),
+    "indefinite": ({**GOOD, "sigma": np.eye(3) + 5 * np.eye(3)[[1, 0, 2]]}, "a sigma that is no covariance"),
+    "huge": ({**GOOD, "sigma": 1e308 * np.eye(3)}, "values above 1e\\+100"),
     "pickle": ({**GOOD, "mu": np.array([Payload()] * 3, dtype=object)}, "can't be read as a .npz file of numbers"),
     "text": ({**GOOD, "mu": np.array(["a", "b", "c"])}, "can't be read as a .npz file of numbers"),
     "numbers as text": ({**GOOD, "mu": np.array(["1", "2", "3"])}, "can't be read as a .npz file of numbers"),
@@ -246,6 +249,9 @@ def test_files_that_are_no_reference_statistics_give_one_sentence(tmp_path):
     for place in range(60, 140):  # bytes of the compressed mu
         packed[place] ^= 255
     (tmp_path / "packed.npz").write_bytes(packed)
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(MaskproError, match=r"pipe.npz is a pipe; allowed: a \.npz file"):
+        read_reference(tmp_path / "pipe.npz", WIDE)
     for path in (tmp_path / "none.npz", tmp_path, tmp_path / "packed.npz"):
         with pytest.raises(MaskproError, match=r"can't be read as a \.npz file"):
             read_reference(path, WIDE)

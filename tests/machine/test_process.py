@@ -8,7 +8,15 @@ import sys
 import pytest
 
 from maskpro.errors import MaskproError
-from maskpro.machine.process import check_texts, is_terminal, keep_warnings, raise_file_limit, say_aside
+from maskpro.machine.process import (
+    check_texts,
+    is_terminal,
+    keep_warnings,
+    one_line,
+    provide_home,
+    raise_file_limit,
+    say_aside,
+)
 
 OPENED = """
 import os, sys
@@ -32,6 +40,13 @@ def run(tmp_path, script, streams, **environment):
 def test_what_is_said_to_a_closed_stream_is_not_written_into_the_next_file(tmp_path, streams):
     assert run(tmp_path, OPENED, streams).returncode == 0
     assert (tmp_path / "file").read_bytes() == b""
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\r\nb", "a\u2028b", "a\x1cb", "a\x85b"])
+def test_a_name_with_a_line_break_stays_in_its_line(capsys, name):
+    say_aside(f"no folder {name}")
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert one_line("ä b[c]%20#?'\"\\") == "ä b[c]%20#?'\"\\"
 
 
 def test_without_a_standard_error_nothing_comes_between_the_results(monkeypatch, capsys):
@@ -144,3 +159,41 @@ def test_warnings_that_are_no_errors_are_left_alone(environment):
     before = dict(environment)
     assert keep_warnings(environment) == ""
     assert environment == before
+
+
+@pytest.fixture
+def unknown_user(monkeypatch, tmp_path):
+    """As in a container that is run with another user's number."""
+
+    def getpwuid(number):
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.setattr("maskpro.machine.process.pwd.getpwuid", getpwuid)
+    monkeypatch.setattr("maskpro.machine.process.tempfile.tempdir", str(tmp_path))
+
+
+@pytest.mark.parametrize("given", [{}, {"HOME": ""}])
+def test_a_user_whom_the_machine_does_not_know_gets_a_home_and_a_name(unknown_user, tmp_path, given):
+    user, environment = os.getuid(), dict(given)
+    expected = f"HOME is not set, and this machine knows no user {user}; it is {tmp_path}/home-{user} for this process"
+    assert provide_home(environment) == expected
+    assert environment == {"HOME": f"{tmp_path}/home-{user}", "LOGNAME": str(user)}
+    assert (tmp_path / f"home-{user}").stat().st_mode & 0o777 == 0o700
+    assert provide_home(dict(given)) == expected, "the same one the next time"
+
+
+def test_a_home_that_somebody_else_has_made_is_not_taken(unknown_user, tmp_path):
+    (tmp_path / f"home-{os.getuid()}").write_text("no folder")
+    environment = {"LOGNAME": "me"}
+    provide_home(environment)
+    assert environment["HOME"].startswith(f"{tmp_path}/home-{os.getuid()}-")
+    assert environment["LOGNAME"] == "me"
+
+
+def test_a_home_that_is_known_is_left_alone(unknown_user, monkeypatch):
+    environment = {"HOME": "/home/me", "USER": "me"}
+    assert provide_home(environment) == ""
+    assert environment == {"HOME": "/home/me", "USER": "me"}
+    monkeypatch.undo()
+    assert provide_home(environment := {}) == ""
+    assert environment == {}, "the machine knows it"

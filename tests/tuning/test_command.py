@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from maskpro.files import write_json
 from maskpro.machine.interruption import parse_duration
 from maskpro.search_options import JobOptions, SearchOptions
 from maskpro.tuning.command import parse_command
-from maskpro.tuning.search import prepare_search
+from maskpro.tuning.search import EXPERIMENT_FORMAT, prepare_search
 
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5)
 SPACE = """
@@ -318,3 +319,33 @@ def test_an_experiment_of_the_version_before_is_resumed_and_done_again(tmp_path)
         assert again["judged_by"] == described["judged_by"]
         assert again["trial"] == described["trial"]
         assert [plan.params for plan in search.planned] == [plan["params"] for plan in described["planned"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("options", [], "[]"),
+        ("num_trials", "3", "'3'"),
+        ("planned", None, "None"),
+        ("workload", "digits", "'digits'"),
+        ("is_replay", "gone", "None"),
+    ],
+)
+def test_a_record_that_somebody_has_changed_is_refused(parse, tmp_path, name, value, shown):
+    record = {
+        "format": EXPERIMENT_FORMAT,
+        "options": {},
+        "space": {},
+        "workload": {},
+        "trial": {},
+        "num_trials": 3,
+        "planned": [],
+        "is_replay": False,
+        name: value,
+    }
+    if value == "gone":
+        del record[name]
+    write_json(tmp_path / "experiment.json", record)
+    expected = f"{tmp_path}/experiment.json has {shown} as {name}; allowed: the file as it was written"
+    with pytest.raises(MaskproError, match=f"^{re.escape(expected)}$"):
+        parse(resume=tmp_path)

@@ -320,3 +320,14 @@ def test_a_full_disk_is_told_of_before_anything_runs(search, monkeypatch):
     ):
         pass
     assert not search.options.folder.exists()
+
+
+@pytest.mark.parametrize("field", ["results_dir", "storage_path"])
+def test_a_disk_that_takes_empty_files_alone_is_full(search, tmp_path, field):
+    places = {"results_dir": tmp_path / "results", "storage_path": str(tmp_path / "storage")}
+    probe = Path(places[field]) / ".maskpro-x"
+    probe.parent.mkdir()
+    probe.symlink_to("/dev/full")
+    with pytest.raises(MaskproError, match=rf"^{field} is .*, which can't be written \(.*No space left on device"):
+        check_writable(SimpleNamespace(options=SimpleNamespace(experiment="x", **places)))
+    assert not probe.is_symlink()

@@ -61,34 +61,38 @@ def test_ray_is_shut_down_after_its_start_and_its_thread_outlives_it(monkeypatch
 
     monkeypatch.setattr(resources, "_connect", connect)
     monkeypatch.setattr(resources.ray, "shutdown", lambda: events.append(f"shut down, thread alive: {thread.is_alive()}"))
-    with pytest.raises(MaskproError, match="a mistake"), resources.ray_starting("auto"):
+
+    def fail_once(ray_is_up):
+        ray_is_up()
         raise MaskproError("a mistake")
+
+    with pytest.raises(MaskproError, match="a mistake"), resources.ray_starting("auto") as wait:
+        fail_once(wait)
     assert events == ["joined auto", "shut down, thread alive: True"]
-    assert capsys.readouterr().out == "", "a mistake is all that is told"
-    with resources.ray_starting("auto") as wait:
-        wait()
     thread.join(10)
     assert not thread.is_alive()
     assert capsys.readouterr().out == "Ray dashboard: http://127.0.0.1:8265\n"
 
 
-def test_ctrl_c_does_not_wait_for_ray(monkeypatch):
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MaskproError("a mistake")])
+def test_neither_ctrl_c_nor_a_mistake_waits_for_ray(monkeypatch, capsys, error):
     begun, never = threading.Event(), threading.Event()
 
     def connect(address):
         begun.set()
         never.wait(60)
 
-    def press_ctrl_c():
+    def fail():
         assert begun.wait(60)
-        raise KeyboardInterrupt
+        raise error
 
     monkeypatch.setattr(resources, "_connect", connect)
     monkeypatch.setattr(resources.ray, "shutdown", lambda: pytest.fail("Ray is not up"))
     started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), resources.ray_starting(None):
-        press_ctrl_c()
+    with pytest.raises(type(error)), resources.ray_starting(None):
+        fail()
     assert time.monotonic() - started < 30
+    assert capsys.readouterr().out == "", "nothing beside a mistake is told"
     never.set()
 
 
@@ -157,15 +161,31 @@ def test_what_no_further_try_can_mend_is_told_at_once(monkeypatch):
 def test_a_user_with_a_mistake_does_not_wait_for_further_tries(monkeypatch):
     tries = []
 
+    tried, seen = threading.Event(), threading.Event()
+
     def init(**settings):
         tries.append(settings)
-        time.sleep(0.2)
+        tried.set()
+        assert seen.wait(60)
         raise BusyMachine("timed out")
 
     monkeypatch.setattr(resources.ray, "init", init)
-    monkeypatch.setattr(resources.ray, "shutdown", lambda: None)
-    with pytest.raises(MaskproError, match="a mistake"), resources.ray_starting(None):
+    starts = []
+
+    class Start(resources._Start):
+        def __init__(self, address):
+            super().__init__(address)
+            starts.append(self)
+
+    def fail():
+        assert tried.wait(60)
         raise MaskproError("a mistake")
+
+    monkeypatch.setattr(resources, "_Start", Start)
+    with pytest.raises(MaskproError, match="a mistake"), resources.ray_starting(None):
+        fail()
+    seen.set()
+    assert "1 tries" in str(starts[0].connected.exception(60))
     assert len(tries) == 1
 
 
@@ -175,4 +195,7 @@ def test_trials_get_the_cores_that_the_process_may_use():
     command = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
     command += "from maskpro.tuning.resources import _local_settings; print(_local_settings()['num_cpus'])"
     run = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
-    assert run.stdout.splitlines()[-1] == "1"
+    *lines, cores = run.stdout.splitlines()
+    assert cores == "1"
+    expected = f"trials have 1 of this machine's {os.cpu_count()} cores, as this process has"
+    assert lines == ([expected] if os.cpu_count() > 1 else [])

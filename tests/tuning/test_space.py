@@ -139,6 +139,7 @@ def test_every_seed_point_that_is_let_through_can_be_told_to_optuna(tmp_path):
     [
         ("param_space = {", "can't be run: SyntaxError"),
         ("1 / 0", "can't be run: ZeroDivisionError"),
+        ("import sys; sys.exit(3)", "can't be run: SystemExit: 3"),
         ("seed_points = []", "does not define param_space; it needs param_space and seed_points"),
         ("param_space = {'lr': 1.0}", "does not define seed_points"),
         (GOOD + "num_trial = 3", "defines num_trial, which means nothing here; allowed: param_space"),
