@@ -54,7 +54,10 @@ class MaskFile:
 def check_layer_name(name: str) -> None:
     """Raise where a layer's name is not a module path."""
     if not _LAYER_NAME.fullmatch(name):
-        raise MaskproError(f"mask file has a layer {name!r}; allowed: module paths such as down_blocks.0.conv1")
+        raise MaskproError(
+            f"a mask file can't hold a layer named {name!r}; allowed: module paths such as down_blocks.0.conv1, of "
+            "letters, digits and underscores"
+        )
 
 
 def save_mask_file(path: Path, content: MaskFile) -> None:

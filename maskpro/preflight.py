@@ -17,6 +17,7 @@ from maskpro.errors import MaskproError
 from maskpro.held_out import TRIAL_SEED
 from maskpro.initial_masks import magnitude_mask
 from maskpro.machine.hardware import seconds_now
+from maskpro.mask_file import check_layer_name
 from maskpro.masked_model import MaskedModel, maskable_layers
 from maskpro.objectives import Objective
 from maskpro.pattern import Layout, NMPattern
@@ -90,6 +91,8 @@ def run_preflight(
     """
     evaluation = workload.evaluation({}) if evaluation is None else evaluation
     masked = MaskedModel(copy.deepcopy(workload.model), pattern=pattern, layout=layout, targets=targets, covered=covered)
+    for layer in masked.layers:
+        check_layer_name(layer.name)
     masked.model.to(device)
     if device.type != "cpu":  # the flat buffer is made where the weights are
         masked = MaskedModel(masked.model, pattern=pattern, layout=layout, targets=targets, covered=covered)

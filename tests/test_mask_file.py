@@ -91,7 +91,7 @@ def test_damage_is_told_layer_by_layer(content, tmp_path):
         load_mask_file(path)
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "/tmp/x", "a/b", "conv 1", "", "a..b"])
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/tmp/x", "a/b", "conv 1", "", "a..b", "a\nb", "ä", "a[0]", "%"])
 def test_a_layer_name_that_is_no_module_path_is_refused(content, tmp_path, name):
     broken = MaskFile(
         pattern=content.pattern, layout="channel", base_hash="", masks={name: next(iter(content.masks.values()))}

@@ -190,6 +190,28 @@ def test_a_network_of_another_output_shape_is_refused(opened):
 # Noise schedules and prediction types
 
 
+class Renamed(torch.nn.Module):
+    """A layer under another name."""
+
+    def __init__(self, layer, name):
+        super().__init__()
+        self.add_module(name, layer)
+        self.name = name
+
+    def forward(self, sample):
+        return getattr(self, self.name)(sample)
+
+
+@pytest.mark.parametrize("name", ["läyer [1]%#?", "a\nb"])
+def test_a_layer_whose_name_no_mask_file_can_hold_is_refused(opened, name):
+    workload = opened()
+    workload.model.mid_block.resnets[0].conv1 = Renamed(workload.model.mid_block.resnets[0].conv1, name)
+    message = refused(workload)
+    assert message.startswith(
+        f"a mask file can't hold a layer named {f'mid_block.resnets.0.conv1.{name}'!r}; allowed: module"
+    )
+
+
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_the_target_is_what_the_scheduler_defines(opened, prediction_type):
     scheduler = DDPMScheduler(prediction_type=prediction_type)

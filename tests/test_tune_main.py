@@ -16,6 +16,7 @@ from conftest import is_strictly_two_of_four
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 
 from maskpro.errors import MaskproError
+from maskpro.machine.process import one_line
 from maskpro.mask_file import load_mask_file
 from maskpro.masked_model import is_protected, maskable_layers
 from maskpro.pretrained import save_pipeline
@@ -59,8 +60,10 @@ def finished(tmp_path_factory):
     """One short search, run as a user runs it: a good seed point, one whose step overflows, and a trial of Optuna's.
 
     Proxies are named in the environment, as companies' machines have them: nothing of a local search goes through one.
+    The folder has a name with all that a URI, a shell, a pattern or a table could take for something else.
     """
-    folder = tmp_path_factory.mktemp("job")
+    folder = tmp_path_factory.mktemp("job") / "wäird b[c]%20#?&;\n'x\""
+    folder.mkdir()
     (folder / "space.py").write_text(SPACE)
     options = ("--results-dir", folder, "--experiment", "short", *OPTIONS)
     run = job("--space", folder / "space.py", *options, "--max-concurrent", 1, **PROXIES)
@@ -87,7 +90,7 @@ def test_the_job_leaves_the_named_files(finished):
     ):
         assert (folder / name).is_file(), name
     assert "Traceback" not in output
-    assert str(folder) in output
+    assert f"results: {one_line(str(folder))}\n" in output
     described = json.loads((folder / "experiment.json").read_text())
     assert described["options"]["max_samples"] == 288
     assert described["versions"]["torch"]
