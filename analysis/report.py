@@ -27,6 +27,7 @@ from maskpro.commands.running import run_command
 from maskpro.errors import MaskproError
 from maskpro.fidelity import format_share, images_judged_by, learned_against_dense
 from maskpro.files import write_text
+from maskpro.machine.process import one_line
 from maskpro.schedule.folder import BEST_FOLDER, REPORT_FILE
 from maskpro.schedule.history import METRIC
 from maskpro.schedule.trial_table import FIGURES, single_figures
@@ -99,7 +100,7 @@ def gather(experiment: OpenedExperiment) -> Report:
     ordered = trials.sort_values(METRIC)[columns] if len(trials) else trials
     failed = trials[trials["status"] == "failed"] if len(trials) else trials
     return Report(
-        title=experiment.name,
+        title=one_line(experiment.name),
         headline=_headline(evaluated, trials, experiment.best_trial),
         facts=_facts(trials, experiment.history.num_trials, description or {}, evaluated),
         trials=ordered,

@@ -50,6 +50,9 @@ def test_a_full_disk_ends_a_command_in_one_sentence(capsys, number, names, named
         (errno.EROFS, "files and folders that this user may read and write"),
         (errno.ENAMETOOLONG, "shorter names of files and folders"),
         (errno.EMFILE, "more open files, such as by ulimit -n 4096"),
+        (errno.EIO, "a disk or a network share that answers"),
+        (errno.ESTALE, "a disk or a network share that answers"),
+        (errno.EAGAIN, "a machine with more memory and processes to spare"),
     ],
 )
 def test_what_the_system_refuses_at_any_moment_is_one_sentence(capsys, number, allowed):
@@ -58,6 +61,25 @@ def test_what_the_system_refuses_at_any_moment_is_one_sentence(capsys, number, a
     assert caught.value.code == 2
     expected = f"error: report.html can't be opened or written ({os.strerror(number)}); allowed: {allowed}\n"
     assert capsys.readouterr().err == expected
+
+
+def test_a_limit_of_file_sizes_and_missing_memory_are_one_sentence(capsys):
+    for error, expected in (
+        (
+            OSError(errno.EFBIG, os.strerror(errno.EFBIG), "best"),
+            "best can't be written (File too large); allowed: larger files, such as by ulimit -f unlimited",
+        ),
+        (MemoryError(), "out of memory (none was to be had); allowed: a machine or a limit (ulimit -v) with more"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+            "out of memory ([enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory); allowed: a "
+            "machine or a limit (ulimit -v) with more",
+        ),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            run_app(application(error))
+        assert caught.value.code == 2
+        assert capsys.readouterr().err == f"error: {expected}\n"
 
 
 def test_a_disk_that_is_full_for_weights_is_one_sentence(capsys):

@@ -64,6 +64,12 @@ def test_light_and_dark_figures_differ_and_names_are_escaped(report):
     assert "_by_" not in markdown
 
 
+def test_the_title_of_a_name_with_a_line_break_is_one_line(tmp_path):
+    report = write_report(make_experiment(tmp_path / "ü[4]%20#?\nz", finished=False))
+    assert report.with_name("report.md").read_text().splitlines()[0] == "# ü[4]%20#?\\nz"
+    assert "<title>ü[4]%20#?\\nz - maskpro</title>" in report.read_text()
+
+
 def test_a_search_that_runs_or_was_killed_has_a_report_of_what_is_there(tmp_path):
     folder = make_experiment(tmp_path / "killed", finished=False)
     path = folder / "history.jsonl"
