@@ -162,7 +162,8 @@ def _open_history(search: Search, *, resume: bool, extend: int) -> History:
     else:
         raise MaskproError(f"resume is {folder}; it has no {HISTORY_FILE}; allowed: an experiment with its history")
     history = History(path)
-    history.session((history.num_trials or search.num_trials) + extend, time=_now())
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    history.session((history.num_trials or search.num_trials) + extend, time=now)
     return history
 
 
@@ -346,7 +347,3 @@ def write_trials(experiment: Experiment) -> None:
     """Write `trials.csv` atomically."""
     with atomic_path(experiment.folder / TRIALS_FILE) as temporary:
         experiment.trials().to_csv(temporary, index=False)
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
