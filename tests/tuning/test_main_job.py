@@ -1,5 +1,6 @@
 """Ending the main job before its trials have begun."""
 
+import io
 import os
 import signal
 import time
@@ -7,7 +8,9 @@ from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
+from rich.console import Console
 
 from maskpro.machine.interruption import Interruption, interruptible
 from maskpro.tuning import main_job
@@ -44,3 +47,10 @@ def test_a_terminal_may_close_under_nohup(request):
         os.kill(os.getpid(), signal.SIGHUP)
         time.sleep(0.1)
     assert interruption.reason == ""
+
+
+def test_a_table_shows_brackets_as_they_are():
+    frame = pd.DataFrame([{"source": "seed point [bold]", "val_error": 0.25}])
+    console = Console(file=io.StringIO(), width=80)
+    console.print(main_job._table("trials", frame))
+    assert "seed point [bold]" in console.file.getvalue()

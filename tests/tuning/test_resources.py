@@ -199,3 +199,9 @@ def test_trials_get_the_cores_that_the_process_may_use():
     assert cores == "1"
     expected = f"trials have 1 of this machine's {os.cpu_count()} cores, as this process has"
     assert lines == ([expected] if os.cpu_count() > 1 else [])
+
+
+def test_a_limit_of_open_files_at_which_ray_would_end_is_told_of_before_its_start(monkeypatch):
+    monkeypatch.setattr(resources, "raise_file_limit", lambda: 64)
+    with pytest.raises(MaskproError, match=r"the limit of open files is 64, .*; allowed: at least 256, such as by ulimit"):
+        resources._local_settings()
