@@ -41,8 +41,8 @@ def samples_to_reach(curves: pd.DataFrame, fidelity: float) -> float:
     for _, curve in curves.groupby("trial_id", sort=False):
         reached = curve[curve["fidelity"] >= fidelity]
         if len(reached):
-            return spent + float(reached["num_samples_seen"].iloc[0])
-        spent += float(curve["num_samples_seen"].max())
+            return spent + float(reached["num_samples_trained"].iloc[0])
+        spent += float(curve["num_samples_trained"].max())
     return math.nan
 
 
@@ -60,7 +60,7 @@ def compare(experiments: list[OpenedExperiment], *, fidelity: float) -> pd.DataF
                 "trials": f"{len(trials)} of {experiment.history.num_trials}",
                 "best trial": None if best is None else best["trial"],
                 "validation fidelity": math.nan if best is None else best["fidelity"],
-                "samples": int(trials["num_samples_seen"].sum()),
+                "samples": int(trials["num_samples_trained"].sum()),
                 f"samples to fidelity {fidelity:g}": samples_to_reach(curves, fidelity),
                 "trial seconds": trials["seconds"].sum(),
                 "test fidelity": report.get("fidelity"),

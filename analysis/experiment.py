@@ -21,6 +21,7 @@ from maskpro.schedule.trial_table import FIGURES, tabulate_trials
 
 _CURVE_COLUMNS = [
     "num_samples_seen",
+    "num_samples_trained",
     "fidelity",
     METRIC,
     "val_error_now",
@@ -37,6 +38,7 @@ _TRIAL_COLUMNS = [
     "trial_id",
     "status",
     "num_samples_seen",
+    "num_samples_trained",
     *FIGURES,
     "seconds",
     "seed_point",
@@ -94,7 +96,8 @@ class OpenedExperiment:
     def curves(self) -> pd.DataFrame:
         """A row per report of a trial, all its parts in one: trial_id, samples seen, fidelity, errors, losses, seconds."""
         rows = [
-            {"trial_id": trial.name, **trial.reports[samples]}
+            # An older history has one run a trial, and one number of samples.
+            {"trial_id": trial.name, "num_samples_trained": samples, **trial.reports[samples]}
             for trial in self.history.searched
             for samples in sorted(trial.reports)
         ]

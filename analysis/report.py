@@ -131,7 +131,7 @@ def _facts(
     facts = [("trials", f"{len(trials)} of {num_trials}")]
     facts += [(str(state), str(count)) for state, count in states.items()]
     if len(trials):
-        spent = int(trials["num_samples_seen"].sum())
+        spent = int(trials["num_samples_trained"].sum())
         full = description.get("trial", {}).get("max_samples")
         facts.append(("calibration samples", f"{spent:,}"))
         facts += [("in full trials", f"{spent / full:.2f}")] if full else []

@@ -220,6 +220,7 @@ class SimulatedSearch:
             return {"num_samples_seen": samples, **failed, "done": True}
         return {
             "num_samples_seen": samples,
+            "num_samples_trained": samples,
             "fidelity": fidelity(_INITIAL_ERROR, error),
             METRIC: error,
             "val_error_now": error,

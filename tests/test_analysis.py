@@ -161,7 +161,7 @@ def test_the_cost_of_a_fidelity_is_what_all_trials_spent_until_one_reached_it():
     curves = pd.DataFrame(
         {
             "trial_id": ["x", "x", "y", "y"],
-            "num_samples_seen": [100, 200, 100, 200],
+            "num_samples_trained": [100, 200, 100, 200],
             "fidelity": [0.1, None, 0.4, 0.8],
         }
     )
@@ -195,7 +195,7 @@ def two_formats():
             "lr": [1.0, 2.0, 1.0, 2.0, 3.0, 3.0],
             "val_error": errors,
             "fidelity": [1 - error / initial[pattern] for error, pattern in zip(errors, patterns, strict=True)],
-            "num_samples_seen": 100,
+            "num_samples_trained": 100,
             "status": "completed",
             "seed_point": pd.NA,
         }

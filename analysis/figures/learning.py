@@ -80,7 +80,7 @@ def best_so_far(trials: pd.DataFrame, *, theme: Theme) -> Figure:
     figure, axes = new_figure("Best so far")
     ax = axes[0, 0]
     judged = trials[(trials["status"] != "failed") & trials["fidelity"].notna()]
-    spent = trials["num_samples_seen"].cumsum().loc[judged.index]
+    spent = trials["num_samples_trained"].cumsum().loc[judged.index]
     is_best = judged[METRIC] == judged[METRIC].cummin()
     ax.step(
         spent, judged["fidelity"].where(is_best).ffill(), where="post", color=theme.best, label="best so far", linewidth=2

@@ -85,6 +85,11 @@ class TrialRecord:
         return self.reports.get(self.samples, {})
 
     @property
+    def trained(self) -> int:
+        """Samples that it was trained on: more than `samples` where its runs up to earlier rungs count as well."""
+        return int(self.last.get("num_samples_trained", self.samples))
+
+    @property
     def failure(self) -> str:
         """Why the trial came to nothing; "" where it did not."""
         return self.error or str(self.last.get("failure", ""))

@@ -257,6 +257,7 @@ def _note_failure(history: History, record: TrialRecord, metrics: Mapping[str, A
 # Of what a trial reports, what the history keeps.
 METRICS = (
     "num_samples_seen",
+    "num_samples_trained",
     "fidelity",
     METRIC,
     "val_error_now",

@@ -35,6 +35,7 @@ def tabulate_trials(parameters: Mapping[str, Any], records: Sequence[TrialRecord
                 **{name: record.params.get(name, value) for name, value in parameters.items()},
                 "status": record.status,
                 "num_samples_seen": record.samples,
+                "num_samples_trained": record.trained,
                 **{name: figures.get(name, math.nan) for name in FIGURES},
                 "seconds": record.last.get("seconds", math.nan),
                 "seed": record.seed,

@@ -61,6 +61,7 @@ class MaskTrainable(Trainable):
         context = self._context
         self._trainer = None  # frees the last trial's memory before the next one takes its own
         self._seconds = 0.0
+        self._earlier_samples = 0  # of the trial's earlier runs
         settings = dict(config)
         own = (NUMBER, FOLDER, SEED, CHECKPOINT, PROMOTED, BUDGET)
         _, _, seed, checkpoint, promoted, budget = (settings.pop(name) for name in own)
@@ -81,8 +82,10 @@ class MaskTrainable(Trainable):
         )
         if checkpoint:
             with open_checkpoint(context.storage, checkpoint).as_directory() as folder:
-                if promoted and budget:  # a run of its own begins; only the time is the trial's
-                    self._seconds = read_counters(Path(folder))["seconds"]
+                if promoted and budget:  # a run of its own begins; only what the trial has cost is carried on
+                    counters = read_counters(Path(folder))
+                    self._seconds = counters["seconds"]
+                    self._earlier_samples = counters["earlier_samples"] + counters["trainer"]["num_samples_seen"]
                 else:
                     self._load(Path(folder), STOPPED_PARTS if promoted else PARTS)
 
@@ -126,6 +129,7 @@ class MaskTrainable(Trainable):
         recovered = recovery(initial.loss, lowest.loss, self._shared.dense_val_loss)
         return {
             "num_samples_seen": trainer.num_samples_seen,
+            "num_samples_trained": self._earlier_samples + trainer.num_samples_seen,
             "fidelity": math.nan if reached is None else reached,
             METRIC: lowest.error,
             "val_error_now": now.error,
@@ -148,7 +152,7 @@ class MaskTrainable(Trainable):
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write the trainer's state, and the mask it stands for, as safetensors and JSON."""
         parts, counters = self._running_trainer().state_dict()
-        write_checkpoint(Path(checkpoint_dir), parts, {"seconds": self._seconds, "trainer": counters})
+        write_checkpoint(Path(checkpoint_dir), parts, {**self._cost(), "trainer": counters})
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         """Continue from `save_checkpoint`, bit for bit."""
@@ -158,6 +162,10 @@ class MaskTrainable(Trainable):
         counters = read_counters(folder)
         self._running_trainer().load_state_dict({name: read_part(folder, name) for name in names}, counters["trainer"])
         self._seconds = counters["seconds"]
+        self._earlier_samples = counters.get("earlier_samples", 0)  # older checkpoints have none
+
+    def _cost(self) -> dict[str, float]:
+        return {"seconds": self._seconds, "earlier_samples": self._earlier_samples}
 
 
 def split_targets(text: str | None) -> tuple[str, ...]:

@@ -139,6 +139,9 @@ def test_a_run_up_to_a_rung_is_a_run_of_its_own_length_and_a_promoted_one_begins
     promoted = {"checkpoint": "rung", "promoted": True, "budget": context.max_samples}
     again = start({**settings, **promoted})
     assert again._seconds == first._seconds > 0
+    row = again.train()
+    assert (row["num_samples_seen"], row["num_samples_trained"]) == (40, rung + 40)
+    again = start({**settings, **promoted})
     assert results(again) == results(start(dict(settings)))
 
 
