@@ -172,6 +172,9 @@ class Compared:
         self._compare()
         return record
 
+    def budget(self, record):
+        return self._state.budget(record)
+
     def report(self, number, metrics):
         return self._state.report(number, metrics)
 
