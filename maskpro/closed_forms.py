@@ -1,4 +1,4 @@
-"""The mask distribution for n = 2 in closed form, of and as columns `[M, B]`: inclusion probabilities, score, gradient.
+"""The mask distribution for n = 2 in closed form: inclusion probabilities, score, gradient. All are columns `[M, B]`.
 
 `maskpro.distribution` explains the distribution and says when these are used; `maskpro.kernels` computes the same on a GPU.
 """
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from maskpro.columns import sums_of_others
 
-# Of a float32, exp of 80 and of -80 are finite and not zero.
+# exp of +-80 is finite and not zero in float32.
 LARGEST_LEAD = 80.0
-# By which a group's largest logit may lead the second one in a closed form: a longer lead changes probabilities and
-# gradients by exp(-40), less than the rounding of a float64, and all that lies 80 below is 40 below the second.
+# Longest lead of a group's largest logit over the second one in a closed form. A longer lead changes probabilities and
+# gradients by exp(-40), which is less than the rounding of a float64. A logit 80 below the largest is 40 below the second.
 LONGEST_LEAD = 40.0
 
 
@@ -47,12 +47,12 @@ def score_of_pairs(logits: Tensor, mask: Tensor) -> Tensor:
 
 
 def _softmax_and_rest(columns: Tensor) -> tuple[Tensor, Tensor]:
-    """p = softmax(logits) and 1 - p, of and as columns `[M, B]`; no logit leads by more than `LONGEST_LEAD`.
+    """p = softmax(logits) and 1 - p, as columns `[M, B]`; leads longer than `LONGEST_LEAD` are cut to it.
 
-    Where one does, all that is computed of p depends on the lead by less than rounding, but 1 - p has to keep what tells
-    the other positions apart.
+    A longer lead changes results computed from p by less than rounding. But 1 - p has to keep the differences between the
+    other positions.
     """
-    # A GPU's answer would have to be waited for; on a CPU leads are cut only where there are long ones.
+    # A GPU always cuts, as looking for long leads first would make the CPU wait. A CPU cuts only where it finds some.
     exponentials, others = _exponentials(_with_short_leads(columns) if columns.is_cuda else columns)
     if not columns.is_cuda and others.amin() < exp(-LONGEST_LEAD):
         exponentials, others = _exponentials(_with_short_leads(columns))
@@ -61,13 +61,13 @@ def _softmax_and_rest(columns: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _exponentials(columns: Tensor) -> tuple[Tensor, Tensor]:
-    """exp(logits - the largest), and of each the sum of the others."""
+    """exp(logits - the largest), and for each the sum of the others."""
     exponentials = (columns - columns.amax(dim=0)).clamp_(min=-LARGEST_LEAD).exp_()
     return exponentials, sums_of_others(exponentials)
 
 
 def _with_short_leads(columns: Tensor) -> Tensor:
-    """The logits, none of which leads the next one of its group by more than `LONGEST_LEAD`."""
+    """The logits, with each group's lead over its second logit cut to `LONGEST_LEAD`."""
     top, second = columns[0], torch.full_like(columns[0], -torch.inf)
     for column in columns[1:]:
         second = torch.maximum(second, torch.minimum(top, column))

@@ -1,4 +1,4 @@
-"""Groups of logits as columns: what goes over a group's few positions is then whole vectors, in a CPU's cache."""
+"""Groups of logits as columns: operations over a group's few positions then work on whole vectors in a CPU's cache."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# Of which a few columns fit into the cache of one CPU core.
+# Groups in a block: a few columns of this length fit into the cache of one CPU core.
 _CACHED_GROUPS = 2**14
 
 
@@ -17,9 +17,9 @@ def wide(logits: Tensor) -> Tensor:
 
 
 def in_blocks(function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-    """A function of rows `[B, M]` whose value is columns `[M, B]`, of a block of groups at a time, as rows `[G, M]`.
+    """Apply a function from rows `[B, M]` to columns `[M, B]` to blocks of groups, one at a time; gives rows `[G, M]`.
 
-    A block's intermediate values stay in a CPU's cache, and memory is asked for once, for the result: new pages cost as
+    A block's intermediate values stay in a CPU's cache. Memory is allocated once, for the result, because new pages cost as
     much as the arithmetic on them. A GPU takes all groups at once.
     """
     groups = len(rows[0])
@@ -36,12 +36,12 @@ def in_blocks(function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
 
 
 def columns_of(rows: Tensor) -> Tensor:
-    """Rows `[B, M]` as columns `[M, B]`, whole vectors to a CPU (`t().contiguous()` takes three times as long)."""
+    """Rows `[B, M]` as contiguous columns `[M, B]` (`t().contiguous()` takes three times as long)."""
     return torch.stack(rows.unbind(1))
 
 
 def sums_of_others(columns: Tensor) -> Tensor:
-    """Sum of the other columns of each, `[M, B]`; exact, where total minus own would cancel."""
+    """For each column the sum of the others, `[M, B]`. Exact: the total minus the column itself would cancel."""
     sums = torch.empty_like(columns)
     for place in range(len(columns)):
         first, *more = [column for other, column in enumerate(columns) if other != place]
@@ -52,9 +52,9 @@ def sums_of_others(columns: Tensor) -> Tensor:
 
 
 def keep_largest(columns: Tensor, n: int) -> Tensor:
-    """Which of each row's columns `[M, B]` are the n largest, bool; writes over them."""
+    """True for the n largest of each row's columns `[M, B]`, bool; overwrites the columns."""
     # Ranks by pairwise comparison: exact n even under ties, and several times faster than topk over 4 columns.
-    # A comparison with NaN is always false, so that its place would hang on the order of the comparisons.
+    # A comparison with NaN is always false, so the rank of a NaN would depend on the order of the comparisons.
     columns.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
     ranks = torch.zeros(columns.shape, dtype=torch.uint8, device=columns.device)
     for later in range(1, len(columns)):

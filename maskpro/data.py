@@ -1,4 +1,4 @@
-"""Ranges of pixel values, moves to a device, and the seeded generator that everything random about data comes from."""
+"""Ranges of pixel values, moves to a device, and the seeded generator behind all random choices about data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Stream number of the draws that belong to a whole split rather than to one sample index.
+# Stream of the draws for a whole split; smaller numbers are streams of single samples.
 SPLIT_STREAM = 2**63
 
 
@@ -16,7 +16,7 @@ def philox(seed: int, stream: int) -> np.random.Generator:
 
 
 def move(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on `device`; neither end waits for a copy from the CPU to a GPU."""
+    """The tensor on `device`; a copy from the CPU to a GPU blocks neither."""
     if device.type == "cuda" and not tensor.is_cuda:
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

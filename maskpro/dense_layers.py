@@ -29,7 +29,7 @@ class DenseLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class DenseLayers:
-    """The layers that stay dense, without the protected ones; shares are of all Conv2d and Linear layers of the network."""
+    """The layers that stay dense, without the protected ones; shares relate to all Conv2d and Linear layers."""
 
     layers: tuple[DenseLayer, ...]
     weights_share: float
@@ -79,11 +79,11 @@ def dense_layers(
 
 @torch.no_grad()
 def multiply_adds(model: nn.Module, run: Callable[[], object]) -> dict[str, int]:
-    """Layer name to its multiplications while the network runs, of every Conv2d and Linear layer, zeros counted."""
+    """Name of every Conv2d and Linear layer to its number of multiplications while the network runs, zeros counted."""
     counts: dict[str, int] = {}
 
     def count(name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        # Every weight multiplies once for each place of the output that its channel has.
+        # Every weight multiplies once at each position of its output channel.
         weight = module.get_parameter("weight")
         counts[name] = counts.get(name, 0) + weight.numel() * (output.numel() // weight.shape[0])
 

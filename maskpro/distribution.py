@@ -1,11 +1,11 @@
 """The mask distribution of groups of logits: N of M positions drawn without replacement from softmax(logits).
 
 Pure functions on `logits` `[G, M]` and bool masks `[G, M]`. Arithmetic and results are in float32, or float64 for float64
-logits: half precision is widened first.
+logits; half precision is widened first.
 Source: MaskPro (Sun et al., arXiv 2506.12876), section 4; for 2:4, with p = softmax(logits) of a group and the kept pair
 {a, b}: p(mask) = p_a p_b (1 / (1 - p_a) + 1 / (1 - p_b)). The upstream code clamps p to 1e-8 and adds 1e-8 to the
-denominators, which makes its score wrong once one logit leads by about 10; here 1 - p_i is summed from the *other*
-exponentials, so nothing cancels.
+denominators, so its score is wrong once one logit leads by about 10. Here 1 - p_i is summed from the *other* exponentials,
+so nothing cancels.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from maskpro.columns import columns_of, in_blocks, keep_largest, wide
 from maskpro.errors import MaskproError
 from maskpro.pattern import NMPattern
 
-# Of a group, up to which sums over all of its masks are computed: 4:8 has 70, 8:16 has 12,870.
+# Largest number of masks a group may have for sums over all of them: 4:8 has 70, 8:16 has 12,870.
 MOST_CANDIDATES = 70
-# Of the terms that `score` holds at a time (64 MiB in float32).
+# Number of terms that `score` holds at a time (64 MiB in float32).
 _LARGEST_BLOCK = 2**24
 
 
@@ -40,7 +40,7 @@ def check_enumerable(pattern: NMPattern) -> None:
 
 
 def perturb(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """Logits plus standard Gumbel noise, `[G, M]`: their n largest are a mask drawn from the distribution."""
+    """Logits plus standard Gumbel noise, `[G, M]`; the n largest of a row are a mask drawn from the distribution."""
     logits = wide(logits)
     # -log(-log u) from uniforms: torch's `exponential_` is not vectorised on CPUs and takes five times as long.
     uniform = torch.rand(logits.shape, generator=generator, dtype=logits.dtype, device=logits.device)
@@ -53,7 +53,7 @@ def sample(logits: Tensor, n: int, generator: torch.Generator) -> Tensor:
     Gumbel top-n: the n largest of logits + Gumbel noise are a draw without replacement (Kool et al. 2019, section 2).
     """
     if kernels := _kernels_for(logits):
-        # -log of a standard exponential value is one of Gumbel's; a GPU draws it as fast as a uniform one.
+        # -log of a standard exponential value has Gumbel's distribution. A GPU draws these as fast as uniform values.
         return kernels.sample(logits, n, torch.empty_like(logits).exponential_(generator=generator))  # type: ignore[no-any-return]
     return in_blocks(lambda block: keep_largest(columns_of(perturb(block, generator)), n), logits)
 
@@ -66,15 +66,15 @@ def mode(logits: Tensor, n: int) -> Tensor:
 def log_prob(logits: Tensor, mask: Tensor) -> Tensor:
     """log p(mask | logits) of the *unordered* masks, `[G]`; every row of `mask` keeps equally many positions.
 
-    Dynamic programme over the sets S of kept positions drawn so far, 2^n of them rather than n! orders:
+    Dynamic programme over the 2^n sets S of kept positions drawn so far, instead of n! orders:
     g(empty) = 1, g(S) = sum over the last draw i in S of g(S - i) * exp(logit_i) / sum of exp(logits outside S - i), and
-    p(mask) = g(mask), all of it in logarithms of probabilities, so that nothing cancels however far the logits lie apart.
+    p(mask) = g(mask). It is computed in logarithms of probabilities, so nothing cancels however far the logits lie apart.
     """
     logits = wide(logits)
     n = int(mask[0].sum())
-    # Columns [M, G] from here on: what goes over a group's few positions is then whole vectors.
+    # Columns [M, G] from here on: operations over a group's few positions then work on whole vectors.
     outside = logits.masked_fill(mask, -torch.inf).t()
-    # Relative to the largest of them, which takes no rounding from the others; -inf where the mask keeps everything.
+    # Values relative to the largest of them, which adds no rounding; -inf where the mask keeps everything.
     largest = outside.amax(dim=0).detach().clamp(min=torch.finfo(logits.dtype).min)
     dropped = (outside - largest).logsumexp(dim=0)
     kept = logits[mask].view(-1, n).t() - largest
@@ -90,7 +90,7 @@ def log_prob(logits: Tensor, mask: Tensor) -> Tensor:
 def score(logits: Tensor, mask: Tensor, n: int | None = None, factor: Tensor | None = None) -> Tensor:
     """d log p(mask) / d logits, `[G, M]`, times a factor (a scalar; default 1).
 
-    `n` positions are kept in every row (default: counted, for which a GPU has to be waited for).
+    `n` positions are kept in every row. By default they are counted, which makes the CPU wait for a GPU.
     """
     logits = wide(logits)
     if n is None:
@@ -149,9 +149,9 @@ def inclusion_gradient(logits: Tensor, n: int, values: Tensor) -> Tensor:
 def estimate_inclusion_probabilities(logits: Tensor, n: int, noisy: Tensor) -> Tensor:
     """Unbiased estimate of `inclusion_probabilities` for any pattern, `[G, M]`, from one draw `noisy` of `perturb`.
 
-    Position i is kept where its noisy logit beats the n-th largest of the *others*, k_i. With the others' noise given,
-    that has probability 1 - exp(-exp(logit_i - k_i)), whose mean over draws is the inclusion probability (conditional
-    Monte Carlo; the threshold is that of priority sampling, Duffield et al. 2007). A row sums to n only on average.
+    Position i is kept where its noisy logit beats the n-th largest of the *others*, k_i. Given the others' noise, this has
+    probability 1 - exp(-exp(logit_i - k_i)). The mean of this over draws is the inclusion probability (conditional Monte
+    Carlo; the threshold is that of priority sampling, Duffield et al. 2007). A row sums to n only on average.
     """
     lead, _, _ = _lead_over_threshold(wide(logits), n, noisy)
     return -torch.expm1(-lead.exp())
@@ -160,7 +160,7 @@ def estimate_inclusion_probabilities(logits: Tensor, n: int, noisy: Tensor) -> T
 def estimate_inclusion_gradient(logits: Tensor, n: int, noisy: Tensor, values: Tensor) -> Tensor:
     """Unbiased estimate of `inclusion_gradient` for any pattern, `[G, M]`: the derivative of the estimate above.
 
-    Each threshold k_i is itself a logit plus fixed noise, so that what i gains, the position at its threshold loses.
+    Each threshold k_i is itself a logit plus fixed noise: the position at the threshold loses what i gains.
     """
     lead, kept, (last_kept, first_dropped) = _lead_over_threshold(wide(logits), n, noisy)
     slopes = values * (lead - lead.exp()).exp()
@@ -171,7 +171,7 @@ def estimate_inclusion_gradient(logits: Tensor, n: int, noisy: Tensor, values: T
 
 
 def entropy(logits: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """Entropy of each group's mask distribution in nats, `[G]`; beyond 70 masks a group -log p of one draw, unbiased."""
+    """Entropy of each group's mask distribution in nats, `[G]`; with more than 70 masks -log p of one draw, unbiased."""
     if NMPattern(n, logits.shape[1]).num_candidates > MOST_CANDIDATES:
         return -log_prob(logits, sample(logits, n, generator))
     log_probs = candidate_log_probs(logits, n)
@@ -196,7 +196,7 @@ def candidate_log_probs(logits: Tensor, n: int) -> Tensor:
         terms: dict[frozenset[int], list[Tensor]] = {}
         for subset, log_p in drawn.items():
             outside = [i for i in range(size) if i not in subset]
-            # One logarithm of a probability each, so that nothing cancels however far the logits lie apart.
+            # Each term is the logarithm of one probability: nothing cancels however far the logits lie apart.
             for i, log_draw in zip(outside, log_p + columns[outside].log_softmax(dim=0), strict=True):
                 terms.setdefault(subset | {i}, []).append(log_draw)
         drawn = {subset: torch.stack(parts).logsumexp(dim=0) for subset, parts in terms.items()}
@@ -205,7 +205,7 @@ def candidate_log_probs(logits: Tensor, n: int) -> Tensor:
 
 
 def _kernels_for(logits: Tensor) -> ModuleType | None:
-    """`maskpro.kernels` where they can be used: float32 groups of four, on a GPU, with Triton at hand."""
+    """`maskpro.kernels` where it can be used: float32 groups of four, on a GPU, with Triton installed."""
     fits = logits.is_cuda and logits.dtype == torch.float32 and logits.shape[1] == 4 and logits.is_contiguous()
     return _kernels() if fits else None
 
@@ -217,7 +217,7 @@ def _kernels() -> ModuleType | None:
 
         probe = torch.ones(1, 4, device="cuda")
         kernels.sample(probe, 2, probe)
-    except Exception as error:  # no Triton, no C compiler for it, or a card that it does not know
+    except Exception as error:  # no Triton, no C compiler for it, or an unknown card
         warnings.warn(f"without Triton's kernels the work on masks takes ten times as long ({error})", stacklevel=2)
         return None
     return kernels
@@ -225,8 +225,10 @@ def _kernels() -> ModuleType | None:
 
 @cache
 def _draws(n: int, drawn: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """The draw after `drawn` of n things: the sets S of what is gone by then, bool `[C, n]`; and for each set with one
-    thing more the ways `[C', drawn + 1]` to it: the place of S, and the thing that is drawn.
+    """One step of drawing n things without replacement, after `drawn` of them.
+
+    Returns the sets S of things drawn so far, bool `[C, n]`, and the ways `[C', drawn + 1]` to each set with one more
+    thing: the place of S, and the thing drawn.
     """
     before = list(combinations(range(n), drawn))
     places = {subset: place for place, subset in enumerate(before)}
@@ -242,8 +244,8 @@ def _lead_over_threshold(logits: Tensor, n: int, noisy: Tensor) -> tuple[Tensor,
     """logit_i - k_i, the drawn mask, and the places `[G, 1]` of the last kept and the first dropped position."""
     ordered, places = noisy.sort(dim=1, descending=True, stable=True)
     kept = mode(noisy, n)
-    # For a kept position the others' n-th largest is the first dropped one, for a dropped position the last kept one.
+    # The others' n-th largest is the first dropped position for a kept one, and the last kept position for a dropped one.
     threshold = torch.where(kept, ordered[:, n : n + 1], ordered[:, n - 1 : n])
-    # A float's exp of 80 is finite, and exp(-exp(80)) and exp(-80) are as good as zero.
+    # exp(80) is finite in float32; exp(-exp(80)) and exp(-80) are practically zero.
     lead = (logits - threshold).clamp(-LARGEST_LEAD, LARGEST_LEAD)
     return lead, kept, (places[:, n - 1 : n], places[:, n : n + 1])

@@ -7,7 +7,7 @@ from maskpro.preflight import Preflight
 from maskpro.workload import Workload
 from maskpro.workload_evaluation import Evaluation
 
-# Dense layers that are named; the others are counted.
+# Number of dense layers that are named; the others are counted.
 _NAMED = 4
 
 

@@ -4,11 +4,11 @@
 - `straight_through`: one backward pass; the loss's gradient at every position, kept or not, carried to the logits through
   the inclusion probabilities.
 - `gumbel_softmax` (MaskLLM, Fang et al., arXiv 2409.17481): one backward pass through a relaxed mask, a mixture of all
-  C(M, N) masks of a group that is sharpened until the end of the run; it has a logit for each mask, not for each weight.
+  C(M, N) masks of a group, sharpened until the end of the run. It has a logit for each mask, not for each weight.
 - `relaxed_subset` (the name: Xie and Ermon, arXiv 1901.10517): one backward pass through a relaxed mask in MaskPro's linear
-  space, the inclusion probabilities of perturbed logits, which are sharpened until the end of the run.
+  space. The relaxed mask is the inclusion probabilities of perturbed logits, sharpened until the end of the run.
 
-A parametrisation says what the logits of an estimator are, how a mask comes of them, and how a gradient goes back.
+A parametrisation defines what the logits of an estimator are, how they make a mask, and how a gradient reaches them.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from maskpro.relaxation import relaxed_inclusion, relaxed_inclusion_gradient
 
 _TRACKER_DECAY = 0.99
 
-# Masks of a group up to which straight-through sums over all of them. With the 70 of 4:8 a step takes ten times as long
-# as with the estimate.
+# Largest number of masks a group may have for straight-through to sum over all of them. With the 70 of 4:8 a step takes
+# ten times as long as with the estimate.
 _EXACT_CANDIDATES = 16
 
-# MaskLLM's temperature where a run begins; its scale of the logits (100 to 500, at logits near 0.01) is 1 to 5 at ours.
+# MaskLLM's temperature at the start. Its scale of the logits, 100 to 500 with logits near 0.01, corresponds to 1 to 5 here.
 _FIRST_TEMPERATURE = 4.0
 _SCALES = (1.0, 5.0)
 
@@ -68,7 +68,7 @@ class Sharpening:
 class Tracker(NamedTuple):
     """Moving averages of the loss residual (the spec's delta), its square and the reference's loss; number of updates.
 
-    Float64 scalars; the residual is the loss minus that of the reference, the initial mask.
+    All are float64 scalars. The residual is the loss minus the reference's loss; the reference is the initial mask.
     """
 
     mean: Tensor
@@ -107,20 +107,20 @@ class Tracker(NamedTuple):
         return torch.where(self.updates > 1, advantage, torch.zeros_like(advantage)).to(residual.dtype)
 
     def rms_advantage(self, advantage: Tensor) -> Tensor:
-        """Advantages of mean zero by their root mean square, for those of `leave_one_out`."""
+        """Advantages of mean zero, such as those of `leave_one_out`, divided by their root mean square."""
         scale = (self.square / (1 - _TRACKER_DECAY**self.updates)).clamp(min=1e-24).sqrt()
         return (advantage.double() / scale).to(advantage.dtype)
 
     def reference_is_far(self) -> Tensor:
-        """True once f(m) > f(m0) / 2 fails on average, which MaskPro's proof of convergence asks for."""
+        """True once f(m) > f(m0) / 2 fails on average; MaskPro's proof of convergence requires this inequality."""
         return self.mean <= -self.reference / 2
 
 
 def magnitude_prior(base: Tensor, strength: float, bound: float) -> Tensor:
     """strength * log(|w| / mean |w| of its group), `[G, M]`, within +-bound.
 
-    Positions that the weights' sizes hardly tell apart are then sampled more often than those where a small weight would
-    have to take a large one's place.
+    Positions whose weights are nearly equal in size are then swapped more often than positions where a small weight would
+    replace a large one.
     """
     sizes = base.abs()
     ratio = (sizes / sizes.mean(dim=1, keepdim=True).clamp(min=torch.finfo(sizes.dtype).tiny)).clamp(min=1e-6)
@@ -141,7 +141,7 @@ def leave_one_out(losses: Tensor) -> Tensor:
 
 
 class Draw(NamedTuple):
-    """What multiplies the weights in a step, `[G, M]`: bool, or relaxed to float; and what `gradient` needs of it."""
+    """The factors of the weights in a step, `[G, M]`, bool or relaxed to float, and what `gradient` needs of the draw."""
 
     mask: Tensor
     context: Tensor | None = None
@@ -182,7 +182,7 @@ class LinearSpace:
         return mode(logits, self.pattern.n)
 
     def entropy(self, logits: Tensor, generator: torch.Generator) -> Tensor:
-        """That of the masks drawn; beyond 70 masks a group an unbiased estimate."""
+        """Entropy of the masks drawn; with more than 70 masks a group an unbiased estimate."""
         return entropy(logits, self.pattern.n, generator)
 
     def draw(self, logits: Tensor, progress: float, generator: torch.Generator) -> Draw:
@@ -195,8 +195,8 @@ class LinearSpace:
     def gradient(self, logits: Tensor, progress: float, draw: Draw, values: Tensor) -> Tensor:
         """Straight-through: d/d logits of sum_i values_i pi_i(logits), pi the inclusion probabilities.
 
-        The sampled mask is used forward, its expectation pi backward: exact with n = 2 or up to 16 masks a group, else an
-        unbiased estimate from the noise of the draw.
+        The forward pass uses the sampled mask, the backward pass its expectation pi. pi is exact with n = 2 or up to 16
+        masks a group; otherwise it is an unbiased estimate from the noise of the draw.
         """
         if self._is_exact:
             return inclusion_gradient(logits, self.pattern.n, values)
@@ -219,13 +219,13 @@ class RelaxedLinearSpace(LinearSpace):
         return entropy(self.sharpening.at(1.0)[1] * logits, self.pattern.n, generator)
 
     def draw(self, logits: Tensor, progress: float, generator: torch.Generator) -> Draw:
-        """pi((scale * logits + Gumbel noise) / temperature): each row sums to n, and is a drawn mask once that is cold."""
+        """pi((scale * logits + Gumbel noise) / temperature). Each row sums to n; at low temperature it is a drawn mask."""
         temperature, scale = self.sharpening.at(progress)
         sharpened = perturb(scale * logits, generator).div_(temperature)
         return Draw(relaxed_inclusion(sharpened, self.pattern.n), sharpened)
 
     def gradient(self, logits: Tensor, progress: float, draw: Draw, values: Tensor) -> Tensor:
-        """Through the inclusion probabilities of the draw."""
+        """Gradient through the inclusion probabilities of the draw."""
         temperature, scale = self.sharpening.at(progress)
         assert draw.context is not None
         return relaxed_inclusion_gradient(draw.context, self.pattern.n, values).mul_(scale / temperature)
@@ -268,7 +268,7 @@ class CandidateSpace:
         return Draw(shares @ self._masks(logits), shares)
 
     def gradient(self, logits: Tensor, progress: float, draw: Draw, values: Tensor) -> Tensor:
-        """Through the mixture's softmax."""
+        """Gradient through the mixture's softmax."""
         temperature, scale = self._sharpening.at(progress)
         shares = draw.context
         assert shares is not None

@@ -1,4 +1,4 @@
-"""How near a mask brings a network to the dense one, with the error that the held-out samples leave."""
+"""How near a mask brings a network to the dense one, with the standard error over held-out samples."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-if TYPE_CHECKING:  # the analysis does without torch, which takes seconds to import
+if TYPE_CHECKING:  # the analysis imports no torch, which would take seconds
     from torch import Tensor
 
 
@@ -39,7 +39,7 @@ def format_share(value: float | None) -> str:
 
 
 def advice(kept: float | None, *, initial_error: float, last_error: float, changed_share: float) -> str:
-    """What to change after a run that kept its initial mask; "" after any other.
+    """What to change after a run that kept its initial mask; "" after any other run.
 
     Args:
         kept: fidelity of the mask that the run has kept.
@@ -99,7 +99,7 @@ def estimate_gain(initial: Tensor, first: Tensor, second: Tensor) -> Estimate | 
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> Estimate | None:
-    """Mean of second - first over sets that are paired, with the standard error of the mean; None of fewer than two."""
+    """Mean of second - first over paired sets, with its standard error; None for fewer than two sets."""
     if len(first) != len(second) or len(first) < 2:
         return None
     differences = [b - a for a, b in zip(first, second, strict=True)]
@@ -107,5 +107,5 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Estima
 
 
 def _standard_error(residuals: Tensor, initial: Tensor) -> float:
-    """Of a ratio to the mean of `initial`; NaN of a single sample."""
+    """Standard error of a ratio to the mean of `initial`; NaN for a single sample."""
     return residuals.std().item() / math.sqrt(len(residuals)) / initial.mean().item() if len(residuals) > 1 else math.nan

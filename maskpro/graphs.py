@@ -1,4 +1,4 @@
-"""Passes of a network on a GPU as CUDA graphs: recorded once, replayed without a launch from Python for each kernel."""
+"""Passes of a network on a GPU as CUDA graphs: recorded once, then replayed without launching each kernel from Python."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# As torch's own documentation has it, so that nothing of the first passes is recorded.
+# Passes before the recording, as torch's documentation recommends.
 _WARM_UP_PASSES = 3
 
 
 class GraphedPass:
     """A function of arguments (tensors, named tuples of tensors, None) to a tensor, all on one GPU.
 
-    The first call records it; later ones, with arguments of the same shapes, copy them into its places and replay it.
-    Whatever else it reads or writes must stay in place. Where it can't be recorded, or shapes differ, it is just called.
-    It is handed in anew each time, always the same: a method, if kept, would keep its object, and that this, in a circle.
+    The first call records the function. Later calls copy their arguments into the recorded places and replay it. All other
+    memory that it reads or writes must stay in place. A function that can't be recorded, or arguments of other shapes, lead
+    to a plain call. The caller passes the same function to every call. It is not kept here: a bound method would keep its
+    object alive, and that object usually holds this one.
 
     Args:
-        accumulated: tensors that the function adds to: recording, which takes some passes, leaves no trace in them.
+        accumulated: tensors that the function adds to; they are restored after recording, which takes several passes.
     """
 
     def __init__(self, accumulated: Sequence[Tensor] = ()):

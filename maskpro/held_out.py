@@ -8,7 +8,7 @@ from typing import Literal
 VALIDATION_SEED = 2**32 + 1
 TEST_SEED = 2**32 + 2
 SELECTION_SEED = 2**32 + 4
-# Of the samples that a job is tried on before it begins.
+# Seed of the samples that a job is tried on before it begins.
 TRIAL_SEED = 2**32 + 6
 HeldOut = Literal["validation", "selection", "test"]
 HELD_OUT_SEEDS: dict[HeldOut, int] = {"validation": VALIDATION_SEED, "selection": SELECTION_SEED, "test": TEST_SEED}

@@ -1,8 +1,8 @@
-"""Targets within the network: the outputs of the dense network's blocks, besides its last one.
+"""Targets within the network: the outputs of the dense network's blocks, beside its final output.
 
-A sample's output on 8x8 images is 64 numbers; the outputs of the blocks are thousands, each near the weights that it
-depends on, so that fewer samples tell which weights to keep. Knowledge distillation knows them as hints (Romero et al.,
-FitNets, arXiv 1412.6550); here both networks have the same shapes, and nothing is regressed.
+The final output of an 8x8 image is 64 numbers; the blocks' outputs are thousands, each near the weights that it depends on.
+So fewer samples suffice to learn which weights to keep. Knowledge distillation calls such targets hints (Romero et al.,
+FitNets, arXiv 1412.6550). Here both networks have the same shapes, so no regressor is needed.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from maskpro.masked_model import MaskedModel
 from maskpro.names import Precision
 from maskpro.objectives import Objective, evaluation_mode, predict_in
 
-# Samples that the initial mask's differences are measured on, and in one pass.
+# Samples that the initial mask's differences are measured on: in all, and in one pass.
 MEASURED_SAMPLES = 256
 _BATCH = 64
 
-# Evaluations of a network that this takes.
+# Evaluations of a network that the measurement takes.
 MEASURED_EVALUATIONS = 2 * MEASURED_SAMPLES
 
 
 def block_names(masked: MaskedModel) -> list[str]:
     """The modules right above learned layers, in the model's order: the resnets, attentions and samplers of a UNet.
 
-    Lists of modules, which have no output, are passed over; the whole network is no block.
+    Lists of modules are passed over, as they have no output. The whole network is no block.
     """
     modules = dict(masked.model.named_modules())
     above = set()
@@ -49,13 +49,13 @@ class HiddenTargets:
 
     The loss of a sample is the mean over blocks of D_b * E_0 / D_b0. D_b is the mean squared difference of the block's
     outputs. D_b0 and E_0 are the means of D_b and of the network's own error for the initial mask, on 256 samples. So the
-    loss begins as large as the network's own, and each block counts alike.
+    hidden loss begins as large as the network's own loss, and all blocks have equal weight.
 
     Args:
         dense: the network without a mask; it is left as it is.
         masked: the network, with its initial mask set.
-        objective: its first samples are those that the initial mask is measured on.
-        precision: of the dense network's passes; that of the masked network's, so that what both round cancels.
+        objective: the initial mask is measured on its first samples.
+        precision: precision of the dense network's passes. With the masked network's precision their rounding cancels.
 
     Raises:
         MaskproError: the network has no blocks, or one whose output is not a tensor.
@@ -71,7 +71,7 @@ class HiddenTargets:
 
     @contextmanager
     def watched(self) -> Iterator[dict[str, Tensor]]:
-        """The outputs of the masked network's blocks, by name, of the pass within the block."""
+        """Collects the outputs of the masked network's blocks, by name, while the `with` block runs."""
         with self._watched(self._masked.model) as outputs:
             yield outputs
 
@@ -101,7 +101,7 @@ class HiddenTargets:
             dense, expected = self.dense(batch)
             total += self._objective.hidden_losses(prediction, dense, batch).double().sum().cpu()
             blocks += self._differences(outputs, expected, batch).double().sum(dim=0).cpu()
-        # A block that the initial mask does not change tells nothing.
+        # A block that the initial mask does not change gets no weight.
         return torch.where(blocks > 0, total / blocks, torch.zeros(())).to(self._scales)
 
     @contextmanager
@@ -123,10 +123,10 @@ def _keep(outputs: dict[str, Tensor], name: str, module: nn.Module, inputs: Any,
 
 
 def _widened(values: Tensor) -> Tensor:
-    """A difference of two values in bfloat16 would be rounded once more."""
+    """Values in float32: a difference of two bfloat16 values would be rounded once more."""
     return values.float() if values.dtype == torch.bfloat16 else values
 
 
 def fading(progress: float) -> float:
-    """(1 - progress)^2, what is left of the hidden targets' weight: early they tell more, in the end the output counts."""
+    """(1 - progress)^2, the factor of the hidden targets' weight: they help early, the final output counts in the end."""
     return (1 - progress) ** 2

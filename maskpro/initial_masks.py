@@ -1,8 +1,8 @@
 """One-shot masks of a dense network, the starting points of mask learning, as bool groups `[P / M, M]`.
 
-None of them changes a weight. Wanda and SparseGPT look at the inputs of every layer while the dense network runs on
-calibration samples; a weight's column is then its place in the run of inputs that its groups are cut from, for Conv2d the
-in_channels * kh * kw of an unfolded patch, in the order of the layout.
+No method changes a weight. Wanda and SparseGPT look at the inputs of every layer while the dense network runs on
+calibration samples. A weight's column is its place in the run of inputs that its groups are cut from. For Conv2d this run
+is the in_channels * kh * kw of an unfolded patch, in the order of the layout.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def one_shot_mask(
     """The mask of a dense (not yet masked) model by the method of that name.
 
     Args:
-        objective: its first 128 samples are what Wanda and SparseGPT look at.
-        generator: of random masks.
+        objective: Wanda and SparseGPT look at its first 128 samples.
+        generator: generator of random masks.
     """
     if method == "magnitude":
         return magnitude_mask(masked)
@@ -72,7 +72,7 @@ def magnitude_masked_model(
     targets: tuple[str, ...] = ("all",),
     covered: Collection[str] | None = None,
 ) -> MaskedModel:
-    """A copy of a dense network with its magnitude mask set, of the `covered` layers only where these are given."""
+    """A copy of a dense network with its magnitude mask set; with `covered`, of these layers only."""
     masked = MaskedModel(copy.deepcopy(dense), pattern=pattern, layout=layout, targets=targets, covered=covered)
     masked.set_mask(magnitude_mask(masked))
     return masked
@@ -97,7 +97,7 @@ def wanda_mask(masked: MaskedModel, hessians: Mapping[str, Tensor]) -> Tensor:
 def sparsegpt_mask(masked: MaskedModel, hessians: Mapping[str, Tensor]) -> Tensor:
     """The mask of SparseGPT's n:m variant (Frantar and Alistarh, arXiv 2301.00774, algorithm 1), without its new weights.
 
-    Every layer is pruned on the dense network's inputs, where the authors take those of the network pruned so far.
+    Departure: every layer is pruned on the dense network's inputs. The authors take those of the network pruned so far.
     """
     parts = []
     for layer in masked.layers:
@@ -109,8 +109,8 @@ def sparsegpt_mask(masked: MaskedModel, hessians: Mapping[str, Tensor]) -> Tenso
 def _sparsegpt(weight: Tensor, hessian: Tensor, pattern: NMPattern) -> Tensor:
     """Mask of a weight `[O, K]` with the Hessian `[K, K]` of its columns, bool `[O, K]`.
 
-    Columns are decided from left to right, a group at a time, by w^2 / [H^-1]_jj; what removing a weight costs is made up
-    for by those to its right, which moves the later decisions.
+    Columns are decided from left to right, a group at a time, by w^2 / [H^-1]_jj. The weights to the right of a removed one
+    are updated to compensate for it, which changes the later decisions.
     """
     weight, hessian = weight.double(), hessian.double().clone()
     dead = hessian.diagonal() == 0
@@ -138,7 +138,7 @@ def input_hessians(masked: MaskedModel, objective: Objective, num_samples: int) 
         MaskproError: a layer is a grouped convolution or pads by a word, or its inputs are not finite.
     """
     modules = dict(masked.model.named_modules())
-    # A layer that shares its parameter with others has the inputs of all of them.
+    # The Hessian of a shared parameter adds up the inputs of all layers that share it.
     shared = {
         layer.name: [
             module
@@ -166,7 +166,7 @@ def input_hessians(masked: MaskedModel, objective: Objective, num_samples: int) 
         for indices in torch.arange(num_samples).split(_BATCH):
             objective.predict(masked.model, objective.batch(indices))
     for layer in masked.layers:
-        if layer.name not in hessians:  # never ran: no input tells its weights apart
+        if layer.name not in hessians:  # never ran: all its weights count alike
             width = math.prod(layer.shape[1:])
             hessians[layer.name] = torch.eye(width, device=masked.base.device)
         if not hessians[layer.name].isfinite().all():
@@ -175,7 +175,7 @@ def input_hessians(masked: MaskedModel, objective: Objective, num_samples: int) 
 
 
 def _input_columns(module: nn.Module, value: Tensor, layout: Layout) -> Tensor:
-    """The inputs that a layer multiplies with each output's weights, `[rows, K]` in the order of its groups."""
+    """A layer's inputs as its weights meet them, `[rows, K]` in the order of its groups."""
     if not isinstance(module, nn.Conv2d):
         return value.reshape(-1, value.shape[-1])
     assert not isinstance(module.padding, str)
@@ -198,13 +198,13 @@ def extract_masks(
 ) -> dict[str, Tensor]:
     """Masks of the layers of a pruned network that hold zeros: True where the weight is not zero.
 
-    Protected layers and layers without zeros are left out, and with `dense` those that are as in the dense network.
+    Protected layers and layers without zeros are left out. With `dense`, layers equal to the dense network's are too.
 
     Args:
-        dense: the dense network. A zero of its own counts as kept where its group would keep fewer than n otherwise: a mask
-            that keeps a weight of zero leaves a zero.
-        nearest_to: the dense network. With it, zeros that are not n:m become the nearest n:m mask, the one that differs in
-            the fewest positions; of those, the one that keeps the most of the dense weights' magnitude.
+        dense: the dense network. A zero of its own counts as kept where its group would keep fewer than n otherwise, as a
+            mask that keeps a weight of zero leaves a zero.
+        nearest_to: the dense network. With it, zeros that are not n:m become the n:m mask that differs in the fewest
+            positions; of several such masks, the one that keeps the largest sum of the dense weights' magnitudes.
 
     Raises:
         MaskproError: no layer holds zeros; or, without `nearest_to`, the zeros of some are not n:m.
@@ -229,7 +229,7 @@ def extract_masks(
 
 
 def _with_own_zeros(mask: Tensor, weight: Tensor, pattern: NMPattern, layout: Layout) -> Tensor:
-    """A weight-shaped mask, in which groups that keep fewer than n also keep zeros of the dense weight, as many as lack."""
+    """A weight-shaped mask. Groups that keep fewer than n also keep zeros of the dense weight, up to n positions."""
     if group_width(mask.shape, layout) % pattern.m:
         return mask
     kept = group_order(mask, layout).view(-1, pattern.m)
@@ -243,6 +243,6 @@ def _nearest(mask: Tensor, weight: Tensor, pattern: NMPattern, layout: Layout) -
     """The n:m mask nearest to a weight-shaped mask."""
     kept = group_order(mask, layout).view(-1, pattern.m)
     size = group_order(weight.detach().double().abs(), layout).view(-1, pattern.m)
-    # Positions kept already come first, then larger weights.
+    # Kept positions come first, then larger weights.
     chosen = mode(size + kept * (size.amax() + 1), pattern.n)
     return weight_view(chosen.view(-1), mask.shape, layout).contiguous()

@@ -1,7 +1,7 @@
 """Triton kernels for groups of four on a GPU: each reads and writes every value once.
 
-They compute what `maskpro.distribution` does with torch, one operation after another through memory; that module decides
-when they are used, is their reference, and explains the formulas. Rows are float32, contiguous, `[G, 4]`.
+They compute what `maskpro.distribution` computes with torch, whose single operations each go through memory. That module
+decides when the kernels are used, is their reference, and explains the formulas. Rows are float32, contiguous, `[G, 4]`.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -57,14 +57,14 @@ def _launch(kernel: Any, groups: int, *arguments: Any) -> None:
 
 @triton.jit
 def _groups(groups, BLOCK: tl.constexpr):
-    """Numbers of this program's groups, and which of them there are."""
+    """The numbers of this program's groups, and whether each lies within the tensor."""
     group = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     return group, group < groups
 
 
 @triton.jit
 def _load(rows, group, inside, BLOCK: tl.constexpr):
-    """The four columns of rows, which are read as whole vectors."""
+    """The four columns of rows; rows are read as whole vectors."""
     places = group[:, None] * 4 + tl.arange(0, 4)[None, :]
     values = tl.load(rows + places, mask=inside[:, None], other=1.0)
     even, odd = tl.split(tl.reshape(values, [BLOCK, 2, 2]))
@@ -82,7 +82,7 @@ def _store(rows, group, inside, a, b, c, d, BLOCK: tl.constexpr):
 
 @triton.jit
 def _softmax_and_rest(a, b, c, d):
-    """p = softmax and 1 - p, the latter summed from the other exponentials; no logit leads by more than 40."""
+    """p = softmax and 1 - p, the latter summed from the other exponentials; leads of more than 40 are cut to 40."""
     first, other = tl.maximum(a, b), tl.maximum(c, d)
     second = tl.maximum(tl.minimum(first, other), tl.maximum(tl.minimum(a, b), tl.minimum(c, d)))
     top = tl.minimum(tl.maximum(first, other), second + _LONGEST)
@@ -106,7 +106,7 @@ def _softmax_and_rest(a, b, c, d):
 
 @triton.jit
 def _others(a, b, c, d):
-    """Of each the sum of the other three; exact, where total minus own would cancel."""
+    """For each value the sum of the other three. Exact: the total minus the value itself would cancel."""
     return b + c + d, a + c + d, a + b + d, a + b + c
 
 
@@ -119,7 +119,7 @@ def _sample(logits, exponential, mask, n, groups, BLOCK: tl.constexpr):
     b -= tl.log(noise_b)
     c -= tl.log(noise_c)
     d -= tl.log(noise_d)
-    # Ranks by pairwise comparison: of equal values the first is kept, and exactly n are; NaN counts as minus infinity.
+    # Ranks by pairwise comparison: exactly n are kept, of equal values the first; NaN counts as minus infinity.
     a = tl.where(a == a, a, float("-inf"))
     b = tl.where(b == b, b, float("-inf"))
     c = tl.where(c == c, c, float("-inf"))
@@ -149,7 +149,7 @@ def _score_of_pairs(logits, mask, factor, result, groups, BLOCK: tl.constexpr):
     kept_c = (word >> 16 & 1).to(tl.float32)
     kept_d = (word >> 24 & 1).to(tl.float32)
     h = kept_a / rest_a + kept_b / rest_b + kept_c / rest_c + kept_d / rest_d
-    # (1 / (1 - p_i) / h) / (1 - p_i) of the kept positions.
+    # Weights of the kept positions: (1 / (1 - p_i) / h) / (1 - p_i).
     weight_a, weight_b, weight_c, weight_d = _others(
         kept_a / rest_a / h / rest_a,
         kept_b / rest_b / h / rest_b,

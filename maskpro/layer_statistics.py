@@ -11,7 +11,7 @@ from maskpro.objectives import HeldOutSamples
 
 
 def layer_changes(masked: MaskedModel, initial: Tensor) -> list[dict[str, Any]]:
-    """A row per maskable layer: kept positions of the initial mask (bool `[P / M, M]`) that the mask which is set drops."""
+    """A row per maskable layer: kept positions of the initial mask (bool `[P / M, M]`) that the mask set now drops."""
     rows = []
     for layer in masked.layers:
         first, now = (mask.reshape(-1)[layer.start : layer.stop] for mask in (initial, masked.mask))
@@ -39,9 +39,9 @@ def layer_statistics(
         entropies: of each group's mask distribution under the last logits, in nats, `[G]`.
 
     Returns:
-        changed: kept positions of the initial mask that the learned one drops, and `changed_share` of all it keeps.
-        last_entropy: mean over the layer's groups, of the last logits, not of the learned mask; 0 = decided.
-        contribution: how much the held-out error rises if this layer alone goes back to its initial mask.
+        changed, changed_share: kept positions of the initial mask that the learned one drops; their share of all kept ones.
+        last_entropy: mean over the layer's groups under the last logits (not the learned mask); 0 = decided.
+        contribution: rise of the held-out error if this layer alone takes its initial mask again.
     """
     masked.set_mask(learned)
     error = held_out.judge(masked.model).means().error

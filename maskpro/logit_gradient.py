@@ -1,4 +1,4 @@
-"""From samples to a gradient of the logits: masks are drawn, the network runs, and its losses tell which were better."""
+"""From samples to a gradient of the logits: masks are drawn, the network runs, and its losses compare the masks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from maskpro.trainer_config import TrainerConfig
 
 
 class Batch(NamedTuple):
-    """Samples of an objective and the dense network's outputs on them, if these are the target."""
+    """Samples of an objective, and the dense network's outputs on them if these are the target."""
 
     size: int
     samples: Any
@@ -29,18 +29,18 @@ class Batch(NamedTuple):
 
 
 class LogitGradient:
-    """The gradient of the logits, and the loss, that a config's estimator finds on samples.
+    """Estimates the gradient of the logits, and the loss, on samples by a config's estimator.
 
     Args:
         parametrisation: what the logits are.
-        initial_mask: what drawn masks are compared with at first (policy_gradient).
+        initial_mask: the first reference that drawn masks are compared with (policy_gradient).
         teacher, baseline, dense, graphs: as `MaskTrainer` takes them.
 
     Attributes:
-        generator: of the drawn masks.
-        tracker, reference, baseline: of policy_gradient: moving averages, and the mask that drawn ones are compared with,
-            with its loss per sample.
-        micro_batch_size: samples of a pass, fewer than the config's where memory has run out.
+        generator: draws the masks.
+        tracker, reference, baseline: for policy_gradient: moving averages, the mask that drawn masks are compared with, and
+            the loss of that mask per sample.
+        micro_batch_size: samples in a pass; fewer than the config's after memory has run out.
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class LogitGradient:
         self._network: Any = torch.compile(masked.model) if config.compile else masked.model
 
     def estimate(self, logits: Tensor, progress: float, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradient of the logits and the mean loss; where memory runs out, by smaller and smaller forward passes.
+        """The gradient of the logits and the mean loss. If memory runs out, forward passes are made smaller.
 
-        The losses are averaged over all samples of the step in any case, so the result differs by float rounding alone.
+        Losses are averaged over all samples of the step in any case, so results differ by float rounding alone.
         """
         estimate = self._policy_gradient if self._config.estimator == "policy_gradient" else self._backward
         generator_state = self.generator.get_state()
@@ -94,7 +94,7 @@ class LogitGradient:
             except torch.OutOfMemoryError:
                 if self.micro_batch_size == 1:
                     raise
-            # Beyond the except clause, whose exception keeps the failed pass's tensors alive.
+            # Not within the except clause, as the exception keeps the failed pass's tensors alive.
             self.generator.set_state(generator_state)
             self.tracker = tracker
             self.micro_batch_size = max(1, self.micro_batch_size // 2)
@@ -134,7 +134,7 @@ class LogitGradient:
         return gradient.div_(len(masks)) if len(masks) > 1 else gradient, losses.mean()
 
     def _advantages(self, logits: Tensor, losses: Tensor, indices: Tensor) -> Tensor:
-        """What each mask's loss on the same samples, `[K]`, is better or worse than was to be expected, `[K]`."""
+        """Each mask's loss minus the expected loss on the same samples, `[K]`, scaled."""
         config = self._config
         if config.masks_per_step > 1:
             advantages = leave_one_out(losses)
@@ -152,7 +152,7 @@ class LogitGradient:
         return taken[None]
 
     def refresh(self, reference: Tensor) -> None:
-        """Compare with another mask (bool `[G, M]`) from now on."""
+        """Set another reference mask, bool `[G, M]`."""
         self.reference = PackedMask(reference)
         self.tracker = Tracker.start(self._masked.base.device)
         self._masked.set_mask(reference)
@@ -172,7 +172,7 @@ class LogitGradient:
 
     def losses(self, batch: Any, teacher: Tensor | None) -> Tensor:
         """Losses of the masked network on a batch, `[B]`, against the configured target."""
-        # Compiling once more for every other size would take longer than what is left of the step.
+        # Other sizes run uncompiled: compiling for them would take longer than the rest of the step.
         rows = len(batch if isinstance(batch, Tensor) else batch[0])
         network = self._network if rows == self.micro_batch_size else self._masked.model
         prediction = predict_in(self._config.precision, self.objective, network, batch).to(self._masked.base.dtype)
@@ -181,7 +181,7 @@ class LogitGradient:
         return self.objective.teacher_losses(prediction, teacher, batch)
 
     def _loss_and_backward(self, samples: Any, teacher: Tensor | None, count: Tensor, hidden_weight: Tensor) -> Tensor:
-        """A batch's share of the mean loss of `count` samples; its gradient and the hidden targets' are added up."""
+        """A batch's share of the mean loss over `count` samples; its gradient, with the hidden targets', is accumulated."""
         if self._hidden is None:
             loss = self.losses(samples, teacher).sum() / count
             loss.backward()
@@ -194,7 +194,7 @@ class LogitGradient:
         return loss.detach()
 
     def _run(self, function: Callable[..., Tensor], batch: Batch, *more: Tensor) -> Tensor:
-        """The function of a batch and more, on a GPU as a CUDA graph where the batch is a whole one."""
+        """The function of a batch and further tensors; whole batches on a GPU run as a CUDA graph."""
         if self._uses_graphs and batch.size == self.micro_batch_size:
             if self._graphed is None:
                 gradient = [] if function == self.losses else [self._masked.weight_gradient()]
@@ -203,7 +203,7 @@ class LogitGradient:
         return function(batch.samples, batch.teacher, *more)
 
     def state(self) -> dict[str, Tensor]:
-        """What going on exactly takes: the generator, the moving averages, and a reference other than the initial mask."""
+        """State for an exact resume: the generator, the moving averages, and a reference other than the initial mask."""
         state = {
             "generator": self.generator.get_state(),
             **{f"tracker.{name}": value for name, value in self.tracker._asdict().items()},
@@ -213,10 +213,10 @@ class LogitGradient:
         return state
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from a `state`, among other tensors.
+        """Resume from the tensors of a `state`; other tensors are ignored.
 
         Raises:
-            MaskproError: it is of another type of device.
+            MaskproError: the state is from another type of device.
         """
         device = self._masked.base.device
         if state["generator"].shape != self.generator.get_state().shape:

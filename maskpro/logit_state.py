@@ -1,4 +1,4 @@
-"""Logits and optimizer as a checkpoint holds them: in few bits, to which the run itself is rounded."""
+"""Logits and optimizer as a checkpoint holds them: in few bits. The run itself is rounded to these."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from maskpro.rounding import (
 
 
 class StoredLogits(NamedTuple):
-    """What a checkpoint holds of logits and optimizer: coarsely, and what more there is for going on exactly."""
+    """What a checkpoint holds of logits and optimizer: the coarse logits, and the rest that an exact resume needs."""
 
     rounded: FixedPoint
     exact: dict[str, Tensor]
 
 
 def round_logits(logits: Tensor, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> StoredLogits:
-    """Round logits and moments, in place, to what a checkpoint can hold; what it holds of them.
+    """Round logits and moments in place to what a checkpoint can hold; returns what the checkpoint holds.
 
-    Only Adam's state is rounded. Without moments there is room for the logits as they are.
+    Only Adam's state is rounded. Without moments the checkpoint has room for the exact logits.
     """
     rounded = fixed_point(logits, generator)
     if not isinstance(optimizer, torch.optim.Adam):
@@ -51,7 +51,7 @@ def round_logits(logits: Tensor, optimizer: torch.optim.Optimizer, generator: to
 
 
 def check_count(logits: Tensor, upper: Tensor) -> None:
-    """Raise a MaskproError where a checkpoint's packed `upper` parts are of another number of logits."""
+    """Raise a MaskproError where a checkpoint's packed `upper` parts belong to another number of logits."""
     found = upper.shape[1]
     if found != math.ceil(logits.numel() / 8):
         raise MaskproError(f"checkpoint has about {8 * found} logits; allowed: {logits.numel()}, as the model has")
@@ -60,7 +60,7 @@ def check_count(logits: Tensor, upper: Tensor) -> None:
 def load_logits(
     logits: Tensor, optimizer: torch.optim.Optimizer, coarse: dict[str, Tensor], exact: dict[str, Tensor]
 ) -> None:
-    """Put a checkpoint's parts `logits` and `exact` into logits and optimizer; the latter may be {}."""
+    """Put a checkpoint's parts `logits` and `exact` into logits and optimizer; `exact` may be {}."""
     device = logits.device
     exact = {name: value.to(device) for name, value in exact.items()}
     upper = unpack_upper(coarse["logits.upper"], logits.numel()).to(device)

@@ -34,8 +34,8 @@ def is_target(name: str, targets: Iterable[str]) -> bool:
 def maskable_layers(model: nn.Module) -> dict[str, Tensor]:
     """Name to weight of every Conv2d and Linear layer that is not protected, in the model's order.
 
-    A parameter that several of them share is one weight, under the first one's name. A parameter that any other module
-    has as well (a protected layer, an embedding) is protected with it.
+    A parameter that several layers share is one weight, under the first layer's name. A parameter that is also part of a
+    protected layer, an embedding or another module is protected.
     """
     chosen = {
         name: module
@@ -54,7 +54,7 @@ def maskable_layers(model: nn.Module) -> dict[str, Tensor]:
         weight = module.weight
         if id(weight) not in seen:
             layers[name] = weight
-        # A weight that is computed is another tensor each time it is asked for, whose id may be used again.
+        # A computed weight is a new tensor at each access, and its id may be used again.
         if _holds_its_weight(module):
             seen.add(id(weight))
     return layers
@@ -65,7 +65,7 @@ def _holds_its_weight(module: nn.Module) -> bool:
 
 
 def _check_weights(model: nn.Module, names: Iterable[str]) -> None:
-    """Raise for a layer whose `weight` is not all that multiplies its input: masking it would leave that dense."""
+    """Raise for a layer whose input is multiplied by more than `weight`: a mask would leave the rest dense."""
     modules = dict(model.named_modules())
     for name in names:
         module = modules[name]
@@ -105,21 +105,21 @@ class MaskedLayer:
 class MaskedModel:
     """Takes over `model`: freezes it and points its maskable weights at the flat buffer (dense until a mask is set).
 
-    Works on the caller's own object (give it a deep copy to keep the original): parameters no longer ask for gradients,
-    and the model is put into evaluation mode, so that Dropout rests and BatchNorm keeps its averages.
+    Changes the caller's own object: give it a deep copy to keep the original. Parameters no longer require gradients. The
+    model is put into evaluation mode, so Dropout is off and BatchNorm keeps its averages.
 
     Attributes:
         base: the dense weights in group order, `[P]`.
         layers: the layers that have a mask, the learned ones first.
         num_learned: number of weights of the learned layers.
-        dense: layer name to why it has none, of the maskable layers: m does not divide its width.
+        dense: name of each maskable layer without a mask to the reason: m does not divide its width.
 
-    With `covered`, just those layers have a mask (an extracted mask may leave layers alone).
+    With `covered`, only those layers have a mask, since an extracted mask may leave layers out.
 
     Raises:
-        MaskproError: no maskable layer, m divides the width of none (or not of a covered one), a target that matches
-            nothing, or a layer whose weight is computed from others (weight_norm, spectral_norm) or is not all that it
-            multiplies by (LoRA).
+        MaskproError: no maskable layer; no layer, or a covered layer, whose width m does not divide; a target that matches
+            nothing; a layer whose weight is computed from others (weight_norm, spectral_norm); or a layer that multiplies
+            by more than its weight (LoRA).
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class MaskedModel:
     def set_mask(self, mask: Tensor) -> None:
         """Mask the network with bool groups `[G, M]` of the learned layers (the others keep theirs), or `[P / M, M]`.
 
-        Relaxed masks, float factors of the weights, are multiplied in just so, but are not what `mask` gives back.
+        Relaxed masks (float factors of the weights) are multiplied in the same way, but `mask` does not return them.
         """
         flat = mask.reshape(-1)
         count = flat.numel()
@@ -188,7 +188,7 @@ class MaskedModel:
         if base.is_cuda:
             torch.mul(base, flat, out=weights)
         else:
-            # Two passes over memory, yet several times faster on a CPU than a product of floats and bools.
+            # Two passes over memory are several times faster on a CPU than a product of floats and bools.
             weights.copy_(flat).mul_(base)
 
     def weight_gradient(self) -> Tensor:
@@ -202,7 +202,7 @@ class MaskedModel:
         return self._gradient.view(-1, self.pattern.m)
 
     def layer_masks(self, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Layer name to bool mask of the weight's shape, of `mask` (`[P / M, M]`) or of the mask that is set."""
+        """Layer name to bool mask of the weight's shape, from `mask` (`[P / M, M]`) or the mask set now."""
         flat = (self.mask if mask is None else mask).reshape(-1)
         views = {layer.name: self._view(flat, layer).clone(memory_format=torch.contiguous_format) for layer in self.layers}
         return {name: views[name] for name in self._parameters}
@@ -211,7 +211,7 @@ class MaskedModel:
         """Inverse of `layer_masks`: bool `[P / M, M]`, checked against this model's layers, pattern and layout.
 
         Raises:
-            MaskproError: a layer is missing, unknown, of another shape, or not n:m.
+            MaskproError: a layer is missing or unknown, has another shape, or is not n:m.
         """
         check_layer_masks(layer_masks, {layer.name: layer.shape for layer in self.layers}, self.pattern, self.layout)
         parts = [group_order(layer_masks[layer.name], self.layout) for layer in self.layers]
@@ -224,7 +224,7 @@ class MaskedModel:
 def layer_problems(
     layer_masks: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], pattern: NMPattern, layout: Layout
 ) -> dict[str, str]:
-    """Layer name to what is wrong with its mask: not of the model, missing, of another shape, or not n:m."""
+    """Layer name to what is wrong with its mask: unknown to the model, missing, of another shape, or not n:m."""
     problems = {}
     for name in [*shapes, *(name for name in layer_masks if name not in shapes)]:
         if name not in shapes:

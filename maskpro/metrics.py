@@ -1,4 +1,4 @@
-"""What a network comes to beside the dense one and the one with the initial mask."""
+"""Figures of a network relative to the dense one and the one with the initial mask."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def recovery(initial: float, learned: float, dense: float) -> float | None:
 
 
 def loss_improvement(initial: float, learned: float) -> float:
-    """(L_initial - L_learned) / L_initial; 0 where nothing changed, of a loss of 0 too."""
+    """(L_initial - L_learned) / L_initial; 0 where nothing changed, even if L_initial is 0."""
     return 0.0 if initial == learned else (initial - learned) / initial if initial else -math.inf
 
 
@@ -38,9 +38,9 @@ def masked_copy(model: nn.Module, masks: Mapping[str, Tensor], pattern: NMPatter
 
 
 def with_recovery(report: Mapping[str, Any], learned: str) -> dict[str, Any]:
-    """A report of an evaluation with what the network named `learned` comes to beside "initial" and "dense".
+    """An evaluation's report with the figures of the network named `learned` relative to "initial" and "dense".
 
-    Its fidelity, of the test errors; recovery and loss_improvement, of the test losses.
+    These are fidelity, from the test errors, and recovery and loss_improvement, from the test losses.
 
     Raises:
         MaskproError: the report lacks that network, "initial" or "dense".

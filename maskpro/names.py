@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 EstimatorName = Literal["straight_through", "relaxed_subset", "gumbel_softmax", "policy_gradient"]
 ESTIMATORS: tuple[EstimatorName, ...] = get_args(EstimatorName)
-# Estimators whose masks are relaxed, and sharpened by an annealing.
+# Estimators with relaxed masks, which an annealing sharpens.
 RELAXED: tuple[EstimatorName, ...] = ("relaxed_subset", "gumbel_softmax")
 Annealing = Literal["geometric", "linear"]
 Target = Literal["teacher", "noise"]

@@ -1,7 +1,7 @@
 """The noise schedule of a diffusers scheduler folder as a DDPMScheduler: read, converted with its own betas, or refused.
 
-Only the schedule counts here: which noise is added at which timestep, what the network predicts, how a prediction of the
-image is clipped. How another class samples from it (its solver, spacing, sigmas) is left out, and said to be.
+Only the schedule counts here: the noise added at each timestep, what the network predicts, and how a predicted image is
+clipped. Another class's own way of sampling (solver, spacing, sigmas) is left out, and the user is informed.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from maskpro.errors import MaskproError
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid")
 
-# The longest in use have 4,000; of a billion, a typing error, the betas alone would fill the memory.
+# The longest schedules in use have 4,000 timesteps. With a billion, a typing error, the betas alone would fill the memory.
 _MOST_TIMESTEPS = 1_000_000
 
 _DDPM = ("DDPMScheduler", "DDPMParallelScheduler")
-# Samplers over the betas of a DDPM.
+# Sampler classes over the betas of a DDPM.
 _SAME_SCHEDULE = (
     "DDIMScheduler",
     "DDIMParallelScheduler",
@@ -47,7 +47,7 @@ _SAME_SCHEDULE = (
     "RePaintScheduler",
     "UnCLIPScheduler",
 )
-# What other classes stand for, by a part of their name.
+# What other classes stand for, by part of their name.
 _OTHER_KINDS = {
     "FlowM": "flow matching",
     "LTX": "flow matching",
@@ -61,7 +61,7 @@ _OTHER_KINDS = {
     "LCM": "a consistency model",
     "TCD": "a consistency model",
 }
-# Fields of DDPMScheduler that another class may bring; what it leaves out is as stated here.
+# Fields of DDPMScheduler that another class may have, with the values of missing ones.
 _CARRIED = {
     "prediction_type": "epsilon",
     "variance_type": "fixed_small",
@@ -74,11 +74,11 @@ _CARRIED = {
 
 
 class NoiseScheduleError(MaskproError):
-    """A scheduler folder does not describe a DDPM's noise schedule; the message says what it describes."""
+    """A scheduler folder does not describe a DDPM's noise schedule; the message names what it describes."""
 
 
 def read_noise_schedule(config: Mapping[str, Any], *, named_class: str | None) -> tuple[DDPMScheduler, str]:
-    """The DDPM noise schedule that a scheduler's config describes, and what to tell the user of it ("" if nothing).
+    """The DDPM noise schedule that a scheduler's config describes, and a note for the user ("" if none).
 
     Args:
         config: content of `scheduler_config.json`.
@@ -156,7 +156,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _made(scheduler_class: Any, fields: Mapping[str, Any]) -> Any:
-    """A scheduler of the class; what it can't take is a NoiseScheduleError."""
+    """A scheduler of the class; a config that the class rejects is a NoiseScheduleError."""
     known = inspect.signature(scheduler_class.__init__).parameters
     try:
         with warnings.catch_warnings():

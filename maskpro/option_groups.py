@@ -11,7 +11,7 @@ from maskpro.options import option
 if TYPE_CHECKING:
     from maskpro.images import ImageReading
 
-# A resumed search may have its own.
+# Group of options that may be given anew to a resumed search.
 SESSION = "session"
 
 
@@ -24,12 +24,12 @@ class ReadingOptions:
     resize: str = option("bilinear", "Filter: bilinear, bicubic, lanczos, box, hamming or nearest.")
     crop: str = option("centre", "centre, none, celeba, a number of pixels, or left,top,right,bottom in pixels.")
     background: str = option("white", "Under transparent pixels: white, black, another colour's name or #rrggbb.")
-    skip_unreadable: bool = option(False, "Go on without images that can't be read.")
+    skip_unreadable: bool = option(False, "Skip images that can't be read.")
     ema: bool = option(False, "Take the weights in unet_ema/ beside the model's unet/.")
 
     @property
     def reading(self) -> ImageReading:
-        """The first four of them, checked."""
+        """The first four options, checked."""
         from maskpro.images import ImageReading
 
         return ImageReading(
@@ -57,7 +57,7 @@ class SourceOptions(_NamedSource, ReadingOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """How networks make images; whoever reads these checks them."""
+    """How networks make images; the reader of these options checks them."""
 
     TITLE: ClassVar[str] = "generated images"
 

@@ -1,4 +1,4 @@
-"""The page of all options, made of their descriptions: python -m maskpro.options_page > docs/options.md."""
+"""The page of all options, generated from their descriptions: python -m maskpro.options_page > docs/options.md."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _HEAD = """# Options of the search
 
     python tune_main.py --space search_spaces/default.py [options]
 
-This page is made of the code: `python -m maskpro.options_page > docs/options.md`. With `--resume FOLDER` and
-`--replay FOLDER` only the options that the last column marks may be given. Without them a *kept* option is as when the
-search began, and a *momentary* one is as if it had never been given.
+This page is generated: `python -m maskpro.options_page > docs/options.md`. With `--resume FOLDER` and `--replay FOLDER`
+only options marked in the last column may be given. If it is not given, a *kept* option keeps its value from the start of
+the search, and a *momentary* one has its default.
 """
 _SETTINGS = """
 ## Settings of learning
@@ -33,7 +33,7 @@ def page() -> str:
 
 
 def _table(kind: type, *, marked: bool) -> Iterator[str]:
-    """Lines of a table; with a column that says what may be given to a search that is resumed."""
+    """Lines of a table; `marked` adds the column with what may be given to a resumed search."""
     yield "| option | meaning | default |" + " resume, replay |" * marked
     yield "|---|---|---|" + "---|" * marked
     for item, known in options_of(kind):

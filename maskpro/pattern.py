@@ -70,10 +70,10 @@ class NMPattern:
 
 
 class PackedMask:
-    """A mask that is kept in mind, not worked with: a bit a weight, on the CPU.
+    """A mask that is stored, not computed with: one bit a weight, on the CPU.
 
     Attributes:
-        bits: as `numpy.packbits` has them, uint8 `[ceil(P / 8)]`.
+        bits: the bits as `numpy.packbits` packs them, uint8 `[ceil(P / 8)]`.
     """
 
     def __init__(self, mask: Tensor):
@@ -84,7 +84,7 @@ class PackedMask:
         """Another mask of the same shape and device, from its `bits`.
 
         Raises:
-            MaskproError: these are the bits of another number of weights.
+            MaskproError: the bits belong to another number of weights.
         """
         if bits.shape != self.bits.shape or bits.dtype != torch.uint8:
             raise MaskproError(

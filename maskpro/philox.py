@@ -1,4 +1,4 @@
-"""Random words of counters: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3")."""
+"""Random words from counters: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3")."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-# The multipliers and the steps of the key of Philox4x32.
+# Philox4x32's multipliers, and the steps of its key.
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 KEY_STEPS = 0x9E3779B9, 0xBB67AE85
 LAST_WORD = 2**32 - 1
@@ -17,9 +17,9 @@ _ROUNDS = 10
 
 
 def philox4x32(counter: Sequence[Any], key: tuple[int, int]) -> tuple[Any, Any, Any, Any]:
-    """Four random words of 32 bits of each counter (four words) and a key (two words): Philox4x32-10.
+    """Four random 32-bit words for each counter (four words) and a key (two words): Philox4x32-10.
 
-    Words are integers, or torch's int64 tensors that broadcast, whose products wrap around.
+    Words are integers, or int64 tensors of torch that broadcast; their products wrap around.
     """
     a, b, c, d = counter
     for first, second in _round_keys(key):
@@ -35,7 +35,7 @@ def philox4x32(counter: Sequence[Any], key: tuple[int, int]) -> tuple[Any, Any, 
 
 
 def philox4x32_by_numpy(counter: Sequence[Any], key: tuple[int, int]) -> tuple[Any, Any, Any, Any]:
-    """The same of arrays `[B, N]`, or what broadcasts to them, as uint32: by few operations, whose number is the cost."""
+    """The same for uint32 arrays that broadcast to `[B, N]`, by few operations: their number is the cost."""
     shape = np.broadcast_shapes(*(np.shape(word) for word in counter))
     even, odd = (np.empty((2, *shape), dtype=np.uint32) for _ in range(2))
     even[0], odd[0], even[1], odd[1] = counter

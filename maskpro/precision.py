@@ -1,4 +1,4 @@
-"""In which floating-point format a network's passes are computed; its weights stay in float32."""
+"""The floating-point format of a network's passes; its weights stay in float32."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from maskpro.errors import MaskproError
 from maskpro.names import Precision, SamplingPrecision
 
-# Passes of one image through a network below which a minute of compiling is not won back.
+# Least number of passes, of one image each, that win back a minute of compiling.
 _WORTH_COMPILING = 1_000_000
 
 
@@ -33,7 +33,7 @@ def parse_sampling_precision(text: str) -> SamplingPrecision:
 
 
 def check_precision(precision: str, device: torch.device, *, field: str = "precision") -> None:
-    """Raise a MaskproError where a GPU can't compute in it: bfloat16 that is emulated is slower than float32."""
+    """Raise a MaskproError where a GPU can't compute in the precision: emulated bfloat16 is slower than float32."""
     if precision == "bfloat16" and device.type == "cuda" and not _computes_bfloat16(device):
         raise MaskproError(
             f"{field} is bfloat16, which {torch.cuda.get_device_name(device)} can't compute in; allowed on it: float32"
@@ -41,7 +41,7 @@ def check_precision(precision: str, device: torch.device, *, field: str = "preci
 
 
 class ResolvedSampling(NamedTuple):
-    """How images are sampled, and why so, in words."""
+    """How images are sampled, and the reason in words."""
 
     precision: Precision
     compile: bool
@@ -77,7 +77,7 @@ def _computes_bfloat16(device: torch.device) -> bool:
 
 @cache
 def _compiles(device: torch.device) -> bool:
-    """Whether torch can compile for a device: Triton and a C compiler are there, and know it."""
+    """Whether torch can compile for a device: Triton and a C compiler are installed and support it."""
     try:
         torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
     except Exception:  # no common error class
@@ -86,13 +86,13 @@ def _compiles(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Around a network's passes: torch's autocast to bfloat16, or nothing for float32."""
+    """Context of a network's passes: torch's autocast to bfloat16, or nothing for float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 @contextmanager
 def reproducible() -> Iterator[None]:
-    """Around a network's passes: of several ways to compute a gradient, cuDNN takes one that always gives the same bits."""
+    """Context of a network's passes: cuDNN computes gradients by an algorithm that always gives the same bits."""
     before = torch.backends.cudnn.deterministic
     torch.backends.cudnn.deterministic = True
     try:

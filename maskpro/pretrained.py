@@ -1,8 +1,8 @@
-"""Dense diffusion networks of diffusers folders and of the hub: every weight loaded from a file, or an error.
+"""Dense diffusion networks from diffusers folders and the hub: every weight is loaded from a file, or an error.
 
-A network is made on the meta device, which has no memory, and its weights are taken from the files: a key that is missing,
-or of another shape, is an error with its name, and no weight is ever left as the memory was. What is put right on the way
-(prefixes removed, keys left out, half precision) is told in `Pretrained.notes`.
+A network is made on the meta device, which has no memory, and its weights are taken from the files. A key that is missing
+or has another shape is an error with its name, so no weight stays uninitialised. `Pretrained.notes` lists every correction
+(prefixes removed, keys left out, half precision).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from maskpro.noise_schedule import NoiseScheduleError, read_noise_schedule
 from maskpro.weight_files import read_weights
 from maskpro.weight_keys import matched_weights, some_names
 
-# Beside model_index.json: {"ema": true}, false, or in words, for records that FID depends on.
+# Record beside model_index.json: {"ema": true}, false, or words. FID depends on it.
 WEIGHTS_RECORD = "weights.json"
 EMA_NOT_RECORDED = "as stored in the checkpoint; not recorded"
 # The hub's checkpoint holds the raw weights, whose FID is about 12.
 CIFAR10_HUB_MODEL = "google/ddpm-cifar10-32"
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# Pipelines that look like an image DDPM by their parts, and are none.
+# Pipelines that have the parts of an image DDPM but are none.
 _OTHER_PIPELINES = {
     "ConsistencyModelPipeline": "a consistency model",
     "ScoreSdeVePipeline": "a variance-exploding process",
@@ -40,7 +40,7 @@ _OTHER_PIPELINES = {
     "LDMPipeline": "latent diffusion",
     "LDMSuperResolutionPipeline": "latent diffusion",
 }
-# Parts of a pipeline that make images of what the network denoises, or that tell it what to make.
+# Parts that turn a pipeline's denoised output into images, or that condition its network.
 _OTHER_PARTS = {
     "vae": "latent diffusion",
     "vqvae": "latent diffusion",
@@ -52,7 +52,7 @@ _OTHER_PARTS = {
     "image_encoder": "conditioned on images",
     "prior": "conditioned on embeddings",
 }
-# What diffusers' EMAModel writes into the config of the weights that it saves.
+# Fields that diffusers' EMAModel writes into the config of the weights that it saves.
 _EMA_FIELDS = ("decay", "optimization_step", "inv_gamma", "min_decay", "power", "update_after_step", "use_ema_warmup")
 
 
@@ -79,7 +79,7 @@ def load_pretrained(source: str, *, ema: bool = False) -> Pretrained:
         ema: take the weights in `unet_ema/`, which diffusers' training script saves beside `unet/`.
 
     Raises:
-        ModelNotFoundError: nothing there, not a diffusers DDPM, or weights that don't fit it exactly.
+        ModelNotFoundError: no such model, not a diffusers DDPM, or weights that don't fit it exactly.
     """
     if not source.strip():
         raise ModelNotFoundError(f"model is {source!r}; allowed: a diffusers DDPM folder or hub name (--model)")
@@ -90,7 +90,7 @@ def load_pretrained(source: str, *, ema: bool = False) -> Pretrained:
             raise ModelNotFoundError(f"no model folder {source}; name a diffusers DDPM folder with --model")
         folder = _download(source)
     index = _read_index(folder, source)
-    # The hub's older pipelines keep unet and scheduler in the top folder.
+    # Older pipelines on the hub keep unet and scheduler in the top folder.
     parts = {part: folder / part if (folder / part).is_dir() else folder for part in ("unet", "scheduler")}
     notes = [f"{name} of the pipeline is not used" for name in _unused_parts(index)]
     if ema:
@@ -132,7 +132,7 @@ def save_pipeline(folder: Path, model: nn.Module, scheduler: DDPMScheduler, *, e
 
 
 def resolution(unet: UNet2DModel) -> int:
-    """Height and width of the images that a checked network takes; its config may hold one number or two equal ones."""
+    """Height and width of a checked network's images; its config holds one number or two equal ones."""
     size = unet.config["sample_size"]
     return int(size if isinstance(size, int) else size[0])
 
@@ -188,7 +188,7 @@ def _read_config(path: Path, source: str) -> dict[str, Any]:
 
 
 def _load_unet(folder: Path, config: Mapping[str, Any], source: str) -> tuple[UNet2DModel, list[str]]:
-    """The network of a folder, and what to tell the user of its weights."""
+    """The network of a folder, and notes on its weights for the user."""
     _check_config(config, source)
     known = inspect.signature(UNet2DModel.__init__).parameters
     settings = {name: value for name, value in config.items() if name in known}
@@ -201,7 +201,7 @@ def _load_unet(folder: Path, config: Mapping[str, Any], source: str) -> tuple[UN
             with torch.random.fork_rng(devices=[]):  # buffers that no file holds need a network with memory
                 unet = UNet2DModel(**settings)
     except Exception as error:
-        # Whatever diffusers makes of a config that it can't take: there is no list of its errors.
+        # diffusers has no common class for the errors of a bad config.
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ModelNotFoundError(
             f"model {source} can't be made of {folder / 'config.json'} ({reason}); name another with --model"
@@ -264,7 +264,7 @@ def _check_unet(unet: UNet2DModel, scheduler: DDPMScheduler, source: str) -> Non
 
 
 def _ema(source: str, folder: Path, config: Mapping[str, Any], is_on_hub: bool) -> str:
-    """What a record says of the weights' average; a folder's name says nothing."""
+    """What a record says of the weights' average; a folder's name is no record."""
     if (folder / WEIGHTS_RECORD).is_file():
         record = read_json(folder / WEIGHTS_RECORD)
         ema = record.get("ema") if isinstance(record, dict) else None
@@ -281,7 +281,7 @@ def _ema(source: str, folder: Path, config: Mapping[str, Any], is_on_hub: bool) 
 
 
 def _download(name: str) -> Path:
-    """The hub model's files: safetensors, or where there are none of the network, .bin."""
+    """The hub model's files: safetensors, or .bin where the network has none."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 

@@ -14,11 +14,13 @@ from maskpro.distribution import inclusion_gradient, inclusion_probabilities
 
 
 def relaxed_inclusion(logits: Tensor, n: int) -> Tensor:
-    """A relaxed mask of n positions a group, `[G, M]`: each row sums to n, and is the n largest logits where they lead far.
+    """A relaxed mask of n positions a group, for any pattern, `[G, M]`. Each row sums to n.
 
-    With n of 1 or 2 `inclusion_probabilities`. With more, whose sums over all orders cost ten times a gradient, those of
-    conditional Bernoulli sampling: p(mask) is proportional to exp(sum of the kept logits) (Chen, Dempster and Liu,
-    Biometrika 1994), by their recursion over elementary symmetric polynomials, here of logarithms. For any pattern.
+    Where the n largest logits lead far, a row is the hard mask of these. For n of 1 or 2 the result is
+    `inclusion_probabilities`. For larger n their sums over all orders would cost ten times a gradient. The result is then
+    the inclusion probabilities of conditional Bernoulli sampling: p(mask) is proportional to exp(sum of the kept logits)
+    (Chen, Dempster and Liu, Biometrika 1994). Their recursion over elementary symmetric polynomials is computed here in
+    logarithms.
     """
     if n <= 2:
         return inclusion_probabilities(logits, n)
@@ -40,8 +42,8 @@ def relaxed_inclusion_gradient(logits: Tensor, n: int, values: Tensor) -> Tensor
 
 
 def _conditional_bernoulli(columns: Tensor, n: int) -> Tensor:
-    """Inclusion probabilities of and as columns `[M, B]`."""
-    # Relative to the threshold: who lies far above it is kept, far below it dropped, by whatever length.
+    """Inclusion probabilities `[M, B]` of logits given as columns `[M, B]`."""
+    # Logits relative to the threshold: one far above it is kept, one far below it is dropped, however far.
     with torch.no_grad():
         kept = keep_largest(columns.clone(), n)
         last_kept = columns.masked_fill(~kept, torch.inf).amin(dim=0)
@@ -64,7 +66,7 @@ def _symmetric(logits: list[Tensor], n: int) -> list[list[Tensor]]:
     rows = [[torch.zeros_like(logits[0])]]
     for logit in logits:
         last = rows[-1]
-        taken = [value + logit for value in last]  # of one degree more
+        taken = [value + logit for value in last]  # products with this logit: one degree more
         rows.append(
             [last[0]]
             + [torch.logaddexp(last[degree], taken[degree - 1]) for degree in range(1, min(len(last), n + 1))]

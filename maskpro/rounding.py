@@ -1,8 +1,8 @@
-"""The state of a training in few bits: what a checkpoint holds, and what the trainer itself goes on from.
+"""A training state in few bits: a checkpoint holds it, and the trainer itself continues from it.
 
-Values are rounded at random, up or down in proportion to how near they are, so that a value keeps its expectation however
-small the steps between two roundings are. A value that is rounded already stays as it is. All results are the same on every
-device, but for the random numbers: only integer operations and products with powers of two are used.
+Values are rounded up or down at random, the more probably the nearer. So a value keeps its expectation however small its
+changes between two roundings are. Rounding a rounded value changes nothing. Only integer operations and products with
+powers of two are used, so apart from the random numbers all results are the same on every device.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# A logit is a whole number of so many bits, sign included, times a power of two that all logits share: the upper 7 bits
-# tell it to 1/64 of the largest one at worst, all of them to 1/16,384.
+# A logit is a whole number of 15 bits, sign included, times a power of two that all logits share. The upper 7 bits give it
+# to 1/64 of the largest logit at worst, all bits to 1/16,384.
 _UPPER_BITS, _LOWER_BITS = 7, 8
 _HALF = 1 << (_UPPER_BITS + _LOWER_BITS - 1)
 
-# Of float32: the sign, 8 bits of exponent and 23 of mantissa.
+# Bits of float32's mantissa, below the sign and 8 bits of exponent.
 _MANTISSA = 23
 _BIAS = 127
-# bfloat16 is its upper half.
+# Bits that bfloat16, the upper half of a float32, drops.
 _BFLOAT16_DROPS = 16
-# What an 8-bit square keeps of the mantissa.
+# Bits of the mantissa that an 8-bit square keeps.
 _SQUARE_MANTISSA = 2
 _SQUARE_DROPS = _MANTISSA - _SQUARE_MANTISSA
 _SQUARE_CODES = 255
@@ -36,7 +36,7 @@ class FixedPoint(NamedTuple):
 
     Attributes:
         upper: the upper 7 bits of each number, uint8 `[P]`.
-        lower: the lower 8 bits, uint8 `[P]`; None: not known, so that the numbers are taken to lie in the middle.
+        lower: the lower 8 bits, uint8 `[P]`; None: unknown, and the middle of their range is taken.
         scale: the power of two, a float32 scalar.
     """
 
@@ -48,7 +48,7 @@ class FixedPoint(NamedTuple):
 class CodedSquares(NamedTuple):
     """Values of at least 0 in a byte each: exponent and 2 bits of mantissa, counted down from the largest value.
 
-    Values below 2^-63 of the largest one are told as that, but for 0.
+    Values below 2^-63 of the largest one, other than 0, become 2^-63 of it.
 
     Attributes:
         codes: uint8, of the values' shape.
@@ -112,6 +112,6 @@ def round_to_bfloat16(values: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _round_bits(values: Tensor, drops: int, generator: torch.Generator) -> Tensor:
-    """Float32 bits as int32, whose lower ones are ready to be cut off."""
+    """Float32 bits as int32, rounded at random so that the lower ones can be cut off."""
     noise = torch.randint(1 << drops, values.shape, dtype=torch.int32, generator=generator, device=values.device)
     return values.float().view(torch.int32) + noise

@@ -30,7 +30,7 @@ from maskpro.workload import Workload
 
 
 class MaskFormat(NamedTuple):
-    """What an initial mask depends on."""
+    """All that an initial mask depends on."""
 
     pattern: str
     layout: str
@@ -38,9 +38,9 @@ class MaskFormat(NamedTuple):
 
 
 def table_name(config: TrainerConfig, form: MaskFormat | None = None) -> Hashable:
-    """Of the table of the losses of a format's initial mask; of that of the dense network's outputs without a format.
+    """Name of a table: the losses of a format's initial mask, or without a format the dense network's outputs.
 
-    The policy gradient alone looks at the former.
+    Only the policy gradient reads the losses.
     """
     if form is None or config.estimator != "policy_gradient":
         return "teacher", config.timesteps, config.precision
@@ -48,20 +48,20 @@ def table_name(config: TrainerConfig, form: MaskFormat | None = None) -> Hashabl
 
 
 def no_shelf(name: Hashable, seed: int) -> Shelf | None:
-    """For runs that leave no tables for other processes."""
+    """No shelf: for runs that leave no tables for other processes."""
     return None
 
 
 @dataclass(kw_only=True)
 class RunCache:
-    """What runs of one workload on one device share; each part is made when the first run needs it, unless it is given.
+    """What runs of one workload on one device share. A part that is not given is made when the first run needs it.
 
     Attributes:
-        validation_precision: of the passes on validation samples; None: that of each run's training.
-        validation: the held-out samples that drive a run, in each precision.
-        shares: of the samples' parts where `timesteps` is importance, in each precision.
+        validation_precision: precision of the passes on validation samples; None: that of each run's training.
+        validation: the held-out samples that drive a run, by precision.
+        shares: shares of the samples' parts where `timesteps` is importance, by precision.
         initial: held-out figures of initial masks, where they are known.
-        shelf: where other processes leave the table of a name for samples of a seed; None where there is no such place.
+        shelf: gives the place of the table of a name and seed that processes share; None where there is no such place.
         tables: the dense network's outputs and the initial masks' losses on the calibration samples of one seed.
     """
 
@@ -83,7 +83,7 @@ class RunCache:
     def objective_of(
         self, workload: Workload, config: TrainerConfig, device: torch.device, initial: nn.Module | None = None
     ) -> Objective:
-        """The calibration samples of a run; the network with its initial mask tells the shares that nobody knows yet."""
+        """The calibration samples of a run; missing shares are measured with the initial mask."""
         shares = None
         if config.timesteps == "importance":
             if config.precision not in self.shares:
@@ -130,10 +130,10 @@ class RunCache:
 def initial_masked(
     workload: Workload, dense: nn.Module, form: MaskFormat, *, seed: int, targets: tuple[str, ...] = ("all",)
 ) -> MaskedModel:
-    """A copy of the dense network with its initial mask, the same one whatever the targets and wherever it is made.
+    """A copy of the dense network with its initial mask. The mask depends neither on the targets nor on the device.
 
     Args:
-        seed: of random masks, and of the samples that Wanda and SparseGPT look at.
+        seed: seed of random masks, and of the samples that Wanda and SparseGPT look at.
         targets: the layers that are learned.
     """
     pattern, layout = NMPattern.parse(form.pattern), parse_layout(form.layout)
@@ -176,12 +176,12 @@ def build_trainer(
     """The trainer of a run: its masked network, calibration samples, teacher, baseline and validation.
 
     Args:
-        config: its seed is that of the calibration samples and of the masks that are drawn.
-        seed: of the initial mask; the trials of a search have one, whatever seeds of their own they have.
+        config: its seed is the seed of the calibration samples and of the masks drawn.
+        seed: seed of the initial mask, the same for all trials of a search.
         targets: the layers that are learned; the others keep their initial mask.
-        masks: the run starts from these masks, of this format, instead of the format's one-shot mask.
+        masks: initial masks, of this format, in place of the format's one-shot mask.
         cache: what this run shares with others; None: nothing.
-        kind: a MaskTrainer, or a class made from it.
+        kind: MaskTrainer or a subclass.
 
     Raises:
         MaskproError: a target that matches nothing, or a pattern that fits no layer.

@@ -1,7 +1,7 @@
 """The Triton kernel that draws the noise of calibration samples on a GPU.
 
-It computes what `maskpro.samples` does with numpy and torch; that module decides when it is used, is its reference, and
-explains the formulas.
+It computes what `maskpro.samples` computes with numpy and torch. That module decides when the kernel is used, is its
+reference, and explains the formulas.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -30,7 +30,7 @@ def normal_values(seed: int, indices: Tensor, size: int) -> Tensor:
     blocks = triton.cdiv(size, 4)
     rows = len(indices) * blocks
     if rows:
-        # As two words, each of which is a whole number of 32 bits for Triton, whatever the seed.
+        # Two words: each is a 32-bit integer for Triton, whatever the seed.
         low, high = (word - (word >> 31 << 32) for word in (seed & 0xFFFFFFFF, seed >> 32))
         _normal_values[(triton.cdiv(rows, _BLOCK),)](
             indices.contiguous(), values, low, high, blocks, size, rows, BLOCK=_BLOCK
@@ -40,7 +40,7 @@ def normal_values(seed: int, indices: Tensor, size: int) -> Tensor:
 
 @triton.jit
 def _philox(a, b, c, d, key_a, key_b):
-    """Philox4x32-10 on uint32: `philox4x32`; Triton's own can't be run by its interpreter once it has been imported."""
+    """Philox4x32-10 on uint32, as `philox4x32`. Triton's own fails in Triton's interpreter once it has been imported."""
     for _ in tl.static_range(10):
         low_a = tl.mul(a, _MULTIPLIER_A, sanitize_overflow=False)
         low_c = tl.mul(c, _MULTIPLIER_C, sanitize_overflow=False)
@@ -57,7 +57,7 @@ def _philox(a, b, c, d, key_a, key_b):
 
 @triton.jit
 def _pair(first, second):
-    """Two normal values of two words: see `box_muller`."""
+    """Two normal values from two words: see `box_muller`."""
     radius = tl.sqrt_rn(tl.log(first.to(tl.float32) * _SCALE + _HALF) * -2)
     angle = (second >> 8).to(tl.float32) * _TURN
     return radius * tl.cos(angle), radius * tl.sin(angle)

@@ -1,15 +1,15 @@
 """Calibration samples, drawn where the network is.
 
-A calibration sample is an (image, timestep, noise) triple and a pure function of (seed, index): batch size, order,
-resuming and device never change it, so every trial and every model sees the same triples. Images, timesteps and weights are
-the same bits everywhere. Noise comes from the same integers and the same uniform numbers; the logarithm, sine and cosine
-that make it normal round differently from one library to the next, so that its values differ by at most 2e-6
-(absolute; they reach 6.8), and by 5e-6 from float64's of the same uniform numbers.
+A calibration sample is an (image, timestep, noise) triple and a pure function of (seed, index). Batch size, order, resuming
+and device never change it, so every trial and every model sees the same triples. Images, timesteps and weights are the same
+bits everywhere. Noise comes from the same integers and the same uniform numbers, but logarithm, sine and cosine round
+differently in each library. Its values therefore differ by at most 2e-6 (absolute; they reach 6.8), and by at most 5e-6
+from float64 values of the same uniform numbers.
 
-The integers are Philox4x32-10 of (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): a sample's index and
-the number of a block are its counter, the seed is its key. Block 0 is the timestep's; block 1 + j holds the values 4j to
-4j + 3 of the noise. numpy computes it on a CPU, where torch takes several times as long for small batches, a Triton kernel
-on a GPU (`maskpro.sample_kernels`), torch on any other device and where Triton does not run.
+The integers are those of Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). The counter is
+a sample's index and the number of a block; the key is the seed. Block 0 gives the timestep; block 1 + j gives the values 4j
+to 4j + 3 of the noise. On a CPU numpy computes them, as torch takes several times as long for small batches. On a GPU a
+Triton kernel does (`maskpro.sample_kernels`), and torch on any other device or where Triton does not run.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class CalibrationSamples:
     """Diffusion triples over a set of images (uint8 `[count, C, H, W]`), one for every index >= 0.
 
     Sample i shows image `order[i % count]` of a seeded permutation, so there may be more samples than images.
-    Timesteps are uniform (training), or, with `strata`, sample i < strata falls in a stratum of the schedule of its own
-    (held-out sets of `strata` samples).
+    Timesteps are uniform (training). With `strata` (held-out sets of `strata` samples) each sample i < strata has a
+    stratum of the schedule of its own.
 
-    With `shares` the timesteps are importance samples: that share of them falls in each of so many equal parts of the
-    schedule, and a sample's weight, the uniform density over theirs, keeps the mean of a weighted loss what it was.
-    Weights are 1 otherwise.
+    With `shares` the timesteps are importance samples: the schedule is cut into equal parts, and each part gets its share.
+    A sample's weight is the uniform density divided by its own, so the mean of a weighted loss stays the same. Weights are
+    1 otherwise.
 
     Args:
         device: where batches are made; images of up to 256 MiB are kept there.
@@ -85,7 +85,7 @@ class CalibrationSamples:
         self._ends = self._shares.cumsum()
 
     def batch(self, indices: Tensor) -> DiffusionBatch:
-        """The samples of `indices` (`[B]`, int64, on the CPU), on the device; a GPU is not waited for."""
+        """The samples of `indices` (`[B]`, int64, on the CPU), on the device; does not wait for a GPU."""
         return self._batch_on_cpu(indices.numpy()) if self._device.type == "cpu" else self._batch_elsewhere(indices.numpy())
 
     def _batch_on_cpu(self, indices: np.ndarray) -> DiffusionBatch:
@@ -100,7 +100,7 @@ class CalibrationSamples:
         )
 
     def _batch_elsewhere(self, indices: np.ndarray) -> DiffusionBatch:
-        """Integers from the CPU, in one copy, and all that is large on the device."""
+        """The batch on another device: integers come from the CPU in one copy, large tensors are made on the device."""
         shape, places = self._images.shape[1:], self._places(indices)
         timesteps, weights = self._timesteps(indices, _positions(_words_of(self._seed, indices, 0, 1)))
         columns = torch.from_numpy(np.stack([indices, places, timesteps, weights.view(np.int64)]))
@@ -117,7 +117,7 @@ class CalibrationSamples:
         )
 
     def _places(self, indices: np.ndarray) -> np.ndarray:
-        """Of their images, `[B]`."""
+        """The places of the samples' images, `[B]`."""
         places: np.ndarray = self._order[indices % len(self._order)]
         return places
 
@@ -135,10 +135,10 @@ class CalibrationSamples:
 
 
 def box_muller(words: Sequence[Any], library: Any) -> Any:
-    """Four standard normal values of four words, float32, along a new last dimension; `library` is numpy or torch.
+    """Four standard normal values from four words, float32, along a new last dimension; `library` is numpy or torch.
 
     Box and Muller 1958: sqrt(-2 log u) cos(2 pi v) and sqrt(-2 log u) sin(2 pi v). u, in (0, 1], is the float32 nearest to
-    a word, scaled; v has a word's first 24 bits: both are the same float32 everywhere.
+    a scaled word; v has a word's first 24 bits. Both are the same float32 everywhere.
     """
     values = []
     for first, second in (words[:2], words[2:]):
@@ -173,13 +173,13 @@ def _words_of(seed: int, indices: Any, first: int, count: int) -> tuple[Any, Any
 
 
 def _positions(words: Sequence[np.ndarray]) -> np.ndarray:
-    """A number in [0, 1) of 53 bits, float64 `[B]`, of the words `[B, ...]` of block 0."""
+    """Numbers in [0, 1) with 53 bits, float64 `[B]`, from the words `[B, ...]` of block 0."""
     first, second = (word[:, 0] for word in words[:2])
     return ((first >> 5) * 2.0**26 + (second >> 6)) * 2.0**-53
 
 
 def _drawn_by_numpy(seed: int, indices: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions `[B]` and noise `[B, size]` of samples, on a CPU: a few samples at a time, on as many threads as torch."""
+    """Positions `[B]` and noise `[B, size]` of samples on a CPU, a few samples at a time, on as many threads as torch."""
     positions, values = np.empty(len(indices)), np.empty((len(indices), size), dtype=np.float32)
     blocks = -(-size // 4)
     rows = max(1, _CACHED_BLOCKS // (1 + blocks))
@@ -203,7 +203,7 @@ def _drawn_by_numpy(seed: int, indices: np.ndarray, size: int) -> tuple[np.ndarr
 
 @cache
 def _kernels() -> ModuleType | None:
-    """The Triton kernels, if they run here; what they compute on two samples is looked at."""
+    """The Triton kernels, if they run here and are right on two samples."""
     try:
         from maskpro import sample_kernels
 
@@ -212,7 +212,7 @@ def _kernels() -> ModuleType | None:
         expected = normal_values(2**33 + 5, probe.cpu(), 7)
         if not torch.allclose(found, expected, rtol=0, atol=1e-5):
             raise RuntimeError("its values are not those of torch")
-    except Exception as error:  # no Triton, no C compiler for it, or a card that it does not know
+    except Exception as error:  # no Triton, no C compiler for it, or an unknown card
         warnings.warn(f"without Triton's kernel samples take ten times as long to draw ({error})", stacklevel=2)
         return None
     return sample_kernels

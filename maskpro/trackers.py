@@ -9,15 +9,15 @@ from typing import Any, Literal
 
 from maskpro.errors import MaskproError
 
-# Packages, extras of this one and options alike.
+# Names of packages, of this package's extras, and of options.
 Tracker = Literal["swanlab", "wandb", "mlflow"]
 
-# Takes values by name, and the number of samples seen.
+# Logs values by name at a number of samples seen.
 Log = Callable[[Mapping[str, float], int], None]
 
 
 def no_log(values: Mapping[str, float], num_samples_seen: int) -> None:
-    """A tracker that keeps nothing."""
+    """Log nothing."""
 
 
 def check_tracker(tracker: Tracker, project: str | None) -> None:

@@ -24,10 +24,10 @@ from maskpro.trainer_config import TrainerConfig
 # lr 1 moves a logit by about 0.1 a step, whatever the estimator.
 LOGIT_STEP = 0.1
 
-# Of `logits`: two positions in a group can then never change places by their priors.
+# Largest prior, as a share of `logits`: priors alone can then never swap two positions of a group.
 _LARGEST_PRIOR = 0.49
 
-# Share of the step size that is left, by the share of the budget that is used up.
+# Remaining share of the step size, as a function of the share of the budget used up.
 _SCHEDULES: dict[LearningRateDecay, Callable[[float], float]] = {
     "linear": lambda progress: 1 - progress,
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
@@ -35,9 +35,9 @@ _SCHEDULES: dict[LearningRateDecay, Callable[[float], float]] = {
 }
 
 
-# What a trainer knows of masks, as HeldOutMeans.
+# Attributes with the held-out means of masks.
 _MEANS = ("initial", "best", "lowest")
-# Of a state.
+# Names of the counters in a state.
 _COUNTERS = (
     "num_samples_seen",
     "num_steps",
@@ -45,7 +45,7 @@ _COUNTERS = (
     *_MEANS,
 )
 
-# Of which `statistics` takes quantiles and entropy.
+# Groups that `statistics` takes quantiles and entropy of.
 _GROUPS_LOOKED_AT = 4_096
 
 
@@ -61,8 +61,8 @@ class MaskTrainer:
         teacher: the dense network's output per sample, in the config's precision; needed for the target "teacher".
         baseline: the initial mask's loss per sample, in the config's precision and against the same target; needed for
             policy_gradient.
-        dense: the network without a mask, needed for hidden_targets; it is only looked at.
-        initial: held-out loss and error of the initial mask, if they are known already.
+        dense: the network without a mask, needed for hidden_targets; it is never changed.
+        initial: held-out loss and error of the initial mask, if known already.
         graphs: on a GPU, record the passes of whole batches as CUDA graphs and replay them.
     """
 
@@ -81,7 +81,7 @@ class MaskTrainer:
     ):
         self.config = config
         self.masked = masked
-        masked.model.eval()  # whatever the caller has done with it since it was masked: it is frozen
+        masked.model.eval()  # the caller may have changed the mode since it was masked
         self._validation = validation
         parametrisation = PARAMETRISATIONS[config.estimator]
         if config.estimator in RELAXED:
@@ -108,7 +108,7 @@ class MaskTrainer:
             self._optimizer: torch.optim.Optimizer = torch.optim.Adam([self.logits], lr=1.0, betas=(0.9, 0.99), fused=True)
         else:
             self._optimizer = torch.optim.SGD([self.logits], lr=1.0)
-        self._stored: StoredLogits | None = None  # of the state as it is
+        self._stored: StoredLogits | None = None  # the current state, once it has been rounded
         self.num_samples_seen = 0
         self.num_steps = 0
         self.initial = self._judge(initial_mask).means() if initial is None else initial
@@ -133,7 +133,7 @@ class MaskTrainer:
             losses.append(self._step(end))
         history = torch.stack(losses).double().cpu() if losses else torch.empty(0, dtype=torch.float64)
         for what, values in (("training loss", history), ("a logit", self.logits)):
-            # The extremes are NaN where a value is, and take a thirtieth of the time of `isfinite` on all of them.
+            # One NaN makes the extremes NaN; they take a thirtieth of the time of `isfinite` on all values.
             if values.numel() and not torch.stack(torch.aminmax(values)).isfinite().all():
                 lower = f"a lower lr than {self.config.lr:g}"
                 allowed = lower if self.config.precision == "float32" else f"{lower}, or precision float32"
@@ -143,14 +143,14 @@ class MaskTrainer:
     def validate(self) -> HeldOutMeans:
         """Held-out loss and error of the mode of the logits; that mask becomes `best_mask` unless an earlier one is better.
 
-        Masks are compared by their error, the squared difference from the dense network's output: it tells them apart
-        where the loss, which the noise that is to be predicted dominates, can't. Better is what the samples can tell: by
-        more than the standard error of the paired difference to the mask with the lowest error so far. Of masks that they
-        can't tell apart the latest has learned most; the luckiest would be the lowest of many noisy values. `best_mask`
-        starts as the initial mask, so that a run never ends worse than it began; `lowest` is of the validated masks alone,
-        so that runs that made things worse can be told from runs that did nothing.
+        Masks are compared by their error, the squared difference from the dense network's output. The loss can't tell them
+        apart, because the noise to be predicted dominates it. A mask is as good as the one with the lowest error so far if
+        its error exceeds that by at most the standard error of the paired difference. Of equally good masks the latest is
+        kept: it has learned most, while the lowest of many noisy errors is the luckiest. `best_mask` starts as the initial
+        mask, so a run never ends worse than it began. `lowest` covers the validated masks alone, so that runs that made
+        things worse differ from runs that did nothing.
 
-        The state is rounded first (`round_state`), as for a checkpoint, whether one is written or not.
+        The state is rounded first (`round_state`), whether a checkpoint is written or not.
         """
         self.round_state()
         mask = self.mode()
@@ -167,7 +167,7 @@ class MaskTrainer:
 
     @property
     def micro_batch_size(self) -> int:
-        """Samples of a forward pass: fewer than the config's where memory has run out."""
+        """Samples in a forward pass; fewer than the config's after memory has run out."""
         return self._gradient.micro_batch_size
 
     @micro_batch_size.setter
@@ -205,11 +205,11 @@ class MaskTrainer:
         return (dropped.sum() / initial.sum()).item()
 
     def statistics(self) -> dict[str, float]:
-        """What trackers show beside the losses: `changed_share`, `sparsity`, `entropy` and the logits' distribution.
+        """Figures for trackers beside the losses: `changed_share`, `sparsity`, `entropy` and the logits' distribution.
 
-        All of it is of the logits as they are now, not of `best_mask`.
-        Of the masked layers' weights, sparsity is the share that the mask now set removes. Mean entropy (nats a group) and
-        quantiles of the logits are those of at most 4,096 groups, evenly spread.
+        All describe the logits as they are now, not `best_mask`. Sparsity is the share of the masked layers' weights that
+        the mask set now removes. Mean entropy (nats a group) and quantiles of the logits are those of at most 4,096 groups,
+        evenly spread.
         """
         spread = self.logits[:: math.ceil(len(self.logits) / _GROUPS_LOOKED_AT)]
         generator = torch.Generator(spread.device).manual_seed(self.config.seed)
@@ -240,7 +240,7 @@ class MaskTrainer:
         if self.config.raw_step:
             return self.config.lr
         size = LOGIT_STEP * self.config.lr * _SCHEDULES[self.config.lr_decay](self._progress)
-        # Adam's bias correction makes ten times as much of it at first.
+        # Adam's bias correction multiplies it by ten at first.
         if size > 0.1 * torch.finfo(self.logits.dtype).max:
             raise NonFiniteLossError(f"step size of lr {self.config.lr:g} is not finite in {self.logits.dtype}")
         return size
@@ -259,7 +259,7 @@ class MaskTrainer:
     def round_state(self) -> StoredLogits:
         """Round logits and moments to what `state_dict` can hold: a run is then the same whether it is resumed here or not.
 
-        Only Adam's state is rounded. Without moments there is room for the logits as they are.
+        Only Adam's state is rounded. Without moments a checkpoint has room for the exact logits.
 
         Returns: what a checkpoint holds of logits and optimizer.
         """
@@ -268,22 +268,22 @@ class MaskTrainer:
         return self._stored
 
     def _rounded(self) -> StoredLogits:
-        # A generator of its own: the masks that are drawn don't depend on how often a run is validated.
+        # A separate generator: the masks drawn must not depend on how often a run is validated.
         generator = torch.Generator(self.logits.device).manual_seed(self.config.seed + (self.num_samples_seen << 32))
         return round_logits(self.logits, self._optimizer, generator)
 
     def state_dict(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """(tensors on the CPU, counters): all that a run needs to go on bit for bit on the same type of device.
+        """(tensors on the CPU, counters): all that a run needs to resume bit for bit on the same type of device.
 
-        The tensors' parts (their bytes a weight, with a logit a weight, besides some kilobytes):
+        The tensors come in parts. Their bytes per weight, for one logit a weight and up to some kilobytes:
 
-        - mask: `best_mask` (0.125), all that is needed of a run that has ended.
-        - logits: with the one before, all that is needed to go on with coarser logits and new moments (0.875, and 0.125
-          for a reference that is not the initial mask).
+        - mask: `best_mask` (0.125). A run that has ended needs no more.
+        - logits: coarse logits (0.875, and 0.125 for a reference other than the initial mask). With the part before, a run
+          can resume with coarser logits and new moments.
         - exact: the rest of logits and moments (4).
 
-        The state itself is rounded to what they hold (`round_state`); the initial mask is the one of the trainer that
-        loads it.
+        The state itself is rounded to these (`round_state`). The initial mask is not among them; the trainer that loads
+        them has it.
         """
         stored = self.round_state()
         logits = {
@@ -299,9 +299,9 @@ class MaskTrainer:
         }, counters
 
     def load_state_dict(self, parts: dict[str, dict[str, Tensor]], counters: dict[str, Any]) -> None:
-        """Continue from a `state_dict` of a run with the same config, model and initial mask on the same type of device.
+        """Resume from a `state_dict` of a run with the same config, model and initial mask on the same type of device.
 
-        Without the part `exact` with logits rounded to 1/64 of the largest one, and with an optimizer that starts anew.
+        Without the part `exact`, logits are rounded to 1/64 of the largest one, and the optimizer starts anew.
         """
         coarse = parts["logits"]
         check_count(self.logits, coarse["logits.upper"])

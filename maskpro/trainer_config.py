@@ -1,6 +1,6 @@
 """The settings of one run of mask learning: what `maskpro train` takes, and what a search space may fix or search.
 
-Importing this takes no torch, so that the commands' help doesn't.
+Importing this module imports no torch, so the commands' help is quick.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from maskpro.names import (
 )
 from maskpro.options import check_options, option, options_of
 
-# Of a run, not of a way to learn: a search sets it.
+# Group of settings that belong to a run rather than to a way of learning: a search sets them.
 _OF_A_RUN = "run"
 
 
@@ -31,29 +31,29 @@ class TrainerConfig:
     """Settings of one run of mask learning.
 
     Attributes:
-        lr: step size in units of 0.1 of a logit: Adam's; or SGD's, on a gradient of root mean square 1 over all logits, for
-            policy_gradient on that of the normalised advantage. With `raw_step` the spec's own learning rate (no factor,
-            no normalisation, no decay).
+        lr: step size in units of 0.1 of a logit. With SGD the gradient is scaled to root mean square 1 over all logits; for
+            policy_gradient it is that of the normalised advantage. With `raw_step` it is the spec's own learning rate (no
+            factor, no normalisation, no decay).
         logits: logits = magnitude * initial mask.
-        magnitude_prior: times log(|w| / mean |w| of the group), is added to the initial logits, within +-0.49 * logits, so
-            that they still stand for the initial mask.
-        batch_size: fewer in a pass where memory runs out, with the same result.
+        magnitude_prior: magnitude_prior * log(|w| / mean |w| of the group) is added to the initial logits, within
+            +-0.49 * logits, so their mode is still the initial mask.
+        batch_size: samples in a pass; fewer where memory runs out, with the same result.
         dataset_size: the run goes through these samples again and again.
-        budget_samples: calibration samples until the end of the run (repeats counted, and once for each mask).
+        budget_samples: calibration samples until the end of the run; repeats count, and each sample once for each mask.
         hidden_targets: the training loss is loss + weight * (1 - share of the budget used up)^2 * hidden loss (see
             `HiddenTargets`). The dense network then runs in every step.
-        timesteps: how those of the samples are drawn (by the objective that the trainer is given). With importance each
-            sample is weighted (`timestep_shares`).
+        timesteps: how the objective draws the samples' timesteps. With importance each sample is weighted
+            (`timestep_shares`).
         lr_decay: linear or by half a cosine to zero over the budget, or constant.
         masks_per_step: from 2 on, each mask's loss is compared with the mean of the others on the same batch
             (leave-one-out) instead of with the initial mask's.
-        refresh_reference: of policy_gradient with one mask a step: once the loss is half of the initial mask's, the mode of
-            the logits takes its place in the residual.
+        refresh_reference: for policy_gradient with one mask a step. Once the loss is half of the initial mask's, the mode
+            of the logits replaces the initial mask in the residual.
         raw_step: policy_gradient exactly as in the spec; not with Adam.
-        precision: also of teacher, baseline and `timestep_shares`; bfloat16 is torch's autocast. Logits and losses stay in
-            float32. Held-out samples have a precision of their own.
-        compile: a minute or so, then 1.5 to 2 times as fast on a GPU; changes results by float rounding.
-        seed: of the sampled masks.
+        precision: precision of the passes, also those of teacher, baseline and `timestep_shares`; bfloat16 is torch's
+            autocast. Logits and losses stay in float32. Held-out samples have a precision of their own.
+        compile: compiling takes about a minute; then a GPU is 1.5 to 2 times as fast. Results change by float rounding.
+        seed: seed of the calibration samples and sampled masks.
 
     Raises:
         MaskproError: a setting that is not allowed, or not together with another one.
@@ -80,17 +80,17 @@ class TrainerConfig:
     lr_decay: LearningRateDecay = option("linear", "linear, cosine or constant.")
     optimizer: OptimizerName = option("auto", "adam or sgd; auto: sgd for policy_gradient, adam for the others.")
     annealing: Annealing = option(
-        "geometric", "Of the temperature of relaxed_subset and gumbel_softmax: geometric, or linear as MaskLLM has it."
+        "geometric", "Fall of the temperature of relaxed_subset and gumbel_softmax: geometric, or linear (MaskLLM's)."
     )
     final_temperature: float = option(
-        0.05, "Of the relaxed masks of relaxed_subset and gumbel_softmax, which begin at 4; MaskLLM's is 0.05."
+        0.05, "Last temperature of relaxed_subset and gumbel_softmax, which begin at 4; MaskLLM's is 0.05."
     )
     masks_per_step: int = option(1, "Masks compared on each batch (policy_gradient).", least=1)
     refresh_reference: bool = option(False, "Replace the initial mask once the loss is half of its own (policy_gradient).")
     raw_step: bool = option(False, "The paper's own update (policy_gradient).")
-    precision: Precision = option("float32", "Of the networks' passes in training: float32 or bfloat16.")
+    precision: Precision = option("float32", "Precision of the networks' passes in training: float32 or bfloat16.")
     compile: bool = option(False, "Let torch compile these passes first (on a GPU).")
-    seed: int = option(0, "Of calibration samples and sampled masks.", groups=(_OF_A_RUN,))
+    seed: int = option(0, "Seed of calibration samples and sampled masks.", groups=(_OF_A_RUN,))
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -133,9 +133,9 @@ class TrainerConfig:
 
     @property
     def step_samples(self) -> int:
-        """Samples of a whole step, once for each mask."""
+        """Samples in a whole step; each counts once for each mask."""
         return self.batch_size * self.gradient_accumulation_steps * self.masks_per_step
 
 
-# What a search may fix or search of these settings, in their order.
+# The settings that a search may fix or search, in their order.
 HYPERPARAMETERS = tuple(item.name for item, known in options_of(TrainerConfig) if _OF_A_RUN not in known.groups)

@@ -1,4 +1,4 @@
-"""The tensors of a folder's weights, in whatever form of file they are: safetensors or torch's, variants, shards."""
+"""The tensors of a folder's weights, from safetensors or torch files, with variants and shards."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from maskpro.errors import ModelNotFoundError
 from maskpro.files import is_lfs_pointer, read_json
 
 _WEIGHTS = "diffusion_pytorch_model"
-# Names that weights are found under, first the ones of diffusers.
+# Names of weight files, those of diffusers first.
 _STEMS = (_WEIGHTS, "model", "pytorch_model")
 
 
 def read_weights(folder: Path, source: str) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of a folder's weights, whatever form of file they are in, and what to tell the user of it."""
+    """The tensors of a folder's weights, and notes for the user."""
     files = {path.name for path in folder.iterdir() if path.is_file()}
     for ending in ("safetensors", "bin"):
         for stem in _STEMS:
@@ -40,7 +40,7 @@ def read_weights(folder: Path, source: str) -> tuple[dict[str, Tensor], list[str
 
 
 def _variants(files: set[str], stem: str, ending: str) -> list[str]:
-    """Variants that the files are of, the plain one ("") first."""
+    """The variants among the files, the plain one ("") first."""
     forms = (
         rf"{stem}(?:\.(?P<v>\w+))?\.{ending}",
         rf"{stem}(?:\.(?P<v>\w+))?-\d+-of-\d+\.{ending}",
@@ -51,7 +51,7 @@ def _variants(files: set[str], stem: str, ending: str) -> list[str]:
 
 
 def _files_of(folder: Path, files: set[str], stem: str, variant: str, ending: str, source: str) -> list[str]:
-    """The files that hold a variant's weights: one, or the shards that an index, or their numbers, tell of."""
+    """The files with a variant's weights: one file, or shards, as listed in an index or found by their numbers."""
     dotted = f".{variant}" if variant else ""
     single = f"{stem}{dotted}.{ending}"
     if single in files:
@@ -89,7 +89,7 @@ def _read_file(path: Path, source: str) -> dict[str, Tensor]:
             f"model {source} can't be loaded ({path.name}: {reason}); name another with --model"
         ) from error
     tables = [content, *(content.values() if isinstance(content, Mapping) else ())]
-    for table in tables:  # weights may lie in a table of their own, as {"state_dict": ...}
+    for table in tables:  # weights may lie in an inner table, as {"state_dict": ...}
         if isinstance(table, Mapping) and table and all(isinstance(value, Tensor) for value in table.values()):
             return {str(name): value for name, value in table.items()}
     raise ModelNotFoundError(

@@ -1,4 +1,4 @@
-"""Tensors of a file under a network's own names: prefixes of wrappers and of averages removed, older names made new."""
+"""Tensors of a file under a network's own names: prefixes of wrappers and averages removed, old names translated."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from maskpro.errors import ModelNotFoundError
 
-# Parts of names that torch's wrappers of modules add, wherever they stand.
+# Parts that torch's wrappers of modules add to names, at any place.
 _WRAPPER_PARTS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-# Names that diffusers gave the parts of attention before 0.15, as the hub's older checkpoints have them.
+# diffusers' names for the parts of attention before 0.15, found in older checkpoints on the hub.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _NAMED_KEYS = 3
 
@@ -20,10 +20,10 @@ _NAMED_KEYS = 3
 def matched_weights(
     found: Mapping[str, Tensor], expected: Mapping[str, torch.Size], source: str
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors under the network's own names, and what was done to their names.
+    """The tensors under the network's own names, and notes on what was done to their names.
 
     Raises:
-        ModelNotFoundError: a key is missing, there twice, or of another shape.
+        ModelNotFoundError: a key is missing, occurs twice, or has another shape.
     """
     notes = []
     named = {_without_wrappers(name, expected): name for name in found}
@@ -74,7 +74,7 @@ def _without_wrappers(name: str, expected: Mapping[str, Any]) -> str:
 
 
 def _prefixes(named: Mapping[str, str], expected: Mapping[str, Any]) -> list[str]:
-    """Prefixes under which keys lie that the network lacks: of the most keys, an average's (EMA) last; [] for none."""
+    """Prefixes of keys that the network lacks, the most frequent first, an average's (EMA) last; [] for none."""
     lacking = {key for key in expected if key not in named and _modern_inverse(key) not in named}
     counts: dict[str, int] = {}
     for key in named:
@@ -83,13 +83,13 @@ def _prefixes(named: Mapping[str, str], expected: Mapping[str, Any]) -> list[str
             if _modern(".".join(parts[cut:])) in lacking:
                 prefix = ".".join(parts[:cut]) + "."
                 counts[prefix] = counts.get(prefix, 0) + 1
-    # A prefix is one of the whole network: keys of a layer also end like those of another.
+    # A prefix must fit most of the network: a layer's keys may also end like another layer's.
     whole = [prefix for prefix, count in counts.items() if count > len(expected) // 2]
     return sorted(whole, key=lambda prefix: ("ema" in prefix.lower(), -counts[prefix], prefix))
 
 
 def _modern(key: str) -> str:
-    """A key under the names of today's attention."""
+    """A key under today's names of attention."""
     return ".".join(_OLD_ATTENTION.get(part, part) for part in key.split("."))
 
 
@@ -100,6 +100,6 @@ def _modern_inverse(key: str) -> str:
 
 
 def some_names(names: list[str]) -> str:
-    """The first of them, and how many more there are."""
+    """The first of the names, and the number of the others."""
     more = f" and {len(names) - _NAMED_KEYS} more" if len(names) > _NAMED_KEYS else ""
     return ", ".join(names[:_NAMED_KEYS]) + more

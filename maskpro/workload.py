@@ -1,7 +1,7 @@
 """What a workload is: all that mask learning, the search and the records need of a kind of network and its data.
 
-A kind of network is a class made from `Workload`, and where it is judged by more than its held-out samples, one made from
-`Evaluation`; `maskpro.workloads` lists those that there are.
+A kind of network is a subclass of `Workload`. If it is judged by more than its held-out samples, it also has a subclass of
+`Evaluation`. `maskpro.workloads` lists the kinds.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Budgets:
     """Sizes of a workload's jobs; samples are calibration samples.
 
     Attributes:
-        max_samples: of a trial that runs to the end.
-        report_samples: between two reports of a trial.
+        max_samples: samples of a trial that runs to the end.
+        report_samples: samples between two reports of a trial.
         validation_samples: held-out samples that drive the search.
         selection_samples: held-out samples that decide between the best trials of a search.
         test_samples: held-out samples of the final evaluation.
@@ -53,7 +53,7 @@ class Budgets:
 
 
 class LoadedNetwork(NamedTuple):
-    """A dense or pruned network from a file, a sentence for each thing that was converted, and what runs it on a sample."""
+    """A dense or pruned network from a file, a sentence for each conversion, and a function that runs it on a sample."""
 
     model: nn.Module
     notes: tuple[str, ...]
@@ -65,8 +65,8 @@ class Workload(ABC):
     """A frozen dense network with its data.
 
     Attributes:
-        model_source, data_source: where they came from, for the records.
-        notes: what was converted, left out or guessed of the model when it was loaded, a sentence each.
+        model_source, data_source: origin of model and data, for the records.
+        notes: what was converted, left out or guessed when the model was loaded, a sentence each.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Workload(ABC):
     data_source: str
     notes: tuple[str, ...] = ()
 
-    # What the network learns from, and is held to.
+    # What the network learns from and is judged by.
 
     @abstractmethod
     def training_objective(self, *, seed: int, device: torch.device, shares: Sequence[float] | None = None) -> Objective:
@@ -86,15 +86,15 @@ class Workload(ABC):
     def held_out_objective(self, split: HeldOut, device: torch.device) -> Objective:
         """The samples of a fixed held-out set, by the seed of `HELD_OUT_SEEDS`, with their loss.
 
-        Validation drives a search, selection judges its best trials, test is for the final evaluation only: its data are
-        nobody else's.
+        Validation drives a search, selection judges its best trials, and test is for the final evaluation only. No other
+        set has test data.
         """
 
     def held_out_samples(self, split: HeldOut, device: torch.device, precision: Precision = "float32") -> HeldOutSamples:
         """A fixed held-out set, with the dense network's outputs.
 
-        Selection, with the validation data and other randomness, is larger: a search that takes the best of many
-        validation losses also takes the luckiest, which a loss that had no part in it can tell.
+        Selection is larger; it has the validation data and other randomness. A search takes the best of many validation
+        losses, which is also the luckiest one. A loss that took no part in the search shows that.
         """
         size: int = getattr(self.budgets, f"{split}_samples")
         return HeldOutSamples(self.held_out_objective(split, device), size, self.model.to(device), precision)
@@ -102,22 +102,22 @@ class Workload(ABC):
     def importance_shares(
         self, initial: nn.Module, device: torch.device, precision: Precision = "float32"
     ) -> tuple[float, ...]:
-        """How often each part of the samples is to be drawn in training that begins with the network `initial`."""
+        """How often training that begins with the network `initial` draws each part of the samples."""
         raise MaskproError(f"timesteps is importance with workload {self.name}, which has none; allowed: uniform")
 
     @property
     @abstractmethod
     def output_numbers(self) -> int:
-        """Numbers in the network's output on a sample, of which the search keeps a table."""
+        """Numbers in the network's output on a sample; the search keeps a table of outputs."""
 
     @abstractmethod
     def without_test(self) -> Self:
-        """The workload as trials get it: they can't see the test data."""
+        """The workload for trials: it lacks the test data."""
 
     # What the network is.
 
     def fingerprint(self) -> str:
-        """Of the weights: two networks with the same fingerprint are the same."""
+        """Fingerprint of the weights: networks with the same fingerprint are the same."""
         return model_hash(self.model)
 
     def run_once(self) -> object:
@@ -131,10 +131,10 @@ class Workload(ABC):
 
     @abstractmethod
     def load_network(self, source: str) -> LoadedNetwork:
-        """A network of this kind from a folder or the hub, such as one whose weights are masked already.
+        """A network of this kind from a folder or the hub; its weights may be masked already.
 
         Raises:
-            MaskproError: there is none.
+            MaskproError: there is no such network.
         """
 
     @abstractmethod
@@ -147,7 +147,7 @@ class Workload(ABC):
         """How networks are judged in the end, as the user asked for it.
 
         Raises:
-            MaskproError: an option that this kind of workload does not have, or a value that is not allowed.
+            MaskproError: this kind of workload lacks an option, or a value is not allowed.
         """
         for name, value in options.items():
             raise MaskproError(f"{name} is {value} with workload {self.name}; allowed: without {name}")
@@ -158,7 +158,7 @@ class Workload(ABC):
         """Run the dense network `model` on its first sample; seconds of the pass.
 
         Raises:
-            MaskproError: it can't be run, or gives what is not finite.
+            MaskproError: the network can't be run, or its output is not finite.
         """
         objective = self.training_objective(seed=TRIAL_SEED, device=device)
         batch = objective.batch(torch.arange(1))
@@ -175,7 +175,7 @@ class Workload(ABC):
             raise MaskproError(f"{what} of model {self.model_source} is not finite; allowed: a finite one (check --model)")
 
     def describe(self) -> dict[str, Any]:
-        """What a search records of it, as plain JSON."""
+        """What a search records of the workload, as plain JSON."""
         return {
             "name": self.name,
             "model": self.model_source,
@@ -186,7 +186,7 @@ class Workload(ABC):
         }
 
     def comparable(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """What must be equal in the records (`describe`) of two searches whose trials are compared, by its name."""
+        """What must be equal in two searches' records (`describe`) for their trials to be compared, by name."""
         return {"another model": record["model_hash"], "other data": record["data"]}
 
     def network_line(self) -> str:
@@ -194,12 +194,12 @@ class Workload(ABC):
         return type(self.model).__name__
 
     def understood(self) -> dict[str, str]:
-        """Name to what was understood of network and data, in the order in which it is read."""
+        """Name to what was understood of network and data, in reading order."""
         return {"data": self.data_source}
 
 
 def no_file(name: str, value: Any) -> bool:
-    """Of a kind of workload none of whose options names a file."""
+    """False: for a kind of workload without options that name files."""
     return False
 
 
@@ -208,12 +208,12 @@ class WorkloadKind:
     """How the workloads of a name are opened and judged.
 
     Attributes:
-        open: gives the workload; its arguments are model, data, the checked options of `opening`, a folder for what is
-            kept of large data, and who hears what was converted.
+        open: opens the workload. Its arguments are model, data, the checked options of `opening`, a cache folder for large
+            data, and a function that reports what was converted.
         load: reads a network of this kind from a folder or the hub (`source`, `ema`).
-        opening, judging: frozen dataclasses, whose fields are the options by which it is opened and judged.
-        is_file: whether an option of that name and value, a text, names a file.
-        packages: whose versions a search records.
+        opening, judging: frozen dataclasses whose fields are the options for opening and judging.
+        is_file: whether an option of that name and value (a text) names a file.
+        packages: packages whose versions a search records.
     """
 
     open: Callable[..., Workload]

@@ -1,4 +1,4 @@
-"""How the networks of a workload are judged in the end, and in which parts what that needs is made."""
+"""How the networks of a workload are judged in the end, and the parts in which the judging's data are made."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from maskpro.metrics import sparsity, with_recovery
 if TYPE_CHECKING:
     from maskpro.workload import Workload
 
-# Makes a part of what an evaluation needs of a network, such as the outputs of the indices in the range.
+# Makes one part of what an evaluation needs of a network, such as its outputs for a range of indices.
 Produce = Callable[[nn.Module, range], Tensor]
-# Makes all parts, in their order.
+# Makes all parts in order.
 PartMaker = Callable[[nn.Module, Produce, Sequence[range]], Iterator[Tensor]]
 
 
@@ -31,11 +31,11 @@ def make_parts(model: nn.Module, produce: Produce, parts: Sequence[range]) -> It
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """How the networks of a workload are judged: here by the test samples alone.
+    """How the networks of a workload are judged. This class judges by the test samples alone.
 
     Attributes:
-        shown: the figures that the terminal has room for.
-        candidate_figures: those that the record keeps of each of several candidates.
+        shown: the figures shown in the terminal.
+        candidate_figures: the figures that the record keeps of each of several candidates.
     """
 
     workload: Workload
@@ -44,18 +44,18 @@ class Evaluation:
 
     @property
     def picked_by(self) -> str | None:
-        """The figure whose lowest value picks one of several candidates; None: the error on the selection samples."""
+        """The figure whose lowest value picks one of several candidates; None: error on the selection samples."""
         return None
 
     def judged_by(self) -> dict[str, Any]:
-        """What judges beside the held-out samples, opened and tried, as plain JSON."""
+        """What judges networks beside the held-out samples, opened and tried, as plain JSON."""
         return {}
 
     def check(self, device: torch.device) -> None:
-        """Raise a MaskproError where the networks can't be judged so on a device."""
+        """Raise a MaskproError where the networks can't be judged on a device in this way."""
 
     def try_out(self, model: nn.Module, device: torch.device) -> Any:
-        """The first of what `evaluate` does with a network, done; raises a MaskproError where it can't be."""
+        """Do the first step of `evaluate` with a network; raise a MaskproError where it fails."""
         return self.protocol(device)
 
     def understood(self) -> dict[str, str]:
@@ -90,15 +90,15 @@ class Evaluation:
         is_picking: bool = False,
         say: Say = lambda text: None,
     ) -> dict[str, Any]:
-        """Judge networks, each under a name of its own, on the same data; pictures of them are written into `folder`.
+        """Judge the named networks on the same data; write pictures of them into `folder`.
 
         Fidelity is measured from the network named "initial", where there is one.
 
         Args:
-            cache: folder that keeps what an evaluation that is killed goes on from.
-            reference_cache: folder that keeps what is known of the data.
-            make: makes parts of what the figures need; here, or spread over several processes.
-            is_picking: the figures pick one of several candidates: other randomness than that of those that are reported.
+            cache: folder with finished parts, from which a killed evaluation resumes.
+            reference_cache: folder with what is known of the data.
+            make: makes the parts that the figures need, here or spread over several processes.
+            is_picking: the figures pick one of several candidates, with other randomness than reported figures.
 
         Returns: "protocol", "warnings" (sentences about what the figures can't tell), "models" with the figures of each,
             and "pictures", file name to caption.
@@ -136,5 +136,5 @@ class Evaluation:
         return {}
 
     def compare(self, report: Mapping[str, Any], learned: str) -> dict[str, Any]:
-        """A report of `evaluate` with what the network named `learned` comes to beside "initial" and "dense"."""
+        """A report of `evaluate` with the figures of the network named `learned` relative to "initial" and "dense"."""
         return with_recovery(report, learned)
