@@ -1,8 +1,7 @@
 """Makes the embedded assets: `python -m maskpro.embedded.build` (about ten minutes on two cores).
 
-Trains a small DDPM on the digits' training images (EMA weights are kept) and a digits classifier, and writes both
-into this folder. A program of its own, hence the one place that seeds torch's global generator (module initialisers
-take no other).
+Trains a small DDPM on the digits' training images (EMA weights are kept) and a digits classifier, and writes both into
+this folder. This is a program of its own, so it may seed torch's global generator: module initialisers take no other.
 """
 
 from __future__ import annotations

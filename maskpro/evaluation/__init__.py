@@ -1,1 +1,1 @@
-"""Sampling images, what judges them (features, distances, references), and the dense / initial / learned comparison."""
+"""Sampling of images, their judging (features, distances, references), and the dense / initial / learned comparison."""

@@ -1,4 +1,4 @@
-"""What an evaluation keeps on disk: the figures of each model and, until they are known, its images in chunks."""
+"""An evaluation's files on disk: the figures of each model and, until these are known, its images in chunks."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from maskpro.masked_model import model_hash
 class ModelCache:
     """One model's part of a cache folder, under the hashes of its weights and of the evaluation's protocol.
 
-    Files appear whole (`atomic_path`); one that is broken, or of something else, counts as missing.
+    Files appear whole (`atomic_path`). A broken file, or one of another model or protocol, counts as missing.
 
     Attributes:
-        grid: a picture of the first images; there whenever `figures` gives something.
+        grid: a picture of the first images; it exists whenever `figures` is not None.
     """
 
     def __init__(self, cache: Path, model: nn.Module, protocol: dict[str, Any]):
@@ -55,7 +55,7 @@ class ModelCache:
         write_json(self._folder / "figures.json", record)
 
     def errors(self) -> Tensor:
-        """Error of each test sample, `[size]`; there whenever `figures` gives something."""
+        """Error of each test sample, `[size]`; it exists whenever `figures` is not None."""
         errors: Tensor = load_file(self._errors)["errors"]
         return errors
 

@@ -30,13 +30,13 @@ from maskpro.workload_evaluation import PartMaker, make_parts
 if TYPE_CHECKING:
     from maskpro.workloads.diffusion import DiffusionWorkload
 
-# Of the generated images; far from seeds that users choose.
+# Seed of the generated images' noise, far from seeds that users choose.
 GENERATION_SEED = 2**32 + 3
 
 
 def with_distances(report: Mapping[str, Any], learned: str) -> dict[str, Any]:
-    """`with_recovery`, and what the Frechet and kernel distance of the network named `learned` are larger than the dense
-    network's, over the same disjoint sets of images.
+    """`with_recovery`, and the differences of Frechet and kernel distance between the network named `learned` and the dense
+    network, over the same disjoint sets of images.
 
     Raises:
         MaskproError: the report lacks that network, "initial" or "dense".
@@ -71,27 +71,27 @@ def evaluate_models(
     initials: Mapping[str, str] | None = None,
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
-    """Judge networks, each under a name of its own, on the same data and noise.
+    """Judge the named networks on the same data and noise.
 
     Writes `samples_<name>.png` (and with `save_images` `images/<name>/`) into `folder`.
 
     Args:
-        cache: folder that keeps each network's figures and, until they are known, its images; what an earlier call left
-            there is taken, and one that was killed is gone on with, to the same result. None: nothing is kept.
+        cache: folder that keeps each network's figures and, until these are known, its images. Figures and images that
+            an earlier call left are taken, so a killed call resumes with the same result. None: nothing is kept.
         compute_frechet: judge images by the workload's features: Frechet distance, kernel distance, precision and recall.
-        reference_statistics: .npz file with the statistics of other real images than the workload's (`read_reference`).
-        reference_cache: folder that keeps the features of real images, under the hash of what they were made from.
-        make: what makes the images; here, or spread over several processes.
+        reference_statistics: .npz file with the statistics of real images other than the workload's (`read_reference`).
+        reference_cache: folder that keeps the features of real images, under the hash of their source.
+        make: makes the images, here or spread over several processes.
         sampling_steps: default: the workload's budget for "ddim", all steps of the noise schedule for "ddpm".
-        generation_seed: of the images' noise, which all networks share.
-        initials: the name of the network with each one's initial mask, which its fidelity is measured from; default:
-            "initial", where there is one of that name.
-        sampling_precision, compile_sampling: `resolve_sampling_precision` says what "auto" and None are.
+        generation_seed: seed of the images' noise, which all networks share.
+        initials: network's name to the name of the network with its initial mask; fidelity is measured from the latter.
+            Default: "initial", where there is one of that name.
+        sampling_precision, compile_sampling: `resolve_sampling_precision` explains "auto" and None.
 
     Returns: "protocol", "warnings" (sentences about what the figures can't tell), and "models" with the figures of each.
 
     Raises:
-        MaskproError: a sampler, a precision or a reference that doesn't fit, or features that can't be had.
+        MaskproError: a sampler, precision or reference doesn't fit, or features can't be loaded.
     """
     sampling_steps = resolve_sampling(workload, sampler, sampling_steps, timestep_spacing)
     shape = tuple(workload.images.train.shape[1:])
@@ -150,9 +150,9 @@ def evaluate_models(
         reached = estimate_fidelity(errors[initial], errors[name])
         estimated = (None, None) if reached is None else reached
         figures[name] = dict(zip(("fidelity", "fidelity_error"), estimated, strict=True)) | figures[name]
-    # Of the search: it made the masks, and has no part in the figures of given ones.
+    # The search's budgets shaped the masks, but have no part in the figures of given masks.
     search = {"max_samples": workload.budgets.max_samples, "report_samples": workload.budgets.report_samples}
-    # The files that were passed over neither.
+    # Nor have the numbers of files read and passed over.
     read = {"images": workload.images.counts.describe(), "search_budgets": search}
     return {"protocol": {**record, **read}, "warnings": found, "models": figures}
 

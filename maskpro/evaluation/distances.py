@@ -1,8 +1,8 @@
 """How far apart two sets of images are in a feature space, with torch-fidelity's arithmetic.
 
 Frechet distance: Heusel et al. 2017. Kernel distance: Binkowski et al. 2018. Precision and recall: Kynkaanniemi
-et al. 2019. The first two are FID and KID with the Inception features of the standard protocol alone; with any other
-features they are not, and not called so.
+et al. 2019. The first two are FID and KID only with the Inception features of the standard protocol. With any other
+features they are not called so.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from torch import Tensor
 
 from maskpro.data import philox
 
-# Of each set, the images whose features are kept for kernel distance, precision and recall: 82 MB of 2,048 features.
+# Images of each set whose features are kept for kernel distance, precision and recall: 82 MB for 2,048 features.
 SAMPLE_SIZE = 10_000
-# Which ones; far from seeds that users choose.
+# Seed of their choice, far from seeds that users choose.
 SAMPLE_SEED = 2**32 + 5
 
-# Disjoint parts of the sample, whose kernel distances are independent of each other: their spread gives the error.
+# Disjoint parts of the sample. Their kernel distances are independent of each other, and their spread gives the error.
 _BLOCKS = 10
 _LARGEST_BLOCK = 1_000
-# Disjoint sets of images, whose distances tell how much chance there is in them.
+# Disjoint sets of images. The spread of their distances shows how much is chance.
 _SETS = 4
-# Of precision and recall, as in the paper.
+# Neighbours in precision and recall, as in the paper.
 NEIGHBOURS = 3
 _PART = 1_000
 
-# Fewer images than these tell little, whatever the features.
+# Fewer images tell little, whatever the features.
 _FEW_IMAGES = 100
 
 
 class FeatureStatistics:
-    """Mean and covariance of features that come in parts: no more of them is held than a part."""
+    """Mean and covariance of features that come in parts; only one part is held at a time."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -51,7 +51,7 @@ class FeatureStatistics:
         self._products += shifted.t() @ shifted
 
     def merge(self, other: FeatureStatistics) -> None:
-        """Take in what another one has taken in."""
+        """Take in all features of another object."""
         if other._shift is None:
             return
         if self._shift is None:
@@ -63,7 +63,7 @@ class FeatureStatistics:
         self._count += other._count
 
     def result(self) -> dict[str, Any]:
-        """As torch-fidelity keeps them: "mu" `[F]`, and "sigma" `[F, F]` over count - 1."""
+        """The statistics as torch-fidelity keeps them: "mu" `[F]`, and "sigma" `[F, F]` over count - 1."""
         assert self._shift is not None
         mean = self._sum / self._count
         covariance = (self._products - self._count * torch.outer(mean, mean)) / (self._count - 1)
@@ -71,7 +71,7 @@ class FeatureStatistics:
 
 
 class FeatureSample:
-    """A random sample of the features of a set of `total` images that come in parts; the same images for every set."""
+    """A random sample of the features of `total` images that come in parts; the same images for every set of that size."""
 
     def __init__(self, total: int) -> None:
         chosen = torch.from_numpy(philox(SAMPLE_SEED, 0).permutation(total)[:SAMPLE_SIZE])
@@ -81,7 +81,7 @@ class FeatureSample:
         self._kept: Tensor | None = None
 
     def add(self, features: Tensor) -> None:
-        """Take in the features `[count, F]` of the images that follow."""
+        """Take in the features `[count, F]` of the next images."""
         if self._kept is None:
             self._kept = torch.empty(self._size, features.shape[1])
         places = self._places[self._seen : self._seen + len(features)]
@@ -89,7 +89,7 @@ class FeatureSample:
         self._seen += len(features)
 
     def result(self) -> Tensor:
-        """Features `[size, F]`, float32, in random order: a part of them is a random sample too."""
+        """Features `[size, F]`, float32, in random order, so that any part of them is a random sample too."""
         assert self._kept is not None
         assert self._seen == len(self._places)
         return self._kept
@@ -99,8 +99,8 @@ class FeatureSet:
     """What is kept of the features of `total` images that come in parts.
 
     Attributes:
-        sets: statistics of up to four disjoint sets of the images, equally large but for one; of a set of two at least.
-        sample: for kernel distance, precision and recall.
+        sets: statistics of up to four disjoint sets of at least two images; all but one are equally large.
+        sample: sample for kernel distance, precision and recall.
         size: number of images.
     """
 
@@ -110,7 +110,7 @@ class FeatureSet:
         self.size, self._seen = total, 0
 
     def add(self, features: Tensor) -> None:
-        """Take in the features `[count, F]`, float64, of the images that follow."""
+        """Take in the features `[count, F]`, float64, of the next images."""
         self.sample.add(features)
         ends = [self.size * (number + 1) // len(self.sets) - self._seen for number in range(len(self.sets))]
         bounds = [min(max(end, 0), len(features)) for end in ends]
@@ -120,7 +120,7 @@ class FeatureSet:
         self._seen += len(features)
 
     def statistics(self, parts: int = 1) -> list[dict[str, Any]]:
-        """ "mu" and "sigma" of so many larger sets (a divisor of the number of sets), by default of all images."""
+        """ "mu" and "sigma" of `parts` larger sets (a divisor of the number of sets); by default of all images."""
         size = len(self.sets) // parts
         found = []
         for first in range(0, len(self.sets), size):
@@ -135,9 +135,9 @@ class FrechetDistances(NamedTuple):
     """Frechet distances of one set of images to the same reference.
 
     Attributes:
-        all: of all images.
-        by_set: of each of the disjoint sets; one network's can be paired with another's, made from the same noise.
-        extrapolated: to infinitely many images; None where the sets are too small or too few.
+        all: distance of all images.
+        by_set: distance of each disjoint set; networks can be paired by set, as their sets come from the same noise.
+        extrapolated: distance of infinitely many images; None where the sets are too small or too few.
     """
 
     all: float | None
@@ -146,10 +146,10 @@ class FrechetDistances(NamedTuple):
 
 
 def frechet_distances(features: FeatureSet, reference: dict[str, Any]) -> FrechetDistances:
-    """Frechet distance of all images, of the disjoint sets of them, and extrapolated to infinitely many images.
+    """Frechet distance of all images, of their disjoint sets, and extrapolated to infinitely many images.
 
-    The distance of N images is too large by an amount that goes with 1 / N (Chong and Forsyth 2020, equation 6): a straight
-    line in 1 / N through the means over the sets, over their halves and over all ends at N = infinity.
+    The distance of N images is too large by an amount proportional to 1 / N (Chong and Forsyth 2020, equation 6). So a
+    straight line in 1 / N is fitted to the means over sets of each size, and its value at 1 / N = 0 is taken.
     """
     whole = frechet_distance(features.statistics()[0], reference)
     count = len(features.sets)
@@ -173,7 +173,7 @@ def frechet_distance(first: dict[str, Any], second: dict[str, Any]) -> float:
 
 
 class KernelDistance(NamedTuple):
-    """A kernel distance and its standard error, None where there are too few images for it; and those of its parts."""
+    """A kernel distance, its standard error, and the distances of its parts; None where there are too few images."""
 
     value: float | None
     error: float | None
@@ -183,8 +183,8 @@ class KernelDistance(NamedTuple):
 def kernel_distance(generated: Tensor, real: Tensor) -> KernelDistance:
     """Unbiased squared MMD of two samples of features `[count, F]`, kernel (x.y / F + 1)^3 (Binkowski et al. 2018, 4.1).
 
-    The mean over up to ten disjoint parts of at most 1,000 images, so that the parts' spread gives the standard error of
-    the mean. The paper's parts overlap; their spread is no error of the mean. Both have the same expected value.
+    It is the mean over up to ten disjoint parts of at most 1,000 images. Their spread gives the standard error of the mean.
+    The paper's parts overlap, so their spread would not. Both have the same expected value.
     """
     from torch_fidelity.metric_kid import kernel_mmd
 
@@ -212,8 +212,8 @@ class PrecisionRecall(NamedTuple):
 def precision_recall(generated: Tensor, real: Tensor) -> PrecisionRecall:
     """Share of the generated images within the real ones' manifold, and the reverse (Kynkaanniemi et al. 2019, equation 2).
 
-    A manifold is the union of balls around a set's features `[count, F]` that reach to the third nearest neighbour. Both
-    figures depend on how many images there are: as many of both are taken.
+    A manifold is the union of balls around a set's features `[count, F]`; each reaches to the third nearest neighbour. Both
+    figures depend on the number of images, so equally many of both sets are taken.
     """
     from torch_fidelity.metric_prc import calculate_precision_recall_part
 
@@ -224,7 +224,7 @@ def precision_recall(generated: Tensor, real: Tensor) -> PrecisionRecall:
 
 
 def few_images_warnings(*, generated: int, real: int | None, width: int) -> list[str]:
-    """What so many images (real: None where unknown) can't tell in a space of `width` features, a sentence each."""
+    """Warnings about too few images (real: None where unknown) for `width` features, a sentence each."""
     found = []
     for what, count in (("generated", generated), ("real", real)):
         if count is None:

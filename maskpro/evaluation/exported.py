@@ -1,8 +1,8 @@
-"""Reading torch.export files without running what a stranger put into them.
+"""Reading torch.export files without running code that a stranger put into them.
 
-`torch.export.load` itself is not safe: it unpickles parts of a file, lets sympy evaluate strings of it, and resolves the
-names of a graph's functions in all of torch. A file is therefore read here first. Only plain tensors and a graph of
-torch's own operators are let through; a file with anything else is refused, though its author may have meant no harm.
+`torch.export.load` itself is not safe: it unpickles parts of a file, lets sympy evaluate its strings, and resolves the
+names of a graph's functions in all of torch. A file is therefore checked here first. Only plain tensors and a graph of
+torch's own operators are accepted. A file with anything else is refused, even if it is harmless.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from maskpro.errors import MaskproError
 
-# Below the archive's top folder.
+# Path below the archive's top folder.
 _MODEL = "models/model.json"
 _INPUTS = "data/sample_inputs/model.pt"
 _PAYLOADS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
@@ -34,7 +34,7 @@ _OPERATORS = re.compile(
     r"|_operator\.(add|sub|mul|floordiv|truediv|mod|neg|pow|eq|ne|lt|le|gt|ge|getitem|and_|or_|not_)"
     r"|math\.(ceil|floor|trunc|sqrt)"
 )
-# These read and write files.
+# Operators that read or write files.
 _FORBIDDEN_OPERATORS = re.compile(r"torch\.ops\.aten\.(from_file|save)\b.*")
 _SYMBOL = re.compile(r"Symbol\('[a-z]+\d+'(, (positive|nonnegative|integer|real)=True)*\)")
 _FUNCTIONS = {"Mod", "PythonMod", "FloorDiv", "CleanDiv", "CeilDiv", "Max", "Min", "Integer", "IntTrueDiv"}
@@ -55,7 +55,7 @@ def load_exported_program(path: Path, content: bytes, device: torch.device) -> C
     """
     try:
         problem = _problem(zipfile.ZipFile(io.BytesIO(content)))
-    except Exception as error:  # what is broken can break in any way
+    except Exception as error:  # a broken file can raise any error
         raise MaskproError(f"features {path} is a torch.export file that can't be read ({type(error).__name__})") from error
     if problem:
         raise MaskproError(
@@ -66,14 +66,14 @@ def load_exported_program(path: Path, content: bytes, device: torch.device) -> C
         from torch.export.passes import move_to_device_pass
 
         program = move_to_device_pass(torch.export.load(io.BytesIO(content)), device)
-        # Guards are text that would be run.
+        # Guards are text that would be executed.
         return program.module(check_guards=False)
-    except Exception as error:  # likewise
+    except Exception as error:  # any error, as above
         raise MaskproError(f"features {path} can't be loaded by torch.export ({type(error).__name__})") from error
 
 
 def _problem(archive: zipfile.ZipFile) -> str:
-    """What in a file is more than tensors and torch's own operators; "": nothing."""
+    """The first thing in a file beyond tensors and torch's own operators; "": nothing."""
     names = archive.namelist()
     # torch finds the parts of an archive without regard to case.
     twice = [name for name, count in Counter(map(str.lower, names)).items() if count > 1]
@@ -89,13 +89,13 @@ def _problem(archive: zipfile.ZipFile) -> str:
     try:
         if inputs:  # torch would fall back to a full unpickler
             torch.load(io.BytesIO(inputs), weights_only=True)
-    except Exception:  # what the safe unpickler refuses has no common error class, and all of it is refused here
+    except Exception:  # the safe unpickler's refusals have no common error class
         return "pickled sample inputs"
     return next(_problems(json.loads(archive.read(f"{top}/{_MODEL}"))), "")
 
 
 def _problems(value: Any) -> Iterator[str]:
-    """What is not allowed in a part of a graph's JSON, and in all parts below it."""
+    """Everything that is not allowed in a part of a graph's JSON, or in a part below it."""
     if isinstance(value, list):
         for part in value:
             yield from _problems(part)
@@ -119,7 +119,7 @@ def _is_operator(target: Any) -> bool:
 
 
 def _is_expression(text: Any) -> bool:
-    """Whether it is arithmetic of sizes: sympy evaluates such text as Python."""
+    """Whether a text is arithmetic of sizes only; sympy evaluates such text as Python."""
     if not isinstance(text, str):
         return False
     rest = _SYMBOL.sub("1", text)

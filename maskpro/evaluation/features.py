@@ -1,7 +1,7 @@
-"""What turns images into features, by which sets of images are compared: a named network, or a program from a file.
+"""Feature extractors for comparing sets of images: a named network, or a program from a file.
 
-The contract of a program: `forward(images)` takes uint8 `[B, C, H, W]` in 0 to 255, of any B, and returns floating-point
-features `[B, F]`. It scales and resizes the images itself. An image's features don't depend on the others of its batch.
+The contract of a program: `forward(images)` takes uint8 `[B, C, H, W]` in 0 to 255, for any B, and returns floating-point
+features `[B, F]`. It scales and resizes the images itself. An image's features don't depend on the others in its batch.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from maskpro.masked_model import model_hash
 
 DIGITS_FEATURES = "digits-classifier"
 INCEPTION_FEATURES = "inception-v3"
-# torch-fidelity's name of the same network.
+# torch-fidelity's name for the same network.
 _INCEPTION_ALIAS = "inception-v3-compat"
 
-# How far the features of an image may move with the batch that it is in, of the largest feature: rounding alone.
+# Largest change of an image's features between batches, as a share of the largest feature: room for rounding alone.
 _BATCH_TOLERANCE = 1e-2
 
 
@@ -37,8 +37,8 @@ class FeatureExtractor:
     """Maps uint8 images `[B, C, H, W]` to features `[B, F]`.
 
     Attributes:
-        weights_hash: sha256 of its weights, or of its file.
-        resizing: how it resizes images, in words, for the records.
+        weights_hash: sha256 of the weights or of the file.
+        resizing: how images are resized, in words, for the records.
         width: F, where it is known.
     """
 
@@ -54,7 +54,7 @@ class FeatureExtractor:
         """Features `[count, F]`, float64 on the CPU.
 
         Raises:
-            MaskproError: what was computed is no finite `[count, F]`.
+            MaskproError: the result is no finite `[count, F]`.
         """
         return torch.cat([self._part(part) for part in images.split(self.batch_size)])
 
@@ -78,7 +78,7 @@ class FeatureExtractor:
 
 
 def feature_names() -> list[str]:
-    """The names that `open_features` knows: its own, and what torch-fidelity has registered."""
+    """The names that `open_features` knows: its own, and those that torch-fidelity has registered."""
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
     return [DIGITS_FEATURES, INCEPTION_FEATURES, *FEATURE_EXTRACTORS_REGISTRY]
@@ -87,13 +87,13 @@ def feature_names() -> list[str]:
 def open_features(
     features: str, *, device: torch.device, shape: tuple[int, ...], inception_weights: Path | None = None
 ) -> FeatureExtractor:
-    """The extractor of that name, or of a TorchScript or torch.export file, tried on images of that shape.
+    """The extractor of that name, or from a TorchScript or torch.export file, tried on images of that shape.
 
     Args:
-        shape: of an image, (C, H, W).
+        shape: (C, H, W) of an image.
 
     Raises:
-        MaskproError: it is neither a name nor such a file, its weights can't be had, or it breaks the contract.
+        MaskproError: it is neither a name nor such a file, its weights can't be loaded, or it breaks the contract.
     """
     if features == DIGITS_FEATURES:
         return _digits_classifier(device, shape)
@@ -138,7 +138,7 @@ def _inception(device: torch.device, weights: Path | None) -> FeatureExtractor:
     if not weights.is_file():
         raise MaskproError(f"no file {weights}; allowed for --inception-weights: torch-fidelity's Inception weights")
     try:
-        # torch-fidelity itself reads the file with a full unpickler: let through only what the safe one accepts.
+        # torch-fidelity reads the file with a full unpickler, so only a file that the safe one accepts is let through.
         torch.load(weights, map_location="meta", weights_only=True)
         network: nn.Module = FeatureExtractorInceptionV3(
             _INCEPTION_ALIAS, ["2048"], feature_extractor_weights_path=str(weights)
@@ -157,7 +157,7 @@ def _inception(device: torch.device, weights: Path | None) -> FeatureExtractor:
 
 
 def _registered(name: str, device: torch.device) -> FeatureExtractor:
-    """An extractor of torch-fidelity's registry, with the layer that it takes for the Frechet distance."""
+    """An extractor from torch-fidelity's registry, with the layer that torch-fidelity takes for the Frechet distance."""
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
     extractor_class = FEATURE_EXTRACTORS_REGISTRY[name]
@@ -202,7 +202,7 @@ def _of_file(path: Path, device: torch.device, shape: tuple[int, ...]) -> Featur
     except MaskproError as error:
         if shape[0] != 1:
             raise
-        # A program for colour images is shown grey ones as RGB, as the named networks are.
+        # A program for colour images gets grey ones as RGB, as the named networks do.
         colour = replace(
             extractor,
             resizing="grey images as RGB; by the program itself",
@@ -215,9 +215,9 @@ def _of_file(path: Path, device: torch.device, shape: tuple[int, ...]) -> Featur
 
 
 def _load_program(path: Path, content: bytes, device: torch.device) -> tuple[str, Callable[[Tensor], Any]]:
-    """The kind of the program, told by what is inside the file, and the program itself.
+    """The kind of the program, recognised by the file's content, and the program itself.
 
-    Neither way of loading it runs Python code or a pickle of the file.
+    Neither way of loading runs Python code or a pickle from the file.
     """
     try:
         names = zipfile.ZipFile(path).namelist()
@@ -241,7 +241,7 @@ def _load_program(path: Path, content: bytes, device: torch.device) -> tuple[str
 
 
 def _tried(extractor: FeatureExtractor, shape: tuple[int, ...]) -> FeatureExtractor:
-    """The extractor with its width, after it kept the contract on batches of two and three random images."""
+    """The extractor with its width, once it has kept the contract on batches of two and three random images."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (3, *shape), dtype=torch.uint8, generator=generator)
     try:

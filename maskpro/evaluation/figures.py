@@ -1,4 +1,4 @@
-"""The figures of one network after the other, from the cache or made and kept there."""
+"""The figures of networks, one after the other: taken from the cache, or made and kept there."""
 
 from __future__ import annotations
 
@@ -32,18 +32,17 @@ from maskpro.workload_evaluation import PartMaker
 if TYPE_CHECKING:
     from maskpro.workloads.diffusion import DiffusionWorkload
 
-# Images sampled together, and kept together; fixed, so that neither an interruption nor the number of processes that make
-# them leaves a trace in the images.
+# Images sampled and kept together. It is fixed, so that neither interruptions nor the number of processes change an image.
 SAMPLING_BATCH = 256
 _CHUNK = SAMPLING_BATCH
-# Parts of the noise schedule whose losses are told apart.
+# Parts of the noise schedule with a loss each.
 _TENTHS = 10
-# Of the picture of a network's first images.
+# Number of images in the picture of a network's first ones.
 _GRID_IMAGES = 64
 
 
 class Judge:
-    """What all networks are judged by; each part of it is made when the first network needs it."""
+    """What all networks are judged by; each part is made when the first network needs it."""
 
     def __init__(
         self,
@@ -69,7 +68,7 @@ class Judge:
         self._say = say
 
     def figures(self, name: str, model: nn.Module, cache: ModelCache, images_folder: Path | None) -> dict[str, Any]:
-        """The figures of a network, from the cache or made and kept there; images go to `images_folder` if there is one."""
+        """A network's figures, from the cache or made and kept there; images go to `images_folder` if there is one."""
         started = time.monotonic()
         figures, origin = cache.figures(), "from the cache"
         if figures is None or images_folder is not None:
@@ -145,7 +144,7 @@ class Judge:
         return [part.mean().item() if len(part) else None for part in tenths]
 
     def _images(self, name: str, model: nn.Module, cache: ModelCache) -> Iterator[tuple[range, Tensor]]:
-        """The generated images, in chunks: those that were kept are taken, the others made and kept."""
+        """The generated images in chunks: kept chunks are taken, the others are made and kept."""
         total = self._workload.budgets.num_generated
         chunks = [range(start, min(start + _CHUNK, total)) for start in range(0, total, _CHUNK)]
         missing = [chunk for chunk in chunks if cache.images(chunk, self._plan.shape) is None]
@@ -180,7 +179,7 @@ class Judge:
 
 
 def _sampling_progress(name: str, taken: int, total: int, say: Say) -> Callable[[int], None]:
-    """A function that counts images as they are made, and says how far it is every ten seconds."""
+    """A function that counts images as they are made and reports the progress every ten seconds."""
     started = last = time.monotonic()
     made = 0
 

@@ -30,7 +30,7 @@ def protocol(
     plan: SamplingPlan,
     reference_statistics: Path | None = None,
 ) -> dict[str, Any]:
-    """All that a figure depends on besides the network's weights, as plain JSON: figures are kept under its hash."""
+    """All that a figure depends on besides the network's weights, as plain JSON; figures are kept under its hash."""
     images, budgets = workload.images, workload.budgets
     splits = {"train": images.train, "validation": images.validation, "test": images.test}
     schedule = json.loads(workload.scheduler.to_json_string())
@@ -66,7 +66,7 @@ def protocol(
 def _reference_protocol(
     workload: DiffusionWorkload, extractor: FeatureExtractor | None, reference_statistics: Path | None
 ) -> dict[str, Any]:
-    """What generated images are compared with, and how; None where they are not."""
+    """What generated images are compared with, and how; values are None where they are not compared."""
     given = None if extractor is None else reference_statistics
     real = None if extractor is None or given else len(workload.images.train) + len(workload.images.validation)
     sampled = real and min(SAMPLE_SIZE, real, workload.budgets.num_generated)

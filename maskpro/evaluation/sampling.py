@@ -1,5 +1,5 @@
-"""Image sampling with DDIM and DDPM. An image depends on (seed, index) alone: all its noise comes from one stream of its
-own, and the batch it is made in changes its values by no more than float rounding."""
+"""Image sampling with DDIM and DDPM. An image depends on (seed, index) alone: all its noise comes from a stream of its own,
+and the batch changes its values only by float rounding."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from maskpro.precision import autocast, parse_precision
 
 Sampler = Literal["ddim", "ddpm"]
 
-# DDIM's own schedule is not shifted; a shift leads ancestral sampling past the end of the noise schedule.
+# Shift of the timesteps: DDIM's own schedule has none, and a shift leads ancestral sampling past the schedule's end.
 STEPS_OFFSET = 0
-# Of DDIM: no noise is added after the start.
+# DDIM's eta: no noise is added after the start.
 ETA = 0.0
 
-# What DDPM can sample from a network that predicts no variance; diffusers' other fixed one gives NaN.
+# Variances for a network that predicts none; diffusers' other fixed one gives NaN.
 _VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large")
 
 
@@ -42,12 +42,12 @@ def _ddim_step(scheduler: Any, prediction: Tensor, timestep: Tensor, sample: Ten
 
 
 def _ddpm_step(scheduler: Any, prediction: Tensor, timestep: Tensor, sample: Tensor, noise: Callable[[], Tensor]) -> Tensor:
-    """One ancestral step (Ho et al. 2020, algorithm 2): `DDPMScheduler.step`, with noise that is handed in."""
-    # Drawn first: on a GPU the network is still at work while the CPU draws.
+    """One ancestral step (Ho et al. 2020, algorithm 2): `DDPMScheduler.step`, with the noise as an argument."""
+    # The noise is drawn first: the CPU draws while a GPU still runs the network.
     drawn = noise() if timestep > 0 else 0.0
     mean: Tensor = scheduler.batch_step_no_noise(prediction, timestep, sample)
     variance = scheduler._get_variance(timestep)
-    # diffusers' name is misleading: for fixed_small_log it returns the standard deviation.
+    # diffusers returns the standard deviation for fixed_small_log, despite the name.
     deviation: Tensor = variance if scheduler.variance_type == "fixed_small_log" else variance**0.5
     return mean + deviation * drawn
 
@@ -67,7 +67,7 @@ def parse_sampler(text: str) -> Sampler:
 
 
 def check_sampling(scheduler: DDPMScheduler, sampler: Sampler, steps: int, spacing: TimestepSpacing | None = None) -> None:
-    """Raise a MaskproError where a noise schedule can't be sampled so."""
+    """Raise a MaskproError where a noise schedule can't be sampled in this way."""
     parse_sampler(sampler)
     largest, variance_type = scheduler.config["num_train_timesteps"], scheduler.config["variance_type"]
     if not 1 <= steps <= largest:
@@ -82,19 +82,19 @@ def check_sampling(scheduler: DDPMScheduler, sampler: Sampler, steps: int, spaci
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingPlan:
-    """How images are sampled from a network: the same image for an index wherever, and beside whichever others, it is made.
+    """How images are sampled from a network. An index gives the same image in any place and any batch.
 
     Attributes:
-        scheduler: the model's noise schedule; clipping and variance are as its config says.
-        shape: of an image.
+        scheduler: the model's noise schedule; its config sets clipping and variance.
+        shape: shape of an image.
         sampler: "ddim", deterministic (eta 0), or "ddpm", ancestral.
-        spacing: of the steps' timesteps; None: as their number asks for (`resolve_spacing`).
+        spacing: spacing of the timesteps; None: chosen by the number of steps (`resolve_spacing`).
         batch_size: images made together; halved where memory runs out.
-        precision: of the network's passes; bfloat16 is torch's autocast, and makes other images than float32.
-        compile: let torch compile the network first (a minute or so); changes images by float rounding.
+        precision: precision of the network's passes. bfloat16 is torch's autocast, and makes other images than float32.
+        compile: let torch compile the network first, in about a minute; changes images by float rounding.
 
     Raises:
-        MaskproError: the noise schedule can't be sampled so.
+        MaskproError: the noise schedule can't be sampled in this way.
     """
 
     scheduler: DDPMScheduler
@@ -113,7 +113,7 @@ class SamplingPlan:
 
     @property
     def timesteps(self) -> list[int]:
-        """What the network is asked for, one pass each, the noisiest first."""
+        """The timesteps of the network's passes, the noisiest first."""
         return sampling_timesteps(self.scheduler.config["num_train_timesteps"], self.steps, self.spacing)
 
     @torch.no_grad()
@@ -137,14 +137,14 @@ class SamplingPlan:
 
     @torch.no_grad()
     def first_step(self, model: nn.Module) -> Tensor:
-        """The first image after the first step, `[1, *shape]`: what shows whether a network can be sampled from at all."""
+        """The first image after the first step, `[1, *shape]`: a quick test that the network can be sampled from."""
         with ThreadPoolExecutor(1) as ahead:
             return self._sampled(model, range(1), next(model.parameters()).device, ahead, stop=1)
 
     def _batch(
         self, network: Callable[..., Any], indices: range, device: torch.device, ahead: ThreadPoolExecutor
     ) -> Tensor:
-        # A network that predicts the image makes the last sample itself, in its own layout of memory.
+        # The last sample of a network that predicts the image is its output, in the network's memory layout.
         return to_uint8(self._sampled(network, indices, device, ahead)).cpu().contiguous()
 
     def _sampled(
@@ -163,14 +163,14 @@ class SamplingPlan:
         following = ahead.submit(_draw, streams, self.shape) if self.sampler == "ddpm" else None
 
         def noise() -> Tensor:
-            # Drawn on the CPU while the network is at work.
+            # The CPU draws while the network runs.
             nonlocal following
             assert following is not None
             drawn = following.result()
             following = ahead.submit(_draw, streams, self.shape)
             return move(drawn, device)
 
-        # The network's on its device at once, the scheduler's on the CPU: moving each would wait for the step before it.
+        # The network's timesteps move at once: single moves would wait for the steps. The scheduler's stay on the CPU.
         for place, timestep in zip(sampling.timesteps[:stop], torch.tensor(timesteps[:stop], device=device), strict=True):
             with autocast(device, self.precision):
                 prediction = network(sample, timestep, return_dict=False)[0]
@@ -179,8 +179,8 @@ class SamplingPlan:
 
 
 def schedule_values(scheduler: DDPMScheduler) -> dict[str, Any]:
-    """A noise schedule's config with its betas as values: other classes don't know all names of DDPM's schedules."""
-    # Without diffusers' own entries: one of them has other classes take their own defaults instead.
+    """A noise schedule's config with its betas as values, as other classes don't know all names of DDPM's schedules."""
+    # diffusers' own entries are left out: one of them makes other classes take their own defaults instead.
     values = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
     return values | {"trained_betas": scheduler.betas.tolist(), "rescale_betas_zero_snr": False}
 
@@ -188,8 +188,8 @@ def schedule_values(scheduler: DDPMScheduler) -> dict[str, Any]:
 def _respaced(scheduler_class: Any, scheduler: DDPMScheduler, timesteps: Sequence[int]) -> Any:
     """A sampler's schedule that holds these timesteps alone and steps from each to the next one.
 
-    diffusers' DDIM goes back by a fixed stride, whatever timesteps come next, which is right for equal strides only. Here
-    the schedule itself is cut down (as in Nichol and Dhariwal 2021, section 4), so that the stride is 1 for any spacing.
+    diffusers' DDIM steps by a fixed stride, whatever the next timestep is. That is right for equal strides only. Here the
+    schedule itself is cut down (Nichol and Dhariwal 2021, section 4), so the stride is 1 for any spacing.
     """
     respaced = scheduler_class.from_config(
         schedule_values(scheduler), timestep_spacing="leading", steps_offset=STEPS_OFFSET
@@ -201,7 +201,7 @@ def _respaced(scheduler_class: Any, scheduler: DDPMScheduler, timesteps: Sequenc
 
 
 def sampling_protocol(plan: SamplingPlan) -> dict[str, Any]:
-    """What an image depends on besides model, noise schedule and noise, for the records."""
+    """All that an image depends on besides model, noise schedule and noise, for the records."""
     return {
         "sampler": plan.sampler,
         "sampling_steps": plan.steps,
@@ -224,7 +224,7 @@ def _draw(streams: Sequence[np.random.Generator], shape: tuple[int, ...]) -> Ten
 
 
 def save_grid(images: Tensor, path: Path, *, count: int = 64, smallest_side: int = 32) -> None:
-    """Write the first `count` images (uint8 `[B, C, H, W]`) as one PNG grid; small images are enlarged, unsmoothed."""
+    """Write the first `count` images (uint8 `[B, C, H, W]`) as one PNG grid; small ones are enlarged, unsmoothed."""
     from torchvision.transforms.v2.functional import to_pil_image
     from torchvision.utils import make_grid
 

@@ -1,7 +1,7 @@
-"""Which timesteps of a noise schedule a sampler visits.
+"""The timesteps of a noise schedule that a sampler visits.
 
-Sampling begins with pure noise, so the first timestep must lie where the network has seen little else. A sampler that
-begins in the middle of the schedule makes wrong images and no error.
+Sampling begins with pure noise, so the first timestep must lie where training images were almost pure noise. A sampler that
+begins in the middle of the schedule makes wrong images without an error.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from maskpro.errors import MaskproError
 
 TimestepSpacing = Literal["leading", "trailing", "linspace", "quad"]
 
-# The first timestep's place in the schedule, at least: where DDIM's quadratic schedule begins.
+# Earliest place of the first timestep, as a share of the schedule: DDIM's quadratic schedule begins there.
 _FIRST_PLACE = 0.8
 
 
 def parse_spacing(text: str | None) -> TimestepSpacing | None:
-    """The timestep spacing of that name; None: as the number of steps asks for."""
+    """The timestep spacing of that name; None: chosen by the number of steps."""
     for spacing in get_args(TimestepSpacing):
         if text == spacing:
             return spacing  # type: ignore[no-any-return]
@@ -30,7 +30,7 @@ def parse_spacing(text: str | None) -> TimestepSpacing | None:
 
 
 def resolve_spacing(every: int, steps: int, spacing: TimestepSpacing | None) -> TimestepSpacing:
-    """The given spacing; None: "leading", DDIM's uniform schedule, where it reaches the schedule's end, else "trailing"."""
+    """The given spacing; for None "leading" (DDIM's uniform one) if it reaches the schedule's end, else "trailing"."""
     if spacing is not None:
         return spacing
     return "leading" if every % steps == 0 and _reaches_end(_leading(every, steps), every) else "trailing"
@@ -39,10 +39,10 @@ def resolve_spacing(every: int, steps: int, spacing: TimestepSpacing | None) -> 
 def sampling_timesteps(every: int, steps: int, spacing: TimestepSpacing | None = None) -> list[int]:
     """The timesteps of a schedule of `every` that `steps` steps visit, the noisiest first.
 
-    "leading", "trailing" and "linspace" are those of Lin et al. 2023 (arXiv 2305.08891, table 2), as in diffusers, but for
-    rounding errors of its "trailing", which for some numbers of steps adds a timestep of -1. "quad" is the quadratic
-    schedule of Song et al. 2021 (DDIM, appendix D.3) as its authors' code has it, which begins at 0.8 of the schedule. It
-    names some of the earliest timesteps several times; a repeated step changes nothing, so each is visited once.
+    "leading", "trailing" and "linspace" are those of Lin et al. 2023 (arXiv 2305.08891, table 2), as in diffusers, but
+    without the rounding error by which its "trailing" adds a timestep of -1 for some numbers of steps. "quad" is the
+    quadratic schedule of Song et al. 2021 (DDIM, appendix D.3) as in its authors' code; it begins at 0.8 of the schedule.
+    It names some of the earliest timesteps several times. A repeated step changes nothing, so each is visited once.
 
     Raises:
         MaskproError: the steps can't be spaced so: the first timestep would lie too far from the schedule's end.

@@ -1,4 +1,4 @@
-"""The readers of images: scikit-learn's digits, CIFAR-10, a folder."""
+"""Readers of images: scikit-learn's digits, CIFAR-10, a folder."""
 
 from maskpro.images.cifar10 import CIFAR10_FOLDER, cifar10_images, labelled_cifar10
 from maskpro.images.folder import IMAGE_CACHE, IN_MEMORY_BYTES, folder_images, read_files

@@ -1,4 +1,4 @@
-"""CIFAR-10 as torchvision keeps it."""
+"""CIFAR-10 as torchvision stores it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def cifar10_images(root: Path, *, download: bool, validation: int = 5000) -> Ima
     """CIFAR-10 through torchvision, kept in `root`; validation images are split off the 50,000 training images.
 
     Raises:
-        DataNotFoundError: the data set is not in `root`, not whole, or can't be downloaded.
+        DataNotFoundError: the data set is not in `root`, is not whole, or can't be downloaded.
     """
     (train, _), (test, _) = labelled_cifar10(root, download=download)
     train, held_out = split_images(train, validation=validation, seed=0)
@@ -25,7 +25,7 @@ def cifar10_images(root: Path, *, download: bool, validation: int = 5000) -> Ima
 
 
 def labelled_cifar10(root: Path, *, download: bool) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Images uint8 `[count, 3, 32, 32]` and classes `[count]` of training and test, through torchvision.
+    """Images uint8 `[count, 3, 32, 32]` and classes `[count]` for training and test, through torchvision.
 
     Raises:
         DataNotFoundError: as for `cifar10_images`.
@@ -52,7 +52,7 @@ def labelled_cifar10(root: Path, *, download: bool) -> tuple[tuple[Tensor, Tenso
 
 
 def _problems(root: Path) -> list[str]:
-    """Files that are missing, or not those that were published; they are pickles, and others are never opened."""
+    """Files that are missing or differ from the published ones. They are pickles, so changed ones are never opened."""
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import check_md5
 

@@ -1,4 +1,4 @@
-"""Colours of 16 bits a channel, of which Pillow gives the upper 8: all 16, where they can be had."""
+"""Colours of 16 bits a channel. Pillow gives the upper 8 bits; this module reads all 16 where it can."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from PIL import Image
 
 LARGEST = 65535
 
-# Of TIFF.
+# TIFF's tag of the bits a channel.
 _BITS_TAG = 258
 _PLANES_TAG = 284
-# Pillow's raw modes of 16 bits that it knows in either order of bytes.
+# Pillow's raw modes of 16 bits that exist in both byte orders.
 _BOTH_ORDERS = [f"{mode};16{order}" for mode in ("RGB", "RGBA") for order in "BLN"]
 _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 
@@ -26,7 +26,7 @@ def tiff_bits(opened: Image.Image) -> int | None:
 
 
 def deep_tiles(opened: Image.Image) -> list[Any]:
-    """Where Pillow will take the upper 8 bits of colours from; to be asked before it loads them. [] for other images."""
+    """The tiles whose upper 8 bits Pillow will read; must be called before it loads them. [] for other images."""
     if opened.mode.startswith(("I", "F")):
         return []
     tiles = list(getattr(opened, "tile", ()))
@@ -35,14 +35,14 @@ def deep_tiles(opened: Image.Image) -> list[Any]:
 
 
 def deep_values(opened: Image.Image, path: Path, tiles: list[Any]) -> np.ndarray | None:
-    """All 16 bits of such colours in `tiles`, uint16 `[height, width, channels]`.
+    """All 16 bits of the colours in `tiles`, uint16 `[height, width, channels]`; None where they can't be read.
 
-    Pillow reads them in two passes: with the bytes of each value taken in the other order, the lower ones are the upper
-    ones. It can't for grey with transparency, and for planes under compression: None, and its upper 8 bits are less than
-    one level below the exact value.
+    Pillow reads them in two passes. In the second one the byte order is swapped, so the lower byte is read as the upper
+    one. This fails for grey with transparency and for compressed planes. There Pillow's upper 8 bits are less than one
+    level below the exact value.
 
     Raises:
-        ValueError: the colours lie in planes of their own without compression, which Pillow reads as if they had 8 bits.
+        ValueError: the colours lie in uncompressed separate planes, which Pillow reads as if they had 8 bits.
     """
     if not _all_of_16_bits(tiles):
         raise ValueError("16-bit colours in separate planes, which Pillow reads wrongly; save it with interleaved channels")
@@ -68,7 +68,7 @@ def _raw_mode(tile: Any) -> str:
 
 
 def _swapped(args: Any) -> Any:
-    """A decoder's arguments with the other order of bytes."""
+    """A decoder's arguments with the other byte order."""
     if isinstance(args, str):
         return args[:-1] + _OTHER_ORDER[args[-1]]
     return (_swapped(args[0]), *args[1:])

@@ -29,10 +29,10 @@ from maskpro.machine.process import is_terminal
 
 Say = Callable[[str], None]
 
-# Beside the results: sets of images that don't fit into memory, for all experiments there.
+# Folder beside the results, for sets of images that don't fit into memory; all experiments there share it.
 IMAGE_CACHE = ".images"
 
-# Counted up where the same files are read as other pixels, so that stored images are made again.
+# Version to count up when the same files give other pixels, so that stored images are made again.
 _PIXELS_VERSION = 2
 # A larger set is read into a file that is mapped into memory.
 IN_MEMORY_BYTES = 2**30
@@ -40,7 +40,7 @@ _LARGEST_THREADS = 16
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _FEWEST_IN_ONE_FOLDER = 10
 _FEWEST_IN_A_SPLIT = 2
-# Of unreadable files, how many a message names.
+# Number of unreadable files that a message names.
 _NAMED = 100
 _SECONDS_BETWEEN_LINES = 10
 
@@ -55,16 +55,16 @@ def folder_images(
     in_memory_bytes: int = IN_MEMORY_BYTES,
     say: Say | None = None,
 ) -> ImageSplits:
-    """Images below `root` at the model's size: all pictures that Pillow reads, but hidden and system files.
+    """Images below `root` at the model's size: all pictures that Pillow reads, without hidden and system files.
 
-    With `train/` inside (each split a folder per class, or flat), `val/` and `test/` are the other splits; a tenth of the
-    training images is split off for one that is missing, a fifth for both. Without `train/`, a fifth of all images is held
-    out, half for validation and half for the test.
+    With `train/` inside, `val/` and `test/` are the other splits; each split is flat or a folder per class. A tenth of the
+    training images is split off for each split that is missing. Without `train/`, a fifth of all images is held out, half
+    for validation and half for the test.
 
     Args:
-        reading: filter, crop, and what is done with files that can't be read.
-        cache: folder for a set that is larger than `in_memory_bytes`, and for later calls; default: a temporary file.
-        say: hears how far the reading is, and the counts; None: nobody.
+        reading: filter, crop, and treatment of unreadable files.
+        cache: folder for a set larger than `in_memory_bytes`, kept for later calls; default: a temporary file.
+        say: receives the progress and the counts; None: nobody does.
 
     Raises:
         DataNotFoundError: `root` is not a folder, holds too few images, or files that can't be read.
@@ -91,7 +91,7 @@ def folder_images(
             unreadable |= error.reasons
             if not reading.skip_unreadable:
                 raise DataNotFoundError(_refusal(root, unreadable, shape[0])) from error
-            # The split is of the images that there are: the readable ones are read again in their places.
+            # Only readable images are split, so they are read again at their new places.
             listed = {split: [path for path in paths if path not in unreadable] for split, paths in listed.items()}
             skipped["unreadable files"] = len(unreadable)
     ends = np.cumsum([0, *(len(files[split]) for split in _SPLITS)])
@@ -106,7 +106,7 @@ def folder_images(
 def read_files(
     root: Path, paths: Sequence[Path], *, resolution: int, channels: int, reading: ImageReading, say: Say | None = None
 ) -> np.ndarray:
-    """Files below `root` at the model's size, uint8 `[len(paths), channels, resolution, resolution]`, in their order.
+    """Files below `root` at the model's size, uint8 `[len(paths), channels, resolution, resolution]`, in that order.
 
     Raises:
         DataNotFoundError: some can't be read; all of them are named.
@@ -130,17 +130,17 @@ def _refusal(root: Path, reasons: Mapping[Path, str], count: int) -> str:
     more = f" and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else ""
     return (
         f"{len(reasons)} of {count} files in {root} can't be read as images: {', '.join(shown)}{more}; "
-        "remove them, or go on without them with --skip-unreadable"
+        "remove them, or skip them with --skip-unreadable"
     )
 
 
 def _in_one_line(path: Path) -> str:
-    """A path for a message, whatever characters its name has."""
+    """A path for a message in one line, whatever characters its name has."""
     return str(path) if str(path).isprintable() else ascii(str(path))
 
 
 def _listed(root: Path, skipped: Counter[str]) -> dict[Split, list[Path]]:
-    """The pictures of each split that has a folder, or all of them as training images."""
+    """The pictures of each split that has a folder; without such folders all are training images."""
     folders = split_folders(root)
     if not folders:
         return {"train": find_images(root, skipped)}
@@ -151,7 +151,7 @@ def _listed(root: Path, skipped: Counter[str]) -> dict[Split, list[Path]]:
 def _split_files(
     root: Path, listed: Mapping[Split, list[Path]], skipped: Mapping[str, int]
 ) -> tuple[dict[Split, list[Path]], str]:
-    """The files of the three splits, in their order, and in words which of these were taken off the training images."""
+    """The files of the three splits in order, and a phrase that names the splits taken off the training images."""
     least = _FEWEST_IN_A_SPLIT if len(listed) > 1 else _FEWEST_IN_ONE_FOLDER
     for split, paths in listed.items():
         if len(paths) < least:
@@ -186,7 +186,7 @@ def _images(
     cache: Path | None,
     in_memory_bytes: int,
 ) -> tuple[Any, dict[str, int], StoredImages | None]:
-    """The images of all splits, one after the other, with what was converted: in memory, or in a file."""
+    """The images of all splits, one after the other, in memory or in a file; and what was converted."""
     if np.prod(shape) <= in_memory_bytes:
         array = np.empty(shape, dtype=np.uint8)
         return as_tensor(array), read(array), None
@@ -205,12 +205,12 @@ def _images(
 
 
 def _stored_again(cache: Path, **settings: Any) -> StoredImages | None:
-    """The images of a folder in a cache of this machine."""
+    """The images of a folder, read again into a cache of this machine."""
     return folder_images(settings.pop("root"), cache=cache, in_memory_bytes=0, **settings).stored
 
 
 def _key(root: Path, files: Mapping[Split, list[Path]], shape: tuple[int, ...], reading: ImageReading) -> str:
-    """Hash of all that a file of images is made from; files are told apart by their place, size and time."""
+    """Hash of all that a file of images is made from; a picture counts by its path, size and time."""
     listing = []
     for split in _SPLITS:
         for path in files[split]:
@@ -220,7 +220,7 @@ def _key(root: Path, files: Mapping[Split, list[Path]], shape: tuple[int, ...], 
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
-    """Of a file; what can't be looked at is told of as unreadable when it is read."""
+    """Size and time of a file; placeholders where these can't be read, as reading it will report it as unreadable."""
     try:
         status = path.stat()
     except OSError:
@@ -236,10 +236,10 @@ def _fill(
     say: Say | None,
     images: np.ndarray,
 ) -> dict[str, int]:
-    """Read the files into `images`, on several threads; how many were converted, by kind.
+    """Read the files into `images` on several threads; returns the number of converted images by kind.
 
     Raises:
-        _UnreadableFilesError: with all files that can't be read.
+        _UnreadableFilesError: some files can't be read; it holds all of them.
     """
     converted: Counter[str] = Counter()
     reasons: dict[Path, str] = {}
@@ -253,7 +253,7 @@ def _fill(
 
     pool = ThreadPoolExecutor(min(_LARGEST_THREADS, usable_cores()))
     with warnings.catch_warnings(), _progress(len(paths), say) as advance:
-        # Pillow's, of large images and of odd palettes and metadata, none of which keeps a file from being read.
+        # Pillow warns of large images, odd palettes and metadata, but reads the files.
         warnings.simplefilter("ignore")
         try:
             for path, result in zip(paths, pool.map(read, range(len(paths))), strict=True):
@@ -271,7 +271,7 @@ def _fill(
 
 @contextmanager
 def _progress(total: int, say: Say | None) -> Iterator[Callable[[], None]]:
-    """A function to call for each image: a bar on a terminal, else a line now and then, with an estimate of the end."""
+    """A function to call for each image. It shows a bar on a terminal, else lines now and then with the time left."""
     if say is not None and is_terminal(sys.stderr):
         from rich.console import Console
         from rich.progress import Progress

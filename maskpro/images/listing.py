@@ -1,4 +1,4 @@
-"""The files of a folder of images: which are read, which are passed over, and which split they belong to."""
+"""The files of a folder of images: those that are read or passed over, and their splits."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _SPLIT_NAMES: dict[str, Split] = {
 
 
 def find_images(root: Path, skipped: Counter[str]) -> list[Path]:
-    """The pictures below a folder by their endings, in a fixed order; what is passed over is counted in `skipped`.
+    """The pictures below a folder by their endings, in a fixed order; `skipped` counts what is passed over.
 
-    Links to folders are followed; a folder that was met already, on a circle of links or through another one, isn't again.
+    Links to folders are followed, but each folder is read once, even if several links or a circle of links lead to it.
 
     Raises:
-        DataNotFoundError: a folder can't be looked into.
+        DataNotFoundError: a folder can't be read.
     """
     paths: list[Path] = []
     seen = {root.resolve()}
@@ -64,7 +64,7 @@ def find_images(root: Path, skipped: Counter[str]) -> list[Path]:
 
 
 def _is_no_file(path: Path) -> bool:
-    """Whether there is something else than a file, which would never end to be read; a broken link isn't."""
+    """Whether it is a pipe, socket or device, whose reading might never end; a broken link is none."""
     try:
         return not stat.S_ISREG(path.stat().st_mode)
     except OSError:
@@ -72,17 +72,17 @@ def _is_no_file(path: Path) -> bool:
 
 
 def is_system_name(name: str) -> bool:
-    """Whether a file or folder is hidden, or one that a system leaves beside a user's own."""
+    """Whether a file or folder is hidden, or left by an operating system."""
     return name.startswith(".") or name.lower() in _SYSTEM_FILES or name.lower() in _SYSTEM_FOLDERS
 
 
 def split_folders(root: Path) -> dict[Split, Path]:
     """The folders `train`, `val` (`valid`, `validation`) and `test` of a data set; {} where it has none.
 
-    Capitals don't matter. Where `root` holds nothing but one folder, as unpacked archives do, that one is looked into.
+    Capitals don't matter. If `root` holds nothing but one folder, as an unpacked archive does, that folder is taken.
 
     Raises:
-        DataNotFoundError: two folders of one split, or no training images beside the others.
+        DataNotFoundError: two folders for one split, or no training images beside the other splits.
     """
     while True:
         found: dict[Split, Path] = {}
@@ -107,7 +107,7 @@ def split_folders(root: Path) -> dict[Split, Path]:
 
 
 def beside(folders: dict[Split, Path], skipped: Counter[str]) -> None:
-    """Count the images that lie beside the folders of the splits, and are not read."""
+    """Count the images beside the folders of the splits; they are not read."""
     root = folders["train"].parent
     others = [path for path in _visible(root) if path not in folders.values()]
     count = 0

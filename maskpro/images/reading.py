@@ -1,4 +1,4 @@
-"""One image file to pixels: every mode that Pillow knows to 8 bits, upright, opaque, at the model's size."""
+"""One image file to pixels: any mode of Pillow becomes 8 bits, upright, opaque, at the model's size."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ FILTERS = ("bilinear", "bicubic", "lanczos", "box", "hamming", "nearest")
 # (left, top, right, bottom) of named crops. CelebA's aligned images are 178x218; this is the crop of DDIM's authors.
 _NAMED_BOXES = {"celeba": (25, 57, 153, 185)}
 
-# Read by Pillow, but no pictures: documents (for EPS it starts Ghostscript), video, science data without a scale, formats
-# that it knows by their first bytes alone, metadata.
+# Formats that Pillow reads but that are no pictures: documents (for EPS it starts Ghostscript), video, science data without
+# a scale, formats known by their first bytes alone, metadata.
 _NO_PICTURES = {"EPS", "WMF", "MPEG", "FLI", "BUFR", "GRIB", "HDF5", "FITS", "SPIDER", "MCIDAS", "IMT", "XVTHUMB", "IPTC"}
 
-# EXIF's orientation, and how an image is turned upright.
+# EXIF's orientation to the operation that turns an image upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -37,12 +37,12 @@ _UPRIGHT = {
 }
 _ORIENTATION_TAG = 0x0112
 _GREY = ("1", "L", "LA", "La")
-# Above this ratio of its sides only the middle of an image is resized: the whole would take gigabytes.
+# Ratio of an image's sides above which only its middle is resized, as the whole would take gigabytes.
 _LARGEST_RATIO = 16
 
 
 class UnreadableImageError(Exception):
-    """Why a file can't be read as an image of the model's size, in a few words."""
+    """A file can't be read as an image of the model's size; the message is a few words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +50,12 @@ class ImageReading:
     """How the images of a folder are read.
 
     Attributes:
-        resize: filter of Pillow that brings them to the model's size.
-        crop: "centre", the shorter side to the model's size and the middle of the longer one; "none", both sides, whatever
-            their ratio; a number, first a central square of so many pixels; "left,top,right,bottom" in pixels or "celeba",
-            25,57,153,185 of an aligned 178x218 image: first that part of it.
-        background: colour that transparent pixels are put on, by name or as #rrggbb.
-        skip_unreadable: go on without files that can't be read.
+        resize: Pillow's filter for resizing to the model's size.
+        crop: "centre" resizes the shorter side and takes the middle of the longer one. "none" resizes both sides, whatever
+            their ratio. A number first takes a central square of so many pixels. "left,top,right,bottom" first takes that
+            part, in pixels; "celeba" is 25,57,153,185 of an aligned 178x218 image.
+        background: colour under transparent pixels, by name or as #rrggbb.
+        skip_unreadable: skip files that can't be read.
 
     Raises:
         MaskproError: no such filter, crop or colour.
@@ -79,7 +79,7 @@ class ImageReading:
             )
 
     def _numbers(self) -> tuple[int, ...]:
-        """The numbers of a crop in pixels; () where it isn't one."""
+        """The numbers of a crop in pixels; () for other crops."""
         if self.crop in _NAMED_BOXES:
             return _NAMED_BOXES[self.crop]
         parts = self.crop.replace(" ", "").split(",")
@@ -92,7 +92,7 @@ class ImageReading:
         return numbers if is_box else ()
 
     def box(self, size: tuple[int, int]) -> tuple[int, int, int, int] | None:
-        """The part (left, top, right, bottom) of an image of that size (width, height) which is taken first, if any.
+        """The part (left, top, right, bottom) to be taken first from an image of that size (width, height), if any.
 
         Raises:
             UnreadableImageError: the image is smaller.
@@ -111,12 +111,12 @@ class ImageReading:
         return box
 
     def describe(self) -> dict[str, Any]:
-        """What the pixels depend on, for the records."""
+        """The settings that pixels depend on, for the records."""
         return {"resize": self.resize, "crop": self.crop, "background": self.background}
 
 
 def _parse_colour(text: str) -> str:
-    """An opaque colour in one way of writing: white, black, or #rrggbb."""
+    """An opaque colour in its one normal form: white, black, or #rrggbb."""
     try:
         red, green, blue, *alpha = ImageColor.getrgb(text.strip())
     except ValueError:
@@ -128,21 +128,21 @@ def _parse_colour(text: str) -> str:
 
 @cache
 def picture_formats() -> Mapping[str, str]:
-    """Endings of files (".png") and their formats: all pictures that Pillow reads."""
+    """Endings of file names (".png") to their formats: all pictures that Pillow reads."""
     Image.init()
     known = {ending: name for ending, name in Image.registered_extensions().items() if name in Image.OPEN}
-    # A JPEG with further frames, which Pillow opens as JPEG.
+    # MPO is a JPEG with further frames; Pillow opens it as JPEG.
     return {".mpo": "JPEG"} | {ending: name for ending, name in known.items() if name not in _NO_PICTURES}
 
 
 def read_image(path: Path, reading: ImageReading, *, resolution: int, channels: int) -> tuple[np.ndarray, list[str]]:
-    """A file's pixels, uint8 `[channels, resolution, resolution]`, and what was done to it, in words that can be counted.
+    """A file's pixels, uint8 `[channels, resolution, resolution]`, and a phrase for each conversion, to be counted.
 
-    Of several frames (animations, MPO, pages) the first is taken. The frames' number, orientation and bits come from the
-    file's content, whatever its ending.
+    The first of several frames (animations, MPO, pages) is taken. The number of frames, the orientation and the bits come
+    from the file's content, whatever its ending.
 
     Raises:
-        UnreadableImageError: the file isn't a picture, is broken or too large, or its values have no known scale.
+        UnreadableImageError: the file is no picture, is broken or too large, or its values have no known scale.
     """
     try:
         with Image.open(path, formats=sorted({*picture_formats().values()})) as opened:
@@ -168,7 +168,7 @@ def read_image(path: Path, reading: ImageReading, *, resolution: int, channels: 
         raise UnreadableImageError(what or "not an image that Pillow reads") from None
     except Image.DecompressionBombError:
         raise UnreadableImageError(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels") from None
-    except Exception as error:  # decoders of broken files raise whatever they come upon
+    except Exception as error:  # decoders raise any error for a broken file
         raise UnreadableImageError(" ".join(str(error).split())[:100] or type(error).__name__) from error
 
 
@@ -180,7 +180,7 @@ def _orientation(opened: Image.Image) -> int:
 
 
 def _eight_bits(opened: Image.Image, done: list[str]) -> Image.Image:
-    """The image with 8 bits a channel: their full range is scaled to 0 to 255, and rounded."""
+    """The image with 8 bits a channel: the full range of its values is scaled to 0 to 255 and rounded."""
     if opened.mode.startswith("I;16"):
         bits = tiff_bits(opened) or 16
         return _scaled(np.asarray(opened), 2**bits - 1, _transparent(opened), done)
@@ -198,7 +198,7 @@ def _eight_bits(opened: Image.Image, done: list[str]) -> Image.Image:
 
 
 def _transparent(opened: Image.Image) -> Any:
-    """The value, of each channel where there are several, that a file calls transparent; None: there is none."""
+    """The value that a file calls transparent, one number for each of several channels; None: there is none."""
     return opened.info.get("transparency")
 
 
@@ -215,7 +215,7 @@ def _scaled(values: np.ndarray, largest: int, transparent: Any, done: list[str])
 
 
 def _opaque(picture: Image.Image, reading: ImageReading, done: list[str]) -> Image.Image:
-    """Transparent pixels put on the background."""
+    """The picture with its transparent pixels put on the background."""
     if not picture.has_transparency_data:
         return picture
     layer = picture.convert("RGBA")

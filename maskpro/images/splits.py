@@ -1,4 +1,4 @@
-"""Sets of images for training, validation and test, and what is known of how they were read."""
+"""Sets of images for training, validation and test, and the record of how they were read."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Split = Literal["train", "validation", "test"]
 
 
 class DataNotFoundError(MaskproError):
-    """A data set could not be had; the message says what was looked for, where, and the option that fixes it."""
+    """A data set could not be loaded; the message says what was looked for, where, and the option that fixes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageCounts:
-    """What was read, passed over and converted, for the screen and the records.
+    """Counts of what was read, passed over and converted, for the screen and the records.
 
     Attributes:
         read: images of each split.
-        skipped: files that were passed over, by kind.
-        converted: images whose pixels were changed, by kind.
-        splits: where validation and test images come from, in words.
+        skipped: files passed over, by kind.
+        converted: images with changed pixels, by kind.
+        splits: origin of the validation and test images, in words.
         reading: filter, crop and background (`ImageReading.describe`); {} for data sets that are read as they are.
     """
 
@@ -40,11 +40,11 @@ class ImageCounts:
     reading: Mapping[str, str] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
-        """As plain JSON."""
+        """The counts as plain JSON."""
         return {name: dict(value) if isinstance(value, Mapping) else value for name, value in vars(self).items()}
 
     def line(self) -> str:
-        """All of it in one line."""
+        """The counts in one line."""
         shown = f"{sum(self.read.values()):,} images read ({_counted(self.read)}"
         shown += f"; {self.splits})" if self.splits else ")"
         shown += f"; passed over: {_counted(self.skipped) or 'nothing'}"
@@ -59,11 +59,11 @@ def _counted(counts: Mapping[str, int]) -> str:
 class ImageSplits:
     """Three disjoint sets of images, uint8 `[count, C, H, W]`, values 0 to 255.
 
-    Where they lie in a file (`stored`), a pickle of them names rows of that file, which is mapped again where it is read:
-    all processes of a machine share its memory. Otherwise a pickle holds them as arrays, which Ray shares likewise.
+    If they lie in a file (`stored`), a pickle of them names rows of that file. It is mapped again on reading, so all
+    processes of a machine share its memory. Otherwise a pickle holds them as arrays, which Ray shares likewise.
 
     Attributes:
-        counts: how they were read.
+        counts: counts of the reading.
     """
 
     train: Tensor
@@ -87,7 +87,7 @@ class ImageSplits:
         return _restored, (parts, self.counts, used)
 
     def _portable(self, images: Tensor) -> np.ndarray | tuple[int, int]:
-        """Rows (first, end) of the stored file, or the images themselves without those that share their memory."""
+        """Rows (first, end) of the stored file, or an array of these images alone, without others in the same memory."""
         rows = None if self.stored is None else self.stored.rows(images)
         return images.numpy() if rows is None else rows
 

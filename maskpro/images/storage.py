@@ -1,4 +1,4 @@
-"""Images in a file that is mapped into memory: for sets that don't fit, and shared by all processes of a machine."""
+"""Images in a file that is mapped into memory: for sets that don't fit; all processes of a machine share it."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from maskpro.files import atomic_path, read_json, write_json
 
 
 class StoredImages:
-    """A file of images, named by the hash of what it was made from; a pickle holds its place and hash, not its content.
+    """A file of images, named by the hash of its source; a pickle holds its path and hash, not its content.
 
-    Where it is opened on a machine that doesn't see the file, it is made there again from the images' folder.
+    A machine that doesn't see the file makes it again from the images' folder.
 
     Attributes:
-        images: uint8 `[count, C, H, W]`, mapped from the file, not to be written to.
+        images: uint8 `[count, C, H, W]`, mapped from the file; must not be written to.
 
     Raises:
-        MaskproError: the machine sees neither the file nor the folder, or other images there.
+        MaskproError: the machine sees neither the file nor the folder, or finds other images there.
     """
 
     def __init__(self, path: Path, content_hash: str, make: Callable[[Path], StoredImages | None]):
@@ -70,12 +70,12 @@ def as_tensor(array: np.ndarray) -> Tensor:
 
 
 def stored_path(folder: Path, key: str) -> Path:
-    """Where the images made from what `key` is the hash of are kept."""
+    """Path of the images whose source has the hash `key`."""
     return folder / f"{key[:32]}.npy"
 
 
 def stored_record(path: Path) -> dict[str, Any]:
-    """What is known of a file of images: "sha256" of the pixels, and what its maker kept; {} where it isn't whole."""
+    """The record of a file of images: "sha256" of the pixels, and what its maker kept; {} if the file isn't whole."""
     try:
         record = read_json(path.with_suffix(".json"))
     except MaskproError:
@@ -84,18 +84,18 @@ def stored_record(path: Path) -> dict[str, Any]:
 
 
 def store_images(path: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], dict[str, Any]]) -> str:
-    """Make the file of images `path` and its record: `fill` writes the pixels and returns what is kept beside them.
+    """Make the file of images `path` and its record: `fill` writes the pixels and returns what the record keeps.
 
     Returns: the pixels' hash.
 
     Raises:
-        MaskproError: no room, or the folder can't be written to.
+        MaskproError: there is no room, or the folder can't be written to.
     """
     try:
         _check_room(path.parent, int(np.prod(shape)))
         with atomic_path(path) as temporary:
             images = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-            if hasattr(os, "posix_fallocate"):  # a full disk must not be met while pages are written: that kills a process
+            if hasattr(os, "posix_fallocate"):  # a disk that fills up while pages are written would kill the process
                 with temporary.open("rb+") as file:
                     os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
             record = fill(images)

@@ -1,4 +1,4 @@
-"""What this machine is, for records and tables, and its devices by their names."""
+"""Description of this machine for records and tables, and its devices by name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def hardware() -> dict[str, Any]:
 
 
 def seconds_now(device: torch.device) -> float:
-    """A clock for differences, read once the device has done its work."""
+    """A clock for differences, read once the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.monotonic()

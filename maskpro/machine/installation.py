@@ -1,4 +1,4 @@
-"""Whether torch and torchvision fit together, which neither says in a way that helps."""
+"""Check that torch and torchvision fit together; their own errors don't help."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from maskpro.errors import MaskproError
 
 
 def check_installation() -> None:
-    """Raise where torchvision can't be imported: a CPU-only torch beside the ordinary one, for example.
+    """Raise where torchvision can't be imported, as beside a CPU-only torch of another source.
 
-    It fails deep inside then, and diffusers with it. Not done where `maskpro` is imported, because the processes of a
-    search, which need no torchvision, would each wait for it.
+    Its import then fails deep inside, and so does that of diffusers. The check is not part of importing `maskpro`: the
+    processes of a search need no torchvision, and each would wait for it.
     """
     try:
         import torchvision  # noqa: F401
@@ -25,8 +25,8 @@ def check_installation() -> None:
 def limit_threads(cores: int) -> None:
     """Let torch compute with no more threads than this process has cores.
 
-    torch counts those that the process is bound to, but not the quota of its control group: on a large machine a container
-    with two cores would be throttled with dozens of threads.
+    torch counts the cores that the process is bound to, but ignores the quota of its control group. A container with two
+    cores on a large machine would run dozens of threads and be throttled.
     """
     import torch
 

@@ -10,25 +10,25 @@ from typing import NamedTuple
 import joblib
 
 CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-# Version 1 says 2**63 less a page.
+# Least value that means no limit: version 1 has 2**63 less a page.
 _NO_MEMORY_LIMIT = 1 << 60
 
 
 class Limits(NamedTuple):
-    """Of a control group and those above it; None: no limit."""
+    """Limits of a control group and the groups above it; None: no limit."""
 
     cores: float | None
     memory: int | None
 
 
 def cgroup_limits(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> Limits:
-    """Limits of this process's control group, the lowest of it and of the groups above.
+    """The lowest limits of this process's control group and the groups above it.
 
-    In version 2 a process has one group. In version 1 it has one for each controller, in a tree of its own; a machine may
-    have both.
+    In version 2 a process has one group. In version 1 it has one for each controller, and each controller has a tree of
+    its own. A machine may have both versions.
 
     Args:
-        cgroups: where groups are mounted.
+        cgroups: mount point of the groups.
         membership: file that names this process's groups.
     """
     names = _group_names(membership)
@@ -39,7 +39,7 @@ def cgroup_limits(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> Lim
     ]
     memory = [_read(group / "memory.max") for group in _groups(cgroups, names.get("", ""))]
     memory += [_read(group / "memory.limit_in_bytes") for group in _groups(cgroups / "memory", names.get("memory", ""))]
-    # A limit that there is not is "max" in version 2; in version 1 it is -1, or more memory than a machine can have.
+    # "No limit" is "max" in version 2; in version 1 it is -1, or more memory than a machine can have.
     cores = [
         int(quota) / int(period) for quota, period in quotas if quota.isdecimal() and period.isdecimal() and int(period)
     ]
@@ -48,9 +48,9 @@ def cgroup_limits(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> Lim
 
 
 def usable_cores(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> int:
-    """Cores that this process may use: those it is bound to, by `taskset` or a batch system, and its group's quota.
+    """Cores that this process may use: the cores it is bound to (by `taskset` or a batch system), or its quota if lower.
 
-    joblib knows the quota of a container, but of no group within it; a share of a core is one.
+    joblib knows a container's quota, but no quota of a group within it. A share of a core counts as one core.
     """
     quota = cgroup_limits(cgroups, membership).cores
     cores = int(joblib.cpu_count())
@@ -67,9 +67,9 @@ def _group_names(membership: Path) -> dict[str, str]:
 
 
 def _groups(cgroups: Path, name: str) -> Iterator[Path]:
-    """The folder of the group of that name, and of each above it."""
+    """The folders of the group of that name and of each group above it."""
     group = cgroups / name.lstrip("/")
-    # A container that sees the names of its host doesn't see their folders.
+    # A container may see its host's names of groups, but not their folders.
     yield from (place for place in (group, *group.parents) if place.is_relative_to(cgroups) and ".." not in place.parts)
 
 

@@ -1,4 +1,4 @@
-"""Where a local Ray keeps its files and its token, on machines whose usual places can't be written; imports no Ray."""
+"""Places for a local Ray's files and token, where the usual ones can't be written; imports no Ray."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pathlib import Path
 
 from maskpro.errors import MaskproError
 
-# A path of a Unix socket has at most 107 bytes; below its folder Ray puts
+# Longest path of Ray's folder in bytes. The path of a Unix socket has at most 107; below its folder Ray makes
 # session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.
 _MOST_BYTES = 107 - len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
-# A start writes some hundred kilobytes of logs.
+# Bytes written as a test; Ray's start writes some hundred kilobytes of logs.
 _PROBE_BYTES = 1 << 20
 
 
 def ray_folder(environment: Mapping[str, str]) -> tuple[Path | None, str]:
-    """The folder for Ray's files, None where Ray's own choice will do; and what there is to say of it.
+    """The folder for Ray's files (None: Ray's own choice works) and a note for the user.
 
     Ray takes `ray` in RAY_TMPDIR, TMPDIR or /tmp, the first that is set.
 
     Raises:
-        MaskproError: no folder can be written.
+        MaskproError: no folder can be written to.
     """
     name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in environment), None)
     usual = Path(environment[name] if name else "/tmp") / "ray"
@@ -42,7 +42,7 @@ def ray_folder(environment: Mapping[str, str]) -> tuple[Path | None, str]:
 
 
 def provide_token(environment: MutableMapping[str, str]) -> None:
-    """A token of this process's own for its Ray, where the usual file `~/.ray/auth_token` can be neither read nor made."""
+    """Set a token of this process for its Ray, if the usual file `~/.ray/auth_token` can be neither read nor made."""
     named = any(name in environment for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     if named or environment.get("RAY_AUTH_MODE", "token").lower() != "token":
         return
@@ -72,7 +72,7 @@ def _problem(folder: Path, *, private: bool = False) -> str:
     """Why Ray can't have its files there; "" where it can. The folder is made.
 
     Args:
-        private: it must be this user's, as others may write beside it.
+        private: the folder must be this user's own, as others may write beside it.
     """
     if len(os.fsencode(folder.absolute())) > _MOST_BYTES:
         return "is too long a path for Ray's sockets"

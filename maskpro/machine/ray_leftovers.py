@@ -1,10 +1,10 @@
-"""A process that outlives the one which started a local Ray, and ends what is left of that Ray.
+"""A process that outlives the starter of a local Ray and ends what is left of that Ray.
 
-Ray's agents look whether their parent lives. Once it has been killed they wait for more than a minute for an answer of
-Ray's head, which is dead as well, before they end. The processes of one Ray are known by the logs that they write, in a
+Ray's agents watch whether their parent lives. After it has been killed, they wait for more than a minute for an answer of
+Ray's head, which is dead as well. The processes of one Ray are recognised by the logs that they write: these lie in a
 folder with the number of the process that started it.
 
-Run as a script, it imports the standard library alone and nothing of this package.
+Run as a script, this module imports the standard library alone.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _LAST_SECONDS = 60.0
 
 
 def end_with_this_process() -> subprocess.Popen[bytes]:
-    """Have what is left of a Ray that this process starts ended once this process is no more.
+    """Start a helper that ends the remains of this process's Ray once this process has ended.
 
-    What is returned must be kept for as long as Ray runs: its end is taken for the process's.
+    The caller must keep the result for as long as Ray runs: the helper takes the end of its pipe for this process's end.
     """
-    # A session of its own: Ctrl-C and a closed terminal are meant for the search.
+    # The helper has a session of its own: Ctrl-C and a closed terminal are meant for the search.
     return subprocess.Popen(
         [sys.executable, "-I", __file__, str(os.getpid())],
         stdin=subprocess.PIPE,
@@ -38,15 +38,15 @@ def end_with_this_process() -> subprocess.Popen[bytes]:
 
 
 def find_leftovers(owner: int) -> list[int]:
-    """Open handles of the processes whose output goes to a folder of a Ray that process `owner` started.
+    """Open handles of the processes that write into a folder of a Ray that process `owner` started.
 
-    The owner is none of them: it writes there too, and may have shut Ray down long before its own end.
+    The owner is left out: it writes there too, and may have shut Ray down long before its own end.
     """
     handles = []
     for folder in Path("/proc").glob("[0-9]*"):
         if folder.name == str(owner):
             continue
-        with suppress(OSError):  # it has ended, or is somebody else's
+        with suppress(OSError):  # the process has ended, or belongs to another user
             handle = os.pidfd_open(int(folder.name))
             try:
                 found = _is_of(folder, owner)
@@ -60,13 +60,13 @@ def find_leftovers(owner: int) -> list[int]:
 
 
 def _is_of(folder: Path, owner: int) -> bool:
-    """Whether a process writes there; who only reads a log is somebody else."""
+    """Whether a process writes there; a process that only reads a log does not belong to this Ray."""
     logs = re.compile(rf"/session_[-\d_]+_{owner}/logs/")
     return any(logs.search(str(opened.readlink())) and _is_written(folder, opened.name) for opened in _opened(folder))
 
 
 def _opened(folder: Path) -> list[Path]:
-    # Ray sends the first and the second through pipes, and keeps those that it was started with elsewhere.
+    # All open files: Ray sends standard output and error through pipes, and keeps the ones it was started with elsewhere.
     return sorted((folder / "fd").iterdir(), key=lambda path: int(path.name))
 
 
@@ -76,7 +76,7 @@ def _is_written(folder: Path, name: str) -> bool:
 
 
 def main(owner: int) -> None:
-    """Wait for the end of the standard input, then end what has not ended by itself after a while."""
+    """Wait for the end of standard input, then end what has not ended by itself after a while."""
     sys.stdin.buffer.read()
     started = time.monotonic()
     while time.monotonic() - started < _LAST_SECONDS:

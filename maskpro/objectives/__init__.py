@@ -14,16 +14,16 @@ from maskpro.data import move
 from maskpro.names import Precision
 from maskpro.precision import autocast
 
-# Samples computed together wherever a value per sample is kept: fixed, so that the value never depends on the caller.
+# Samples computed together for kept values per sample. It is fixed, so a value never depends on the caller.
 _BLOCK = 64
-# Samples of a part of a table that processes share.
+# Samples in a part of a table that processes share.
 PART = 16 * _BLOCK
 
 
 class Objective(Protocol):
-    """What mask learning needs of a task; a batch, a tensor or a named tuple of tensors, is made of sample indices.
+    """What mask learning needs of a task. A batch is a tensor or a named tuple of tensors, made from sample indices.
 
-    Every sample is a pure function of its index, whatever batch it is in.
+    Every sample is a pure function of its index and does not depend on its batch.
     """
 
     def batch(self, indices: Tensor) -> Any:
@@ -39,11 +39,11 @@ class Objective(Protocol):
         """Loss per sample, `[B]`, against the dense network's output `[B, ...]`."""
 
     def hidden_losses(self, hidden: Tensor, teacher: Tensor, batch: Any) -> Tensor:
-        """Mean squared difference of activations `[B, ...]` from the dense network's per sample, `[B]`, weighted alike."""
+        """Mean squared difference of activations `[B, ...]` from the dense network's, `[B]`, weighted like losses."""
 
 
 def predict_in(precision: Precision, objective: Objective, model: nn.Module, batch: Any) -> Tensor:
-    """The network's output `[B, ...]`, from a pass in this precision; that of a pass in bfloat16 comes as float32."""
+    """The network's output `[B, ...]` from a pass in this precision; a bfloat16 output is returned as float32."""
     device = (batch if isinstance(batch, Tensor) else batch[0]).device
     with autocast(device, precision):
         prediction = objective.predict(model, batch)
@@ -52,8 +52,9 @@ def predict_in(precision: Precision, objective: Objective, model: nn.Module, bat
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Within it a network is in evaluation mode, whatever the caller left it in: its output depends on its input alone, and
-    BatchNorm's averages stay as they are.
+    """Context in which a network is in evaluation mode, whatever its mode before.
+
+    Its output then depends on its input alone, and BatchNorm's averages stay unchanged.
     """
     training = [module for module in model.modules() if module.training]
     for module in training:
@@ -73,18 +74,18 @@ class HeldOutMeans(NamedTuple):
 
 
 class HeldOutValues(NamedTuple):
-    """What a network comes to on each held-out sample, `[size]`, float64 on the CPU.
+    """Values of a network on each held-out sample, `[size]`, float64 on the CPU.
 
     Attributes:
-        losses: against the data.
-        errors: against the dense network's output; for diffusion the mean squared difference.
+        losses: losses against the data.
+        errors: errors against the dense network's output; for diffusion the mean squared difference.
     """
 
     losses: Tensor
     errors: Tensor
 
     def means(self) -> HeldOutMeans:
-        """Over the samples."""
+        """Means over the samples."""
         return HeldOutMeans(self.losses.mean().item(), self.errors.mean().item())
 
     def are_finite(self) -> bool:
@@ -96,8 +97,9 @@ class HeldOutSamples:
     """The first `size` samples of an objective, kept in `batches`: every model is judged on the same data.
 
     Args:
-        dense: the network whose outputs on these samples are the target of the errors; they are computed here, once.
-        precision: of all networks' passes. With the dense one alone in float32, bfloat16's rounding would count as error.
+        dense: the errors' target is this network's outputs on the samples; they are computed here, once.
+        precision: precision of all networks' passes. If only the dense one ran in float32, bfloat16's rounding would count
+            as error.
     """
 
     @torch.no_grad()
@@ -120,7 +122,7 @@ class HeldOutSamples:
         return HeldOutValues(torch.cat(losses).cpu(), torch.cat(errors).cpu())
 
     def first(self, size: int) -> HeldOutSamples:
-        """The first of these samples, at least `size` of them where there are so many."""
+        """The first of these samples: at least `size`, or all."""
         part = copy.copy(self)
         count = -(-size // _BLOCK)
         part.batches, part._outputs = self.batches[:count], self._outputs[:count]
@@ -128,10 +130,10 @@ class HeldOutSamples:
 
 
 class Shelf(Protocol):
-    """Where processes leave parts of a table of sample values for each other; part k is of `PART` samples from k * PART."""
+    """Parts of a table of sample values that processes share; part k holds the `PART` samples from k * PART on."""
 
     def get(self, part: int) -> Tensor | None:
-        """The values `[PART, ...]` on the CPU, if somebody has left them; they are only read."""
+        """The values `[PART, ...]` on the CPU, read-only; None if no process has left them."""
 
     def put(self, part: int, values: Tensor) -> None:
         """Leave the values `[PART, ...]`, on the CPU, for others."""
@@ -140,12 +142,12 @@ class Shelf(Protocol):
 class SampleValues:
     """A value per calibration sample (a teacher's output, a baseline loss), computed once and kept.
 
-    `compute` maps indices `[64]` to values `[64, ...]`; it is called on whole, aligned blocks, so a value is a function of
-    its index alone, whoever asks first and with whatever batch size.
+    `compute` maps indices `[64]` to values `[64, ...]`. It is called on whole, aligned blocks, so a value is a function of
+    its index alone, whatever the caller and its batch size.
 
     Args:
-        shelf: where values are looked for before they are computed, and left for others.
-        device: where values are wanted; needed with `shelf`.
+        shelf: values are looked up there before they are computed, and left there for other processes.
+        device: device of the values; needed with `shelf`.
     """
 
     def __init__(self, compute: Callable[[Tensor], Tensor], shelf: Shelf | None = None, device: torch.device | None = None):
@@ -156,7 +158,7 @@ class SampleValues:
 
     def __call__(self, indices: Tensor) -> Tensor:
         """Values `[B, ...]` of the samples of `indices` `[B]`."""
-        # By runs of neighbours rather than one by one: on a GPU each is a kernel to launch.
+        # Runs of neighbours are copied together: on a GPU each copy launches a kernel.
         starts_a_run = (indices.diff() != 1) | (indices[1:] % _BLOCK == 0)
         runs = indices.tensor_split(starts_a_run.nonzero().flatten() + 1)
         rows = ((int(run[0]), len(run)) for run in runs if len(run))
@@ -213,7 +215,7 @@ def baseline_losses(
 ) -> SampleValues:
     """The losses of the network with its initial mask, against the teacher's outputs or (None) the data.
 
-    In the precision of the passes whose losses they are compared with; its rounding then cancels.
+    Their precision is that of the losses they are compared with, so its rounding cancels.
     """
 
     def compute(indices: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The causal language-model objective: next-token cross-entropy, or the divergence from the dense network's predictions."""
+"""The causal language-model objective: next-token cross-entropy, or divergence from the dense network's predictions."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class CausalLMObjective:
     """Next-token losses on windows of a token stream, for models that return logits as transformers' causal models do.
 
     Sample i is the window of `sequence_length` tokens that starts at a place drawn from (seed, i). The original trains
-    LLaMA-2 on C4 with windows of 128 tokens. Outputs of a teacher are kept for every window (T - 1 times the vocabulary,
-    float32): for large vocabularies take the target "noise", that is, the data.
+    LLaMA-2 on C4 with windows of 128 tokens. A teacher's outputs are kept for every window (T - 1 times the vocabulary,
+    float32). With a large vocabulary take the target "noise", which stands for the data.
 
     Args:
         tokens: token ids, `[count]`, int64.
         sequence_length: tokens in a window.
-        seed: of the windows' places.
+        seed: seed of the windows' places.
 
     Raises:
         MaskproError: the stream is shorter than a window.

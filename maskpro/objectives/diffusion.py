@@ -16,7 +16,7 @@ from maskpro.names import Precision
 from maskpro.objectives import evaluation_mode, predict_in
 from maskpro.samples import CalibrationSamples, DiffusionBatch
 
-# Of `timestep_shares`: equal parts of the schedule, samples that tell them apart, and what stays uniform.
+# Settings of `timestep_shares`: equal parts of the schedule, samples measured, and the share that stays uniform.
 _PARTS = 32
 _PILOT_SAMPLES = 512
 _PILOT_BATCH = 64
@@ -26,12 +26,12 @@ _UNIFORM_SHARE = 0.3
 # Evaluations of a network that `timestep_shares` takes.
 PILOT_EVALUATIONS = 2 * _PILOT_SAMPLES
 
-# What a network predicts, by the prediction type of its scheduler, in words.
+# The scheduler's prediction type to what the network predicts, in words.
 PREDICTED = {"epsilon": "noise", "sample": "image", "v_prediction": "velocity"}
 
 
 class NoisyBatch(NamedTuple):
-    """Network inputs: noisy images `[B, C, H, W]`, timesteps `[B]`, what is to be predicted, and losses' weights `[B]`."""
+    """Network inputs: noisy images `[B, C, H, W]`, timesteps `[B]`, prediction targets, and weights of the losses `[B]`."""
 
     images: Tensor
     timesteps: Tensor
@@ -47,9 +47,9 @@ class DiffusionObjective:
 
     Args:
         images: uint8 `[count, C, H, W]`.
-        seed: of the samples.
-        strata: number of samples of a held-out set, whose timesteps are then stratified over the schedule.
-        shares: of the samples in each equal part of the schedule (`timestep_shares`); default: uniform.
+        seed: seed of the samples.
+        strata: number of samples in a held-out set; their timesteps are then stratified over the schedule.
+        shares: share of the samples in each equal part of the schedule (`timestep_shares`); default: uniform.
 
     Raises:
         MaskproError: the scheduler's prediction_type is none of these.
@@ -70,7 +70,7 @@ class DiffusionObjective:
             raise MaskproError(
                 f"prediction_type of the model's scheduler is {prediction_type!r}; allowed: {', '.join(PREDICTED)}"
             )
-        # A copy: it moves its tables to the device of what it mixes.
+        # A copy, as a scheduler moves its tables to the device of its inputs.
         self._scheduler = copy.deepcopy(scheduler)
         self._samples = CalibrationSamples(
             images,
@@ -86,7 +86,7 @@ class DiffusionObjective:
         return self._noisy(self._samples.batch(indices))
 
     def at(self, timesteps: Tensor) -> NoisyBatch:
-        """The first samples, put at these timesteps (`[B]`, int64) instead of their own; weights are theirs."""
+        """The first samples with these timesteps (`[B]`, int64) and their own weights."""
         batch = self._samples.batch(torch.arange(len(timesteps)))
         return self._noisy(replace(batch, timesteps=timesteps))
 
@@ -95,7 +95,7 @@ class DiffusionObjective:
         return NoisyBatch(images=images, timesteps=batch.timesteps, target=self._target(batch), weights=batch.weights)
 
     def _target(self, batch: DiffusionBatch) -> Tensor:
-        """What the network is to predict of the samples, `[B, C, H, W]`."""
+        """The prediction targets of the samples, `[B, C, H, W]`."""
         prediction_type = self._scheduler.config["prediction_type"]
         if prediction_type == "v_prediction":
             velocity: Tensor = self._scheduler.get_velocity(batch.images, batch.noise, batch.timesteps)
@@ -108,7 +108,7 @@ class DiffusionObjective:
         return prediction
 
     def losses(self, prediction: Tensor, batch: NoisyBatch) -> Tensor:
-        """MSE to what is to be predicted per sample, times the sample's weight, `[B]`."""
+        """MSE to the prediction target per sample, times the sample's weight, `[B]`."""
         return self.teacher_losses(prediction, batch.target, batch)
 
     def teacher_losses(self, prediction: Tensor, teacher: Tensor, batch: NoisyBatch) -> Tensor:
@@ -130,12 +130,12 @@ def timestep_shares(
     device: torch.device,
     precision: Precision = "float32",
 ) -> tuple[float, ...]:
-    """How often each part of the noise schedule is to be sampled, for gradients that vary little.
+    """The share of samples for each part of the noise schedule that keeps the variance of gradients low.
 
-    Importance sampling: the variance is least where the density goes with the root mean square of a sample's gradient. That
-    is largest at little noise, by a factor of 30 here, and goes about with what the initial mask adds to the loss, which is
-    measured on 512 samples, in the precision of the training. A share stays uniform, since the profile flattens while the
-    mask gets better.
+    Importance sampling: the variance is least if the density is proportional to the root mean square of a sample's
+    gradient. This is largest at little noise, by a factor of 30 here. It is about proportional to what the initial mask
+    adds to the loss. That is measured on 512 samples, in the precision of the training. A share stays uniform, because
+    the profile flattens as the mask gets better.
     """
     objective = DiffusionObjective(scheduler, images, seed=_PILOT_SEED, device=device, strata=_PILOT_SAMPLES)
     sums, counts = torch.zeros(_PARTS, dtype=torch.float64), torch.zeros(_PARTS, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Networks compared: dense, with an initial and with a learned mask."""
+"""Comparison of networks: dense, with an initial mask and with a learned mask."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def evaluate(
 ) -> dict[str, Any]:
     """Compare dense, initial (default: magnitude) and learned networks; pictures and `report.json` in `output`.
 
-    An evaluation that was interrupted goes on from what it left in the folder `cache`.
+    An interrupted evaluation resumes from the folder `cache`.
 
     Args:
-        covered: the layers that the learned mask is of, to which the initial mask is held; None: all that can have one.
-        test_samples: of the losses and of fidelity; None: the workload's.
+        covered: the learned mask's layers; the initial mask is limited to them. None: all layers that can have a mask.
+        test_samples: samples for the losses and fidelity; None: the workload's.
         options: how networks are judged (`Workload.evaluation`).
 
     Raises:
@@ -72,7 +72,7 @@ def evaluate(
 
 
 def _of_layers(initial: MaskFile, covered: Collection[str], say: Say) -> MaskFile:
-    """An initial mask of the learned mask's layers alone: another comparison would credit the mask with dense layers."""
+    """The initial mask limited to the learned mask's layers: otherwise the learned mask would gain by dense layers."""
     lacking = [name for name in covered if name not in initial.masks]
     if lacking:
         raise MaskproError(
@@ -86,7 +86,7 @@ def _of_layers(initial: MaskFile, covered: Collection[str], say: Say) -> MaskFil
 
 
 def parameter_statistics(model: nn.Module) -> dict[str, int]:
-    """Number of parameters and of those that are not zero."""
+    """Number of parameters, and of nonzero ones."""
     parameters = list(model.parameters())
     nonzero = sum(int(torch.count_nonzero(parameter)) for parameter in parameters)
     return {"total": sum(parameter.numel() for parameter in parameters), "nonzero": nonzero}

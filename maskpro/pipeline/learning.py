@@ -1,4 +1,4 @@
-"""Learning one mask outside a search, and the losses that it begins with: train and baseline."""
+"""Learning one mask outside a search, and the losses at its start: train and baseline."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from maskpro.trainer import MaskTrainer, logit_statistics
 from maskpro.trainer_config import TrainerConfig
 from maskpro.workload import Workload
 
-# Of a training run, what its mask file tells.
+# Entries of a training run's summary that its mask file also holds.
 _PROVENANCE = ("model", "config", "targets", "fidelity", "val_loss", "recovery", "dense_layers")
 # Held-out samples that `layer_statistics` judges each layer by.
 _STATISTICS_SAMPLES = 256
@@ -98,7 +98,7 @@ def train(
     say: Say = print,
     log: Log = no_log,
 ) -> dict[str, Any]:
-    """Learn one mask, as one trial of a search does, and write what the original wrote.
+    """Learn one mask, as one trial of a search does, and write the original's files.
 
     The folder holds `checkpoint/` (masked, as its own library loads it), `masks.safetensors`,
     `loss_training.npy` (mean training loss of each step), `loss_improvements.npy` (initial minus current held-out loss at
@@ -106,11 +106,11 @@ def train(
     layer), and with `save_logits` `logits/`.
 
     Args:
-        initial: initial mask, also choosing the layers that are masked; or a one-shot method, for all maskable layers.
-        statistics: write `layers.csv`, which takes a pass over 256 held-out samples for every layer.
-        log: takes losses, changed positions, logits and seconds at each validation.
+        initial: initial mask, which also sets the masked layers; or a one-shot method, for all maskable layers.
+        statistics: write `layers.csv`, with a pass over 256 held-out samples for every layer.
+        log: receives losses, changed positions, logits and seconds at each validation.
 
-    Returns: the content of `training_summary.json`, all of it about the mask that is written but for `last_logits`.
+    Returns: the content of `training_summary.json`. All but `last_logits` describes the mask that is written.
     """
     check_precision(config.precision, device)
     dense, cache = workload.model.to(device), RunCache()
@@ -123,7 +123,7 @@ def train(
     with atomic_folder(output) as folder:
         losses, curve, seconds = _run(trainer, workload.budgets.report_samples, say, log)
         before, after = trainer.initial, trainer.best
-        if config.precision != "float32":  # the figures that are kept are not of rounded passes
+        if config.precision != "float32":  # the kept figures come from float32 passes
             validation = workload.held_out_samples("validation", device)
             before, after = (_means(validation, masked, mask) for mask in (trainer.initial_mask, trainer.best_mask))
         if statistics:
@@ -162,7 +162,7 @@ def train(
             "changed_share": trainer.changed_share(trainer.best_mask),
             "sparsity": sparsity(masked.model),
             "dense_layers": left.describe(),
-            # Where the run ended, which need not be the mask that is kept.
+            # The end of the run, whose mask need not be the kept one.
             "last_logits": {"changed_share": trainer.changed_share(), **logit_statistics(trainer.logits)},
             "device": str(device),
         }
@@ -206,9 +206,9 @@ def _means(held_out: HeldOutSamples, masked: MaskedModel, mask: Tensor) -> HeldO
 def _run(
     trainer: MaskTrainer, report_samples: int, say: Say, log: Log
 ) -> tuple[Tensor, list[tuple[int, HeldOutMeans]], float]:
-    """Train to the budget; losses of the steps, (samples seen, held-out figures) of the validations, and seconds."""
+    """Train to the budget; returns losses of the steps, (samples seen, held-out figures) of validations, and seconds."""
     started = time.monotonic()
-    # Whole steps only, so that the number of steps is the one asked for.
+    # Whole steps only: the number of steps is then the requested one.
     step_samples = trainer.config.step_samples
     report_samples = math.ceil(report_samples / step_samples) * step_samples
     losses: list[Tensor] = []

@@ -24,10 +24,10 @@ MASKS_FILE = "masks.safetensors"
 
 
 def load_masks_for(workload: Workload, path: Path) -> MaskFile:
-    """A mask file, checked to have been made for the workload's model.
+    """A mask file, checked to be for the workload's model.
 
     Raises:
-        MaskproError: the file is damaged, or for another model.
+        MaskproError: the file is damaged or for another model.
     """
     content = load_mask_file(path)
     check_base(content, path, workload)
@@ -38,7 +38,7 @@ def load_masks_for(workload: Workload, path: Path) -> MaskFile:
 
 
 def check_base(content: MaskFile, path: Path, workload: Workload) -> None:
-    """Raise where a mask file names other weights than those of the workload's model as its base."""
+    """Raise where a mask file's base weights are not those of the workload's model."""
     found = workload.fingerprint()
     if content.base_hash not in ("", found):
         raise MaskproError(
@@ -64,7 +64,7 @@ def magnitude_mask_file(
 def prune(
     workload: Workload, output: Path, *, pattern: NMPattern, layout: Layout, method: InitialMaskMethod, seed: int = 0
 ) -> nn.Module:
-    """Prune the dense network to n:m in one shot and write it as its own library does; its weights are zeroed, not changed.
+    """Prune the dense network to n:m in one shot and write it as its own library does; weights are kept or set to zero.
 
     Raises:
         MaskproError: `output` exists.
@@ -90,11 +90,11 @@ def extract(
     workload: str = DEFAULT_WORKLOAD,
     say: Say = print,
 ) -> MaskFile:
-    """Write `masks.safetensors` with the masks of a pruned network's zeros; it is of the kind of that workload.
+    """Write `masks.safetensors` with the masks of a pruned network's zeros. The network is of the workload's kind.
 
-    Without the original model the file names no base model, and later checks see layer names and shapes only. With
-    `nearest`, which needs it, zeros that are not n:m become the nearest n:m masks (`extract_masks`). With `ema` the
-    original model's weights are their average over the training.
+    Without the original model the file names no base model, and later checks see layer names and shapes only. `nearest`
+    needs the original model: zeros that are not n:m become the nearest n:m masks (`extract_masks`). With `ema` the original
+    model's weights are their average over the training.
 
     Raises:
         MaskproError: no zeros, zeros that are not n:m, an original of another architecture, or `output` exists.
@@ -134,12 +134,12 @@ def extract(
 
 
 def verify(path: Path, workload: Workload | None = None) -> dict[str, str]:
-    """Layer name to "" or to what is wrong with its mask, in itself or for the workload's model.
+    """Layer name to the problem of its mask, in itself or with the workload's model; "" for none.
 
-    Layers of the model that the file leaves out are none of its problems: they stay dense.
+    Layers of the model that the file leaves out are no problem: they stay dense.
 
     Raises:
-        MaskproError: the file is too damaged to tell its layers apart, or was made for other weights than the model's.
+        MaskproError: the file is too damaged to separate its layers, or was made for other weights than the model's.
     """
     content, problems = inspect_mask_file(path)
     if workload is not None:
@@ -150,9 +150,9 @@ def verify(path: Path, workload: Workload | None = None) -> dict[str, str]:
 
 
 def unmasked_layers(path: Path, workload: Workload | None = None) -> dict[str, str]:
-    """Layer name to why it stays dense, of the maskable layers that a mask file leaves out.
+    """Name of each maskable layer that a mask file leaves out to the reason why it stays dense.
 
-    Without the workload they are those that the file itself names.
+    Without the workload these are the layers that the file itself names.
     """
     content, _ = inspect_mask_file(path)
     if workload is None:
@@ -167,10 +167,10 @@ def load_masked_checkpoint(
 ) -> tuple[nn.Module, list[str]]:
     """A network whose weights are already masked, and the names of its masked layers.
 
-    Groups keep at most n: where the dense weights hold zeros of their own, a mask may keep these.
+    Groups keep at most n. A group may hold more zeros, as a mask may keep a zero of the dense weights.
 
     Raises:
-        MaskproError: it is of another architecture than the workload's, holds no zeros, or its zeros are not n:m.
+        MaskproError: its architecture is not the workload's, it holds no zeros, or its zeros are not n:m.
     """
     model = _told(source, workload.load_network(source), say).model
     _check_same_architecture(model, workload.model, f"checkpoint_path {source}", workload.model_source)
@@ -179,7 +179,7 @@ def load_masked_checkpoint(
 
 
 def _told(source: str, found: LoadedNetwork, say: Say) -> LoadedNetwork:
-    """The network, once it was said what was converted or left out when it was loaded."""
+    """The network, after reporting what was converted or left out on loading."""
     for note in found.notes:
         say(f"model {source}: {note}")
     return found

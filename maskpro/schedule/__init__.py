@@ -1,1 +1,1 @@
-"""Which trial comes next and what a report means: a search's history, early stopping and study; knows no Ray."""
+"""The choice of the next trial and the answer to a report: history, early stopping and study; knows no Ray."""

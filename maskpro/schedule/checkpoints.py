@@ -1,4 +1,4 @@
-"""A trial's checkpoints in the storage: their files, and what is left of them once the trial has stopped or ended."""
+"""A trial's checkpoints in the storage: their files, and the removal of parts once the trial has stopped or ended."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _TUNE_NAMES = "checkpoint_"
 
 
 def part_file(part: str) -> str:
-    """Name of a part's file."""
+    """File name of a part."""
     return f"{part}.safetensors"
 
 
 def write_checkpoint(folder: Path, parts: dict[str, dict[str, Tensor]], counters: dict[str, Any]) -> None:
-    """Write a state: a file for each part, so that parts can be removed."""
+    """Write a state with a file for each part, so that single parts can be removed."""
     for part, tensors in parts.items():
         save_file(tensors, folder / part_file(part))
     write_json(folder / COUNTERS_FILE, counters)
@@ -33,7 +33,7 @@ def read_part(folder: Path, part: str) -> dict[str, Tensor]:
     """The tensors of a part.
 
     Raises:
-        MaskproError: it has been removed.
+        MaskproError: the part has been removed.
     """
     file = folder / part_file(part)
     if not file.is_file():
@@ -43,25 +43,25 @@ def read_part(folder: Path, part: str) -> dict[str, Tensor]:
 
 
 def read_counters(folder: Path) -> dict[str, Any]:
-    """What `write_checkpoint` was given beside the tensors."""
+    """The counters that `write_checkpoint` was given."""
     counters: dict[str, Any] = read_json(folder / COUNTERS_FILE)
     return counters
 
 
 def remove_checkpoint(storage: FileSystem, path: str) -> None:
-    """Remove all of a checkpoint, if it is still there."""
+    """Remove a checkpoint, if it still exists."""
     if _exists(storage, path):
         storage.delete_dir(path)
 
 
 def remove_all_but(record: TrialRecord, storage: FileSystem, newest: str, parts: tuple[str, ...]) -> None:
-    """Remove a trial's checkpoints but for these parts of the newest one, whatever has been removed already.
+    """Remove a trial's checkpoints except these parts of the newest one; some may be removed already.
 
     Args:
-        record: the trial's.
-        storage: where they are.
-        newest: the path of its newest checkpoint there.
-        parts: what is kept.
+        record: the trial's record.
+        storage: storage of the checkpoints.
+        newest: path of the newest checkpoint there.
+        parts: parts to keep.
     """
     root = PurePosixPath(newest).parents[1]
     for folder in record.folders:

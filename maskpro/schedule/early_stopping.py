@@ -1,4 +1,4 @@
-"""When a trial stops early, and which stopped one goes on after all."""
+"""When a trial stops early, and which stopped trial is promoted."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from maskpro.schedule.rungs import rungs
 
 
 class SuccessiveHalving:
-    """ASHA (Li et al. 2020, algorithm 2): a trial stops at a rung, and goes on once it is among the rung's best.
+    """ASHA (Li et al. 2020, algorithm 2): a trial stops at a rung, and is promoted once it is among the rung's best.
 
-    With n values in a rung, the best `n // reduction_factor` go on to the next: none before there are `reduction_factor`
-    values, and a trial that was stopped may still go on when later, worse ones have filled the rung. Neither Ray's nor
-    Optuna's version does this: they stop for good, and let whoever comes first to a rung pass unjudged. Departures from the
+    With n values in a rung, the best `n // reduction_factor` are promoted to the next. So none is before there are
+    `reduction_factor` values, and a stopped trial may be promoted once later, worse trials have filled the rung. Ray's and
+    Optuna's versions differ: they stop trials for good, and the first trial at a rung passes unjudged. Departures from the
     paper:
 
     - seed points do not stop at the first rung, where a large batch has made few steps and says little;
-    - of equal values the earlier trial's counts as better: trials that change nothing all tie;
+    - of equal values the earlier trial's counts as better, as trials that change nothing all tie;
     - failed trials count in no rung.
 
-    A rung holds what trials reported exactly there, so a late report never fills a lower one.
+    A rung holds the values that trials reported exactly there, so a later report never fills a lower rung.
 
     With `restarts` a rung is the end of a run of its own. Every trial stops there, at the end of its schedules of step size
     and temperature. A promoted trial is trained anew, with the next rung as its budget. The reason: a run that is cut off
     in the middle of its schedules tells little of how it would end. Seed points then stop at the first rung like others.
 
     Args:
-        first_rung: samples at the lowest rung; the next ones lie at `reduction_factor` times the one before.
-        max_samples: where a trial ends by itself.
+        first_rung: samples at the lowest rung; each further rung lies at `reduction_factor` times the one before.
+        max_samples: samples at which a trial ends by itself.
         restarts: whether a promoted trial is trained anew.
     """
 
@@ -50,22 +50,22 @@ class SuccessiveHalving:
         return tuple(self._rungs)
 
     def budget(self, record: TrialRecord) -> int:
-        """Samples at which the run that a trial is in, or begins next, has its budget used up."""
+        """Budget, in samples, of the run that a trial is in or begins next."""
         if not self._restarts:
             return self._max_samples
-        if record.stopped:  # it stopped there, but its checkpoint was lost
+        if record.stopped:  # it stopped at this rung, but its checkpoint was lost
             return record.samples
         return next((rung for rung in self._rungs if rung > record.samples), self._max_samples)
 
     def replay(self, records: Iterable[TrialRecord]) -> None:
-        """Take in what trials have reported."""
+        """Take in all reports of the trials."""
         for record in records:
             for samples, metrics in record.reports.items():
                 if not metrics.get("failure"):
                     self._add(record.number, samples, metrics[METRIC])
 
     def stops(self, record: TrialRecord, samples: int, value: float) -> bool:
-        """Take in a report of a trial; whether it stops there."""
+        """Take in a trial's report; True if the trial stops there."""
         self._add(record.number, samples, value)
         if samples not in self._rungs:
             return False
@@ -76,7 +76,7 @@ class SuccessiveHalving:
         return record.number not in self._best(samples, lambda number: False)
 
     def promotable(self, trials: dict[int, TrialRecord], is_waiting: Callable[[TrialRecord], bool]) -> TrialRecord | None:
-        """The stopped trial that goes on next: of the highest rung that has one, the best."""
+        """The stopped trial to promote next: the best one of the highest rung that has any."""
         for samples in reversed(self._rungs):
             for number in self._best(samples, lambda number: bool(trials[number].failure)):
                 if trials[number].samples == samples and is_waiting(trials[number]):
@@ -92,10 +92,10 @@ class SuccessiveHalving:
         return numbers[: len(numbers) // self._reduction_factor]
 
 
-# What becomes of a promoted trial: it resumes from its checkpoint, or is trained anew with the next rung as its budget.
+# How a promoted trial continues: it resumes from its checkpoint, or is trained anew with the next rung as its budget.
 PROMOTIONS = ("resume", "restart")
 
-# Each makes a pruner of (report_samples, reduction_factor); for "asha" there is successive halving besides.
+# Makers of pruners from (report_samples, reduction_factor); "asha" adds successive halving.
 SCHEDULERS: dict[str, Callable[[int, int], BasePruner]] = {
     "asha": lambda report_samples, reduction_factor: NopPruner(),
     "median": lambda report_samples, reduction_factor: MedianPruner(
@@ -103,9 +103,9 @@ SCHEDULERS: dict[str, Callable[[int, int], BasePruner]] = {
     ),
     "none": lambda report_samples, reduction_factor: NopPruner(),
 }
-# A name, or in a space file an Optuna pruner.
+# A name, or an Optuna pruner in a space file.
 Scheduler: TypeAlias = str | BasePruner
-# Pruners that keep in a trial which of its rungs are done; a study made anew from the history has not got that.
+# Pruners that store a trial's finished rungs in the trial; a study remade from the history lacks them.
 _WITH_A_STATE = (SuccessiveHalvingPruner, HyperbandPruner)
 
 
@@ -124,12 +124,12 @@ def check_scheduler(scheduler: object) -> None:
 
 
 def scheduler_name(scheduler: Scheduler) -> str:
-    """A scheduler as records name it."""
+    """A scheduler's name in records."""
     return scheduler if isinstance(scheduler, str) else type(scheduler).__name__
 
 
 def make_pruner(scheduler: Scheduler, report_samples: int, reduction_factor: int) -> BasePruner:
-    """What a scheduler has Optuna stop for good.
+    """The pruner by which a scheduler lets Optuna stop trials for good.
 
     Raises:
         MaskproError: no such scheduler.

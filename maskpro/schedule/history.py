@@ -1,8 +1,7 @@
-"""What has happened in a search: an append-only file of JSON lines, and the trials that it tells of.
+"""The events of a search: an append-only file of JSON lines, and the trials that follow from them.
 
-The file is the only thing that a search goes on from. Ray Tune's own snapshots are up to ten seconds old when a driver is
-killed, and hold neither the early stopping's records nor the searcher's running trials; a line is written here before
-anything acts on it.
+A search resumes from this file alone. Ray Tune's own snapshots are up to ten seconds old when a driver is killed, and hold
+neither the early stopping's records nor the searcher's running trials. Here a line is written before anything acts on it.
 """
 
 from __future__ import annotations
@@ -17,36 +16,36 @@ from typing import Any, Literal
 
 from maskpro.errors import MaskproError
 
-# What a search minimises: the mean squared difference from the dense network's output on the validation samples, the E of
-# `fidelity`. Trials whose initial masks differ compare by it, where their fidelities would not.
+# The metric that a search minimises: the mean squared difference from the dense network's output on the validation samples,
+# the E of `fidelity`. It compares trials with different initial masks, which fidelity does not.
 METRIC = "val_error"
 Status = Literal["completed", "stopped", "failed", "unfinished"]
-# Of a checkpoint, as `MaskTrainer.state_dict` has them: each needs those before it.
+# Parts of a checkpoint, as in `MaskTrainer.state_dict`; each needs the ones before it.
 PARTS = ("mask", "logits", "exact")
-# What a stopped trial keeps and goes on from when it is promoted.
+# Parts that a stopped trial keeps, and from which it resumes when it is promoted.
 STOPPED_PARTS = PARTS[:2]
 
 
 @dataclass(kw_only=True)
 class TrialRecord:
-    """One trial as the history tells it.
+    """One trial, as recorded in the history.
 
     Attributes:
         number: 1, 2, ... in the order of their start.
         params: the searched parameters; with the space's fixed ones they make the trial's config.
         source: "seed point 2", the searcher's name, "replay" or "confirmation of trial 3".
-        seed: of its calibration samples and sampled masks.
+        seed: seed of its calibration samples and sampled masks.
         reports: metrics by samples seen.
         samples: calibration samples seen at the last report.
         stopped: True while it waits at a rung, or has ended there.
-        stopped_at: samples at its last stop, after which it may have gone on; None: it never stopped.
-        parts: how often it was started: once, and again after each stop, kill or end of a session.
-        checkpoint: newest one, relative to the folder of the trials' storage; "" where there is none.
-        checkpoint_samples: samples seen when it was made.
-        checkpoint_parts: which of its parts have not been removed.
-        promoted: True where it goes on after a stop, until its next checkpoint: from the coarse logits alone, so that
-            nothing depends on whether the rest has been removed already.
-        error: why it died; "" where it didn't.
+        stopped_at: samples at its last stop, even if it was promoted afterwards; None: it never stopped.
+        parts: number of starts: one, and one more after each stop, kill or end of a session.
+        checkpoint: the newest one, relative to the folder of the trials' storage; "" where there is none.
+        checkpoint_samples: samples seen when the checkpoint was made.
+        checkpoint_parts: parts of the checkpoint that have not been removed.
+        promoted: True from a promotion until the next checkpoint. The trial then resumes from the coarse logits alone, so
+            that nothing depends on whether the rest has been removed already.
+        error: why it died; "" where it did not.
     """
 
     number: int
@@ -66,22 +65,22 @@ class TrialRecord:
 
     @property
     def name(self) -> str:
-        """Of the trial, whatever its part."""
+        """Name of the trial, the same for all of its parts."""
         return f"trial_{self.number:05d}"
 
     @property
     def folder(self) -> str:
-        """Of the trial's part: it never writes over what it goes on from."""
+        """Folder of the trial's current part: a part never overwrites the checkpoint that it resumes from."""
         return self.folders[-1]
 
     @property
     def folders(self) -> list[str]:
-        """Of all parts that the trial has had."""
+        """Folders of all parts of the trial so far."""
         return [self.name, *(f"{self.name}_part{part}" for part in range(2, self.parts + 1))]
 
     @property
     def last(self) -> dict[str, Any]:
-        """Metrics of the last report, or nothing."""
+        """Metrics of the last report; {} without one."""
         return self.reports.get(self.samples, {})
 
     @property
@@ -91,12 +90,12 @@ class TrialRecord:
 
     @property
     def failure(self) -> str:
-        """Why the trial came to nothing; "" where it did not."""
+        """Why the trial failed; "" where it did not."""
         return self.error or str(self.last.get("failure", ""))
 
     @property
     def status(self) -> Status:
-        """How the trial stands; an ended one has a checkpoint of its last report, so that its mask is safe."""
+        """Status of the trial; an ended trial has a checkpoint of its last report, so its mask is safe."""
         if self.failure:
             return "failed"
         if not (self.stopped or self.last.get("done")) or self.checkpoint_samples != self.samples:
@@ -104,10 +103,10 @@ class TrialRecord:
         return "completed" if self.last["done"] else "stopped"
 
     def needed_parts(self, *, may_go_on: bool) -> tuple[str, ...]:
-        """Of its newest checkpoint: all until the trial stops or ends, then what promotion and the final evaluation take.
+        """Needed parts of its newest checkpoint: all until it stops or ends, then those for promotion and final evaluation.
 
         Args:
-            may_go_on: whether a stopped trial may, in this session or a later one.
+            may_go_on: whether a stopped trial may still be promoted, in this session or a later one.
         """
         if self.status == "unfinished":
             return PARTS
@@ -117,13 +116,13 @@ class TrialRecord:
 
     @property
     def seed_point(self) -> int | None:
-        """The number of the seed point that it runs."""
+        """The number of the seed point that the trial runs; None for other trials."""
         kind, _, number = self.source.rpartition(" ")
         return int(number) if kind == "seed point" else None
 
     @property
     def is_confirmation(self) -> bool:
-        """True for a trial that repeats another one with a fresh seed, and takes no part in the search."""
+        """True for a trial that repeats another one with a fresh seed; it takes no part in the search."""
         return self.source.startswith("confirmation")
 
 
@@ -134,9 +133,9 @@ class History:
         path: the file; None keeps the history in memory only.
 
     Attributes:
-        session_time: when the newest session began, in ISO 8601.
+        session_time: start of the newest session, in ISO 8601.
         samples_before_session: calibration samples seen by all trials until then.
-        failure: why a line could not be written; no further one is, as the search has come to its end.
+        failure: why a line could not be written; no further line is written then, as the search ends.
     """
 
     def __init__(self, path: Path | None = None):
@@ -159,30 +158,30 @@ class History:
 
     @property
     def unfinished(self) -> list[TrialRecord]:
-        """The trials that have to go on, in order."""
+        """The trials that have neither stopped nor ended, in order."""
         return [trial for trial in self.trials.values() if trial.status == "unfinished"]
 
     def session(self, num_trials: int, *, time: str) -> None:
-        """The search starts, or goes on, and is to have `num_trials` trials in all."""
+        """The search starts or resumes, and shall have `num_trials` trials in all."""
         self._append(event="session", num_trials=num_trials, time=time)
 
     def add_warm_start(self, params: dict[str, Any], value: float, source: str) -> None:
-        """A trial of another experiment that the searcher is told of."""
+        """A trial of another experiment is given to the searcher."""
         self._append(event="warm_start", params=params, value=value, source=source)
 
     def start(self, params: dict[str, Any], *, source: str, seed: int) -> TrialRecord:
-        """A new trial."""
+        """A new trial starts."""
         number = max(self.trials, default=0) + 1
         self._append(event="trial", trial=number, params=params, source=source, seed=seed)
         return self.trials[number]
 
     def go_on(self, number: int, *, promoted: bool) -> TrialRecord:
-        """A trial that was interrupted, or (promoted) one that was stopped, goes on from its checkpoint."""
+        """An interrupted trial, or with `promoted` a stopped one, resumes from its checkpoint."""
         self._append(event="go_on", trial=number, promoted=promoted)
         return self.trials[number]
 
     def report(self, number: int, metrics: dict[str, Any], *, stopped: bool) -> None:
-        """A trial has reported `metrics`, and was told to stop or not."""
+        """A trial has reported `metrics`, and stops or not."""
         self._append(event="report", trial=number, metrics=metrics, stopped=stopped)
 
     def checkpoint(self, number: int, path: str, samples: int) -> None:
@@ -190,7 +189,7 @@ class History:
         self._append(event="checkpoint", trial=number, path=path, samples=samples)
 
     def removed(self, number: int, left: tuple[str, ...]) -> None:
-        """Of a trial's checkpoints, only these parts of the newest one are left."""
+        """A trial's checkpoints were removed except these parts of the newest one."""
         self._append(event="removed", trial=number, left=left)
 
     def error(self, number: int, text: str) -> None:
@@ -210,7 +209,7 @@ class History:
         self._apply(event)
 
     def _take_in(self, event: dict[str, Any], path: Path, line: int) -> None:
-        """An event that has been read."""
+        """Apply an event that was read from the file."""
         try:
             self._apply(event)
         except (LookupError, TypeError) as error:
@@ -249,7 +248,7 @@ class History:
 
 
 def _write_line(path: Path, line: bytes) -> None:
-    # One write, so that a kill leaves whole lines but for the last; that one is dropped when read.
+    # One write: a kill can then tear the last line only, and reading drops that.
     with path.open("ab", buffering=0) as file:
         whole = file.tell()
         if file.write(line) != len(line):  # the disk is full; half a line would break the next one
@@ -259,9 +258,9 @@ def _write_line(path: Path, line: bytes) -> None:
 
 
 class HistoryReader:
-    """Follows a history that another process writes; `history` is what it has told so far.
+    """Follows a history that another process writes; `history` holds the events so far.
 
-    A last line that is not whole waits for its rest.
+    An incomplete last line waits for its rest.
     """
 
     def __init__(self, path: Path):
@@ -273,12 +272,12 @@ class HistoryReader:
         self._inode, self._num_bytes, self._num_lines = inode, 0, 0
 
     def read(self) -> bool:
-        """Take in the lines that have come since the last call; False where there are none.
+        """Take in the lines added since the last call; False where there are none.
 
-        A file that another one has replaced is read from its start.
+        A replaced file is read from its start.
 
         Raises:
-            MaskproError: there is no file, or a line of it is broken.
+            MaskproError: there is no file, or one of its lines is broken.
         """
         try:
             with self._path.open("rb") as file:
@@ -298,7 +297,7 @@ class HistoryReader:
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """The events of a history; a last line that a kill has cut short is left out.
+    """The events of a history; a last line torn by a kill is left out.
 
     Raises:
         MaskproError: any other line is broken.
@@ -319,7 +318,7 @@ def _broken(path: Path, number: int, why: str) -> MaskproError:
 
 
 def drop_torn_line(path: Path) -> None:
-    """Remove what a kill has left of a last line, before anything is appended."""
+    """Remove a last line torn by a kill, before anything is appended."""
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:

@@ -1,4 +1,4 @@
-"""A search's trials as a journal file of Optuna, for Optuna's own tools; nothing of this project reads it."""
+"""A search's trials as a journal file of Optuna, for Optuna's own tools; this project never reads it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from optuna.trial import FrozenTrial
 from maskpro.files import atomic_path
 
 STUDY_NAME = "maskpro"
-# Optuna's lock of a journal is a symbolic link with this suffix.
+# Suffix of the symbolic link by which Optuna locks a journal.
 _LOCK_SUFFIX = ".lock"
 
 
 class JournalExport:
-    """The file, written anew with the trials that there are and kept open for those that follow.
+    """The journal file: it is rewritten with the trials so far and then kept open for further ones.
 
-    No running trial is in it, so a kill leaves none behind. A trial that is promoted after it was added has its later
-    values in the file once that is written anew.
+    It holds no running trial, so a kill leaves none behind. If a trial is promoted after it was added, its later values
+    appear when the file is next rewritten.
     """
 
     def __init__(self, path: Path, trials: Iterable[FrozenTrial]):
         with atomic_path(path) as temporary:
             _open_journal(temporary).add_trials(trials)
-        # Left by a kill, it would be waited for; whoever writes an experiment holds its own lock.
+        # Optuna would wait for a lock that a kill has left. The experiment's own lock already protects the file.
         path.with_name(path.name + _LOCK_SUFFIX).unlink(missing_ok=True)
         self._study = _open_journal(path)
 

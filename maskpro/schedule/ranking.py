@@ -1,7 +1,7 @@
-"""Which trial is the best: the one with the lowest val_error, the earliest of equal ones.
+"""The best trial: the one with the lowest val_error, the earliest of equal ones.
 
-What is promoted ran to its full budget (`completed_by_error`). Where there is no such trial yet, and on the screen while a
-search runs, any counts that has a value (`better_of`).
+Masks for the final evaluation come from trials that ran to their full budget (`completed_by_error`). Without such a trial,
+and on the screen while a search runs, every trial with a value counts (`better_of`).
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from maskpro.schedule.history import METRIC, TrialRecord
 
 
 def completed_by_error(records: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """The trials that ran to their full budget without a failure, the best first."""
+    """The trials that ran to their full budget without a failure, best first."""
     completed = [record for record in records if record.status == "completed"]
     return sorted(completed, key=lambda record: record.last[METRIC])
 
 
 def better_of(best: TrialRecord | None, record: TrialRecord) -> TrialRecord | None:
-    """`record` if its val_error is the lower one; confirmations, failures and trials without a value do not count."""
+    """The trial with the lower val_error; as `record`, confirmations, failures and trials without a value don't count."""
     if record.is_confirmation or record.failure or record.last.get(METRIC) is None:
         return best
     return record if best is None or record.last[METRIC] < best.last[METRIC] else best
 
 
 def best_so_far(records: Iterable[TrialRecord]) -> TrialRecord | None:
-    """The best trial that has a value, ended or not; None: there is none."""
+    """The best trial with a value, ended or not; None: there is none."""
     best: TrialRecord | None = None
     for record in records:
         best = better_of(best, record)
@@ -33,6 +33,6 @@ def best_so_far(records: Iterable[TrialRecord]) -> TrialRecord | None:
 
 
 def best_trial(records: Iterable[TrialRecord]) -> TrialRecord | None:
-    """The best of the trials that ran to their full budget, or where there are none, the best so far."""
+    """The best trial that ran to its full budget; if there is none, the best so far."""
     records = list(records)
     return best_so_far(record for record in records if record.status == "completed") or best_so_far(records)

@@ -1,4 +1,4 @@
-"""A folder in which a search was killed before it had begun: known for what it is, so that its name is free again."""
+"""Remnants: folders of searches that were killed before they began. They are recognised, so their names are free again."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from maskpro.files import is_leftover, refuse_existing
 from maskpro.schedule.folder import HISTORY_FILE, LOCK_FILE, SPACE_FILE
 from maskpro.schedule.lock import Holder, is_held
 
-# All that a search writes before `experiment.json`, by which it can be gone on with.
+# All files that a search writes before `experiment.json`. Without that file it can't be resumed.
 _EARLY_FILES = (LOCK_FILE, SPACE_FILE, HISTORY_FILE)
 
 
 def refuse_begun(folder: Path) -> None:
-    """Raise where something is at `folder` that may be of worth to somebody."""
+    """Raise where `folder` holds anything but a remnant."""
     if not is_remnant(folder):
         refuse_existing(folder, "experiment folder")
     elif is_held(folder):
@@ -24,9 +24,9 @@ def refuse_begun(folder: Path) -> None:
 
 
 def is_remnant(folder: Path) -> bool:
-    """Whether a search was killed there before anything was begun, or the folder is empty.
+    """Whether the folder is empty, or its search was killed before any trial began.
 
-    Such a folder holds a lock as we write it, and beside it nothing but the first files, without one trial.
+    Such a folder holds a lock in our own form, and beside it only the first files, without a trial.
     """
     if folder.is_symlink() or not folder.is_dir():
         return False
@@ -40,10 +40,10 @@ def is_remnant(folder: Path) -> bool:
 
 
 def clear_remnant(folder: Path) -> None:
-    """Remove what a killed search has left there, but for its lock, which must be held.
+    """Remove a killed search's remnant except its lock, which the caller must hold.
 
     Raises:
-        MaskproError: the folder holds more than that.
+        MaskproError: the folder holds more than a remnant.
     """
     if not is_remnant(folder):
         refuse_existing(folder, "experiment folder")
@@ -53,7 +53,7 @@ def clear_remnant(folder: Path) -> None:
 
 
 def _is_lock(path: Path) -> bool:
-    """Whether it is a lock of ours: empty for an instant, then its holder."""
+    """Whether a file is a lock of ours: empty for an instant, then with its holder."""
     try:
         content = path.read_text(encoding="utf-8")
         return content == "" or bool(Holder(**json.loads(content)))

@@ -1,10 +1,10 @@
-"""Where successive halving judges trials."""
+"""The rungs at which successive halving judges trials."""
 
 from __future__ import annotations
 
 
 def rungs(*, first_rung: int, max_samples: int, reduction_factor: int) -> tuple[int, ...]:
-    """Samples at each rung: each at `reduction_factor` times the one before, as long as it is below `max_samples`."""
+    """Samples at each rung, `reduction_factor` times those of the one before, as long as they are below `max_samples`."""
     found = []
     rung = first_rung
     while rung < max_samples:

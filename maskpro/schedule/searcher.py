@@ -1,4 +1,4 @@
-"""What a search tries next, and what it makes of the reports: an Optuna study that is always a function of the history."""
+"""Suggests parameters and judges reports by an Optuna study, which is always a function of the history."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from maskpro.errors import MaskproError
 from maskpro.schedule.history import METRIC, History, TrialRecord
 from maskpro.schedule.journal import JournalExport
 
-# Random trials before TPE begins, where a space brings no seed points and nothing to start from.
+# Random trials before TPE begins, if a space has no seed points and there is no warm start.
 _STARTUP_TRIALS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a suggestion stands.
+    """The place of a suggestion in its search.
 
     Attributes:
-        search_seed: of the whole search.
-        number: of the trial among those of the search, from 1.
-        num_seed_points: of these that were not suggested.
+        search_seed: seed of the whole search.
+        number: number of the trial among the search's trials, from 1.
+        num_seed_points: number of seed points, which are not suggested.
         startup_trials: random trials before a model of the reports is fitted.
-        distributions: of the searched parameters.
+        distributions: distributions of the searched parameters.
     """
 
     search_seed: int
@@ -44,23 +44,23 @@ class Place:
 
     @property
     def seed(self) -> int:
-        """Of this suggestion alone."""
+        """Seed of this suggestion alone."""
         return int(np.random.SeedSequence([self.search_seed, self.number]).generate_state(1)[0])
 
 
 class _Sobol(QMCSampler):
-    """Optuna's quasi-random sequence, each suggestion at its own place of it.
+    """Optuna's quasi-random sequence, with each suggestion at its own place in it.
 
-    Optuna counts the places in the study, which is made anew in every session.
+    Optuna counts the places in the study, but a study is remade in every session.
     """
 
     def __init__(self, place: Place):
-        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):  # that Optuna may change its interface
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):  # Optuna may change the sampler's interface
             super().__init__(qmc_type="sobol", scramble=True, seed=place.search_seed)
         self._place = place
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """All parameters of the search, also before a trial has ended."""
+        """All parameters of the search, even before a trial has ended."""
         return dict(self._place.distributions)
 
     def _find_sample_id(self, study: optuna.Study, search_space: dict[str, BaseDistribution]) -> int:
@@ -75,15 +75,15 @@ def _gp(place: Place) -> BaseSampler:
     return GPSampler(seed=place.seed, n_startup_trials=place.startup_trials)
 
 
-# Samplers that are a function of the trials alone: Optuna's CMA-ES keeps a state of its own, which no history can tell.
+# Samplers that are a function of the trials alone. Optuna's CMA-ES keeps a state of its own, which is not in the history.
 SEARCHERS: dict[str, Callable[[Place], BaseSampler]] = {
-    "optuna": _tpe,  # whose default it is
+    "optuna": _tpe,  # Optuna's default
     "tpe": _tpe,
     "gp": _gp,
     "qmc": _Sobol,
     "random": lambda place: RandomSampler(seed=place.seed),
 }
-# Of a space file: makes an Optuna sampler of a seed.
+# A function in a space file that makes an Optuna sampler from a seed.
 SamplerFactory = Callable[[int], BaseSampler]
 Searcher = str | SamplerFactory
 
@@ -107,21 +107,21 @@ def check_searcher(searcher: object) -> None:
 
 
 def searcher_name(searcher: Searcher) -> str:
-    """A searcher as records name it."""
+    """A searcher's name in records."""
     return searcher if isinstance(searcher, str) else type(searcher(0)).__name__
 
 
 class SearchStudy:
     """Suggests parameters and judges reports.
 
-    A stopped trial is told to Optuna as complete with its last value, and its samples seen beside it: in simulations that
-    is as good as telling it as pruned, and much better than as failed. The sampler of the k-th trial is seeded by (seed, k)
-    alone, so a search that goes on suggests what it would have suggested without the interruption.
+    A stopped trial is added to Optuna's study as complete, with its last value and its samples seen. In simulations this is
+    as good as adding it as pruned, and much better than as failed. The sampler of the k-th trial is seeded by (seed, k)
+    alone, so a resumed search suggests what it would have suggested without the interruption.
 
     Args:
-        searcher: as `check_searcher` allows it.
-        distributions: of the searched parameters.
-        num_seed_points: they stand in for random start-up trials.
+        searcher: a searcher that `check_searcher` allows.
+        distributions: distributions of the searched parameters.
+        num_seed_points: number of seed points; they replace random start-up trials.
 
     Raises:
         MaskproError: no such searcher.
@@ -150,7 +150,7 @@ class SearchStudy:
         self._journal: JournalExport | None = None
 
     def replay(self, history: History) -> None:
-        """Take in all that has happened, as if it had happened now."""
+        """Take in all events of the history, as if they had happened now."""
         for told in history.warm_start:
             attributes = {"source": told["source"]}
             self._study.add_trial(self._frozen(TrialState.COMPLETE, told["params"], told["value"], attributes, {}))
@@ -164,7 +164,7 @@ class SearchStudy:
                 self._study.add_trial(self._ended(record))
 
     def suggest(self, number: int, *, place: int) -> dict[str, Any]:
-        """Parameters for trial `number`, the `place`-th of the search, which is then running."""
+        """Parameters for trial `number`, the `place`-th of the search; the study then has it as running."""
         at = Place(
             search_seed=self._seed,
             number=place,
@@ -179,9 +179,9 @@ class SearchStudy:
         return dict(trial.params)
 
     def begin(self, record: TrialRecord) -> None:
-        """A trial starts whose parameters are given: a seed point, a replayed trial, or one that goes on."""
+        """A trial with given parameters starts: a seed point, a replayed trial, or a resumed or promoted one."""
         if record.number not in self._running:
-            # Every parameter is given: TPE would fit its model, and note parameters of its own, for nothing.
+            # Every parameter is given, so TPE must neither fit its model nor note parameters of its own.
             self._study.sampler = RandomSampler()
             self._study.enqueue_trial(record.params)
             self._running[record.number] = self._study.ask(self._distributions)
@@ -189,7 +189,7 @@ class SearchStudy:
             self._running[record.number].set_user_attr(name, value)
 
     def should_stop(self, number: int, samples: int, value: float) -> bool:
-        """Take in a report; whether the pruner ends the trial on it. One that went on after a stop is not asked about."""
+        """Take in a report; True if the pruner ends the trial. The pruner is not asked about promoted trials."""
         if number not in self._running:
             return False
         trial = self._running[number]
@@ -211,7 +211,7 @@ class SearchStudy:
             self._journal.add(ended)
 
     def _correct(self, record: TrialRecord, ended: FrozenTrial) -> None:
-        """A trial went on after it was told, and has a better value now: Optuna has no way to tell one twice."""
+        """Correct a trial that was promoted after it was added; Optuna's own interface can't change its value."""
         if ended.state == TrialState.COMPLETE:
             told = self._study.get_trials(deepcopy=False)[self._told[record.number]]
             told.value = ended.value
@@ -219,12 +219,12 @@ class SearchStudy:
             told.user_attrs = ended.user_attrs
 
     def write(self, path: Path) -> None:
-        """Write the trials that have stopped or ended as a journal of Optuna, and keep adding those that follow."""
+        """Write the stopped and ended trials as a journal of Optuna, and add further ones as they come."""
         told = self._study.get_trials(deepcopy=False)
         self._journal = JournalExport(path, [trial for trial in told if trial.state.is_finished()])
 
     def _ended(self, record: TrialRecord) -> FrozenTrial:
-        """The trial as it ended or, while it goes on, as it last stopped."""
+        """The trial as it ended, or as it last stopped while it runs again."""
         end = record.samples if record.status != "unfinished" else record.stopped_at or 0
         values = {samples: metrics[METRIC] for samples, metrics in record.reports.items() if samples <= end}
         state = TrialState.FAIL if record.error else TrialState.COMPLETE
@@ -249,7 +249,7 @@ class SearchStudy:
 
 
 def _attributes(record: TrialRecord) -> dict[str, Any]:
-    """What a study keeps of a trial beside its parameters and values."""
+    """A trial's attributes in the study, beside its parameters and values."""
     attributes: dict[str, Any] = {"trial": record.number, "source": record.source}
     if record.seed_point is not None:
         attributes["seed_point"] = record.seed_point

@@ -1,4 +1,4 @@
-"""The state of a search: which trial comes next, and what a report or an end means. It knows no Ray."""
+"""The state of a search: the choice of the next trial, and the meaning of reports and ends. It knows no Ray."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from maskpro.schedule.searcher import SearchStudy
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A trial that is run as it stands.
+    """A planned trial with given parameters.
 
     Attributes:
-        samples: where it is told to stop; None: where the early stopping says.
+        samples: samples at which it must stop; None: the early stopping decides.
     """
 
     params: Mapping[str, Any]
@@ -27,46 +27,47 @@ class Plan:
 
 
 class TrialSource(Protocol):
-    """What an experiment's trials come from and are judged by; all of it is in `history`."""
+    """Source and judge of an experiment's trials; its whole state is in `history`."""
 
     history: History
 
     def next_trial(self) -> TrialRecord | None:
-        """The next trial to run: one that goes on from its checkpoint, or a new one; None: none for now."""
+        """The next trial to run, resumed from its checkpoint or new; None: none for now."""
 
     @property
     def is_over(self) -> bool:
         """True when nothing runs and nothing is left to run."""
 
     def report(self, number: int, metrics: Mapping[str, Any]) -> bool:
-        """Take in a trial's report; whether the trial ends early on it. The same report twice gets the same answer."""
+        """Take in a trial's report; True if the trial ends early. The same report always gets the same answer."""
 
     def budget(self, record: TrialRecord) -> int | None:
-        """Samples of the run that a trial is in or begins next, where it is one of several; None: its only run."""
+        """Budget of the run that a trial is in or begins next, if it is one of several; None: its only run."""
 
     def put_back(self, number: int) -> None:
-        """A trial has lost its process before it went on, and is to start again from where it was."""
+        """A trial has lost its process before it resumed, and shall start again from the same place."""
 
     def finish(self, number: int) -> None:
         """A trial has stopped or ended, in whatever way."""
 
     @property
     def stopped_may_go_on(self) -> bool:
-        """Whether a stopped trial may go on, in this session or a later one, which may have more trials."""
+        """Whether a stopped trial may be promoted, in this session or in a later one, which may have more trials."""
 
 
-# Of a search's trials that run to their full budget in any case: of one alone there is nothing to select.
+# Least number of trials that run to their full budget: from a single one nothing could be selected.
 MIN_COMPLETED = 3
 
 
 class SearchState:
-    """The trials of a search: first the planned ones, then those that the study suggests, until there are enough.
+    """The trials of a search: first the planned ones, then suggestions of the study, until there are enough.
 
     Args:
-        planned: of the trials 1, 2, ..., such as the seed points.
-        seed: of the trials that the study suggests.
-        halving: stops trials, and says which go on after all; None: the study's pruner alone stops them, for good.
-        min_completed: trials that run to their full budget in any case: the best stopped ones go on where too few have.
+        planned: plans of the trials 1, 2, ..., such as the seed points.
+        seed: seed of the trials that the study suggests.
+        halving: stops and promotes trials; None: the study's pruner alone stops them, for good.
+        min_completed: least number of trials that run to their full budget; if too few have, the best stopped ones are
+            promoted.
         restarts: whether a promoted trial is trained anew (see `SuccessiveHalving`).
     """
 
@@ -110,7 +111,7 @@ class SearchState:
             record = self.history.start(dict(plan.params), source=plan.source, seed=plan.seed)
             self._limits[record.number] = plan.samples
         else:
-            # Confirmations take numbers too, but what is suggested does not depend on them.
+            # Confirmations have numbers too, but suggestions don't depend on them.
             params = self.study.suggest(max(self.history.trials, default=0) + 1, place=started + 1)
             record = self.history.start(params, source=self.study.searcher, seed=self._seed)
         self._live.add(record.number)
@@ -123,7 +124,7 @@ class SearchState:
         return not self._live and len(self.history.searched) >= self.history.num_trials and self._to_go_on() is None
 
     def _to_go_on(self) -> TrialRecord | None:
-        """An interrupted trial, or a stopped one that goes on after all."""
+        """An interrupted trial, or a stopped one that is promoted."""
         if self._interrupted:
             return self._interrupted[0]
         if self._halving is not None:
@@ -137,7 +138,7 @@ class SearchState:
         return record.status == "stopped" and has_state and record.number not in self._live
 
     def _last_chance(self) -> TrialRecord | None:
-        """The best of the stopped trials that came furthest, where too few have run to their full budget."""
+        """The best of the stopped trials that reached the highest rung, if too few have run to their full budget."""
         if sum(record.status == "completed" for record in self.history.searched) >= self._min_completed:
             return None
         waiting = [record for record in self.history.searched if self._waits(record)]
@@ -147,7 +148,7 @@ class SearchState:
         """See TrialSource."""
         record = self.history.trials[number]
         samples = metrics["num_samples_seen"]
-        if samples in record.reports:  # the trial went back to its last checkpoint, and is told what it was told before
+        if samples in record.reports:  # the trial resumed from an earlier checkpoint, and gets the same answer as before
             _note_failure(self.history, record, metrics)
             return record.stopped and samples == record.samples
         stopped = self._stops(record, samples, metrics) and not metrics["done"]
@@ -182,12 +183,12 @@ class SearchState:
 
     @property
     def stopped_may_go_on(self) -> bool:
-        """See TrialSource: but for a replay, one more trial or one more mask to be evaluated is enough."""
+        """See TrialSource: except in a replay, one more trial or one more mask to evaluate may promote it."""
         return self._halving is not None or self._min_completed > 0
 
 
 class PlannedTrials:
-    """Trials that are run to their full budget as they stand, beside the search: nothing is suggested or stopped early."""
+    """Planned trials beside the search, each run to its full budget: nothing is suggested or stopped early."""
 
     def __init__(self, history: History, planned: Sequence[Plan]):
         self.history = history
@@ -199,7 +200,7 @@ class PlannedTrials:
 
     @property
     def num_left(self) -> int:
-        """How many are still to be run or finished."""
+        """Number of trials that are still to be run or finished."""
         return len(self._waiting) + len(self._planned)
 
     def next_trial(self) -> TrialRecord | None:
@@ -243,18 +244,18 @@ class PlannedTrials:
 
     @property
     def stopped_may_go_on(self) -> bool:
-        """See TrialSource: none of these stops, and of the search's it is not for them to say."""
+        """See TrialSource: none of these trials stops, and the search decides about its own."""
         return True
 
 
 def _note_failure(history: History, record: TrialRecord, metrics: Mapping[str, Any]) -> None:
-    """A trial that fails where it had reported before it went back has ended, and would else be waited for."""
+    """Record the end of a trial that fails where it had already reported before it resumed from an earlier checkpoint."""
     failure = metrics.get("failure")
     if failure and not record.failure:
         history.error(record.number, failure)
 
 
-# Of what a trial reports, what the history keeps.
+# Reported metrics that the history keeps.
 METRICS = (
     "num_samples_seen",
     "num_samples_trained",
@@ -278,6 +279,6 @@ METRICS = (
 
 
 def plain_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics that the history keeps, as JSON can hold them: a value that is undefined is None."""
+    """The metrics that the history keeps, in JSON's types; an undefined value is None."""
     kept = {name: metrics[name] for name in METRICS if name in metrics}
     return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in kept.items()}

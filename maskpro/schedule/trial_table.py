@@ -10,20 +10,20 @@ import pandas as pd
 
 from maskpro.schedule.history import METRIC, TrialRecord
 
-# Of a trial's mask with the lowest validation error.
+# Figures of a trial's mask with the lowest validation error.
 FIGURES = ("fidelity", METRIC, "recovery", "loss_improvement", "val_loss")
 
 
 def single_figures(table: pd.DataFrame) -> pd.DataFrame:
-    """Without the columns that hold a figure for each timestep, set or part."""
+    """The table without columns that hold a figure for each timestep, set or part."""
     return table.loc[:, ["_by_" not in str(name) for name in table.columns]]
 
 
 def tabulate_trials(parameters: Mapping[str, Any], records: Sequence[TrialRecord]) -> pd.DataFrame:
-    """A row per trial, in the order of their start; `parameters` has the value of each that is the same in all.
+    """A row per trial, in the order of their start; `parameters` maps fixed parameters to their values.
 
-    Status: completed (ran to its budget), stopped (early, by the scheduler), failed, or unfinished (it goes on with the
-    search).
+    Status: completed (ran to its budget), stopped (early, by the scheduler), failed, or unfinished (it runs, or resumes
+    with the search).
     """
     rows = []
     for record in records:

@@ -18,28 +18,28 @@ from maskpro.schedule.checkpoints import remove_all_but, remove_checkpoint
 from maskpro.schedule.history import METRIC
 from maskpro.schedule.state import TrialSource
 
-# Beside a trial's own settings in its Tune config: number, seed, what it goes on from ("": nothing), whether after a stop,
-# its folder, and the budget of this run where it is one of several (None: the trial's only run).
+# Keys of a trial's Tune config beside its own settings: number, seed, checkpoint to resume from ("": none), whether it is
+# promoted, its folder, and the budget of this run if it is one of several (None: the trial's only run).
 NUMBER, SEED, CHECKPOINT, PROMOTED, FOLDER, BUDGET = "trial", "seed", "checkpoint", "promoted", "folder", "budget"
 
-# A trial whose process dies (no memory, a lost node) is started again elsewhere, so many times in each of its parts.
+# How often each part of a trial is started again elsewhere after its process has died (no memory, a lost node).
 MAX_FAILURES = 3
 
-# Older checkpoints of a trial are removed; one more than the newest stays, for a kill between two writes.
+# Checkpoints kept of a trial: the newest, and one more for a kill between two writes.
 _CHECKPOINTS_KEPT = 2
 
 
 def trial_folder(trial: Trial) -> str:
     """A trial's folder in the storage.
 
-    Tune pickles this with every trial, so it must not hold the source: a search's memory and time per trial would grow
-    with its history.
+    Tune pickles this function with every trial. It must not hold the source, or memory and time per trial would grow with
+    the search's history.
     """
     return str(trial.config[FOLDER])
 
 
 def failure_text(trial: Trial) -> str:
-    """What a trial has failed of; the storage may not have been able to take the text."""
+    """The error of a failed trial; its text may be missing if the storage could not take it."""
     if trial.error_file:
         with suppress(OSError):
             return Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
@@ -56,7 +56,7 @@ class SourceSearcher(Searcher):
     """Hands out the source's trials.
 
     Args:
-        fixed: settings that every trial's config has beside its parameters.
+        fixed: settings in every trial's config beside its parameters.
     """
 
     def __init__(self, source: TrialSource, fixed: Mapping[str, Any]):
@@ -73,7 +73,7 @@ class SourceSearcher(Searcher):
         """The config of the next trial."""
         record = self._source.next_trial()
         if record is None:
-            # A trial that still runs may let another one go on.
+            # The report of a running trial may still promote another one.
             return Searcher.FINISHED if self._source.is_over else None
         self._numbers[trial_id] = record.number
         own = {
@@ -87,7 +87,7 @@ class SourceSearcher(Searcher):
         return {**self._fixed, **record.params, **own}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """The trial has ended and its checkpoint is safe; of one that died the callback knows more."""
+        """The trial has ended and its checkpoint is safe; the callback handles a trial that died."""
         number = self._numbers.pop(trial_id)
         if not error:
             self._source.finish(number)
@@ -97,7 +97,7 @@ class SourceSearcher(Searcher):
         Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
-        """Never called: a search goes on from its history."""
+        """Never called: a search resumes from its history."""
 
 
 class SourceScheduler(FIFOScheduler):
@@ -118,17 +118,17 @@ class SourceScheduler(FIFOScheduler):
         return decision
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """The first pending trial among those that live: Tune's own looks through all that ever were."""
+        """The first pending live trial; Tune's own method looks through all trials since the start."""
         pending = (trial for trial in tune_controller.get_live_trials() if trial.status == Trial.PENDING)
         return min(pending, key=lambda trial: trial.config[NUMBER], default=None)
 
 
 class HistoryCallback(Callback):
-    """Writes final reports, checkpoints and errors into the history, and removes what of checkpoints nobody needs any more.
+    """Writes final reports, checkpoints and errors into the history, and removes parts of checkpoints no longer needed.
 
     Args:
-        checkpoints: the newest of each trial that has one, by its number.
-        is_excused: whether the machine is to blame for a trial's failure; such a trial stays unfinished, to go on later.
+        checkpoints: trial's number to its newest checkpoint.
+        is_excused: whether the machine is to blame for a trial's failure; such a trial stays unfinished and can resume.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class HistoryCallback(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """A report that ends a trial by itself never comes to the scheduler."""
+        """Take in a report that ends a trial by itself; the scheduler never receives it."""
         if not self._source.history.trials[trial.config[NUMBER]].stopped:
             self._source.report(trial.config[NUMBER], result)
 
@@ -162,15 +162,16 @@ class HistoryCallback(Callback):
         kept = self._checkpoints.setdefault(number, [])
         kept.append(checkpoint)
         while len(kept) > _CHECKPOINTS_KEPT:
-            # Tune's num_to_keep would copy the whole experiment's state to storage with every second checkpoint.
+            # Not Tune's num_to_keep: it would copy the whole experiment's state to storage with every second checkpoint.
             dropped = kept.pop(0)
             remove_checkpoint(dropped.filesystem, dropped.path)
         self.remove_unneeded(number)
 
     def remove_unneeded(self, number: int) -> None:
-        """Of a trial that has stopped or ended, leave what may still be needed.
+        """Remove the parts of a stopped or ended trial's checkpoints that are no longer needed.
 
-        The history is told afterwards: a kill in between leaves it to the next session, and nothing else depends on it.
+        The history records it afterwards. After a kill in between, the next session does it again; nothing else depends
+        on it.
         """
         record = self._source.history.trials[number]
         kept = self._checkpoints.get(number)
@@ -183,9 +184,9 @@ class HistoryCallback(Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tune has given a trial up.
 
-        It does so at once, whatever failures are allowed, where an actor dies while it is handed from one trial to the next
-        (`_actor_failed` and the reset's own error handler both take the trial for failed). The trial is not to blame, and
-        goes on in a part of its own: Tune would wait for ever for the reset of this one.
+        If an actor dies while it passes from one trial to the next, Tune does so at once, whatever failures are allowed:
+        `_actor_failed` and the reset's own error handler both count the trial as failed. The trial is not to blame. It
+        resumes in a new part, as Tune would wait for this part's reset for ever.
         """
         if self._is_excused(trial):
             return

@@ -1,4 +1,4 @@
-"""Faults of the machine under a search, for which no trial is to blame: a storage without room, a Ray that has died."""
+"""Faults of the machine under a search, for which no trial is to blame: a full storage, a dead Ray."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.adapters import failure_text
 from maskpro.tuning.search import Search
 
-# A running trial has two checkpoints of five bytes a logit.
+# Storage of a running trial: two checkpoints of five bytes a logit.
 _BYTES_PER_LOGIT = 10
-# Ray ends this process without a word a minute after the last answer of its head.
+# Silence of Ray's head after which a search is paused. Ray ends this process without a word after a minute of silence.
 _SILENT_SECONDS = 15.0
 _LAST_SECONDS = 25.0
 _LOOK_SECONDS = 1.0
 
 
 class FaultWatch(Callback):
-    """Pauses a search over a fault of the machine; it must stand before HistoryCallback, which asks it.
+    """Pauses a search after a fault of the machine; it must come before HistoryCallback, which asks it.
 
     Args:
-        storage: of the trials, a folder or a URI.
-        num_bytes: that the running trials need there.
+        storage: storage of the trials, a folder or a URI.
+        num_bytes: bytes that the running trials need there.
     """
 
     def __init__(self, history: History, *, storage: str, num_bytes: int, interruption: Interruption):
@@ -55,16 +55,16 @@ class FaultWatch(Callback):
         return {}
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """A line of the history that could not be written; Tune itself only logs some of these."""
+        """Pause if a line of the history could not be written; Tune itself only logs some of these errors."""
         if self._history.failure is not None and not self._interruption.problem:
             self._interruption.pause(*self._of_history(self._history.failure))
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Tune is about to start a trial that has failed again, which would end in the same way."""
+        """Pause before Tune starts a failed trial again, if a fault of the machine would end it again."""
         self.caused(trial)
 
     def caused(self, trial: Trial) -> bool:
-        """Whether a fault of the machine has ended the trial; the search is paused then."""
+        """Whether a fault of the machine has ended the trial; if so, the search is paused."""
         if self._interruption.problem:
             return True
         if self._history.failure is not None:
@@ -76,7 +76,7 @@ class FaultWatch(Callback):
         return bool(reason)
 
     def explain(self, error: Exception) -> bool:
-        """Whether a fault of the machine has ended Tune itself; it is noted then."""
+        """Whether a fault of the machine has ended Tune itself; if so, it is noted."""
         if self._history.failure is not None:
             self._interruption.note(*self._of_history(self._history.failure))
         elif reason := self._reason(str(error)):
@@ -84,7 +84,7 @@ class FaultWatch(Callback):
         return bool(self._interruption.problem)
 
     def _reason(self, text: str) -> str:
-        """Why the storage can't be written; "" where it can, and `text` tells of no other full disk."""
+        """Why the storage can't be written; "" if it can and `text` names no other full disk."""
         try:
             _probe(self._storage, self._num_bytes)
         except OSError as error:
@@ -99,13 +99,13 @@ class FaultWatch(Callback):
 
 
 def needed_bytes(search: Search, slots: int) -> int:
-    """What the checkpoints of `slots` trials at a time take in the storage."""
+    """Bytes of the checkpoints of `slots` concurrent trials in the storage."""
     weights = sum(weight.numel() for weight in maskable_layers(search.workload.model).values())
     return math.ceil(_BYTES_PER_LOGIT * _logits_per_weight(search) * weights * max(1, slots))
 
 
 def _logits_per_weight(search: Search) -> float:
-    """One, or as many as a group has masks, for its m weights (gumbel_softmax)."""
+    """Logits per weight: one, or for gumbel_softmax as many as a group has masks for its m weights."""
     if "gumbel_softmax" not in search.space.choices("estimator", TrainerConfig().estimator):
         return 1.0
     patterns = [NMPattern.parse(form.pattern) for form in search.context.formats]
@@ -114,13 +114,13 @@ def _logits_per_weight(search: Search) -> float:
 
 @contextmanager
 def watched_ray(interruption: Interruption, *, resume: str) -> Iterator[None]:
-    """Pauses what is done within once Ray's head has not answered for a while.
+    """Context that pauses the search in it once Ray's head has not answered for a while.
 
-    Ray itself would go on for a minute and then end this process without a word. Where the pause does not come to its end
-    before that, this process says what has happened and ends: the history is whole at any time.
+    Ray itself would continue for a minute and then end this process without a word. If the pause does not finish before
+    that, this process reports the problem and ends; the history is whole at any time.
 
     Args:
-        resume: how the search goes on.
+        resume: option by which the search is resumed, for the message.
     """
     over = threading.Event()
     address = ray.get_runtime_context().gcs_address
@@ -136,7 +136,7 @@ def watched_ray(interruption: Interruption, *, resume: str) -> Iterator[None]:
             if time.monotonic() - silent_since > _SILENT_SECONDS:
                 interruption.pause("Ray", problem)
                 if not over.wait(_LAST_SECONDS):
-                    say(f"paused: {problem}; go on with {resume}")
+                    say(f"paused: {problem}; resume with {resume}")
                     os._exit(1)
                 return
 
@@ -157,7 +157,7 @@ def _answers(address: str) -> bool:
 
 
 def _probe(storage: str, num_bytes: int) -> None:
-    """Write so many bytes to a storage, and remove them."""
+    """Write `num_bytes` to a storage and remove them."""
     filesystem, root = pyarrow.fs.FileSystem.from_uri(storage)
     filesystem.create_dir(root, recursive=True)
     probe = f"{root}/.maskpro-room-{os.getpid()}"

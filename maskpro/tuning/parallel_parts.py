@@ -1,4 +1,4 @@
-"""The parts of the final evaluation, made by all of Ray's nodes at once."""
+"""The parts of the final evaluation, made on all of Ray's nodes at once."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from maskpro.workload_evaluation import PartMaker, Produce
 
 
 def ray_parts(resources: TrialResources) -> PartMaker:
-    """Makes parts in Ray tasks, each with a trial's CPUs, and a whole GPU where trials have a share of one.
+    """A maker of parts in Ray tasks. Each task has a trial's CPUs, and a whole GPU where trials have a share of one.
 
-    A lost task is repeated by Ray elsewhere; its result is the same, for a part depends on nothing but its range.
+    Ray repeats a lost task elsewhere with the same result, as a part depends on nothing but its range.
     """
     task = ray.remote(num_cpus=resources.cpus, num_gpus=1 if resources.gpus else 0)(_made)
 
     def make(model: nn.Module, produce: Produce, parts: Sequence[range]) -> Iterator[Tensor]:
-        # In a list, so that Ray hands over the reference: a process takes the network once, not for every part.
+        # Within a list Ray passes the reference: a process then loads the network once, not for every part.
         stored = [ray.put(copy.deepcopy(model).cpu())]
         made = [task.remote(stored, produce, part, resources.cpus) for part in parts]
         while made:

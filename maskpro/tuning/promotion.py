@@ -1,4 +1,4 @@
-"""The best trials' masks, promoted to the final evaluation and to a checkpoint that the network's own library loads."""
+"""The best trials' masks: their final evaluation, and a checkpoint that the network's own library loads."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from maskpro.tuning.space import FORMAT
 from maskpro.tuning.trainable import split_targets
 from maskpro.workload_evaluation import PartMaker, make_parts
 
-# Trials that are judged on the selection samples, if there are so many.
+# Largest number of trials judged on the selection samples.
 _CONTENDERS = 5
 
 
@@ -63,7 +63,7 @@ def best_trials(records: Sequence[TrialRecord], count: int) -> list[TrialRecord]
 
 
 def selected_trials(experiment: Experiment) -> list[TrialRecord]:
-    """The best trials, as many as are to be evaluated, by their masks' error on the selection samples.
+    """The best trials by their masks' error on the selection samples, as many as are to be evaluated.
 
     The first few by validation error are compared.
 
@@ -79,11 +79,11 @@ def selected_trials(experiment: Experiment) -> list[TrialRecord]:
 
 
 def _selection_errors(experiment: Experiment, records: Sequence[TrialRecord]) -> dict[str, float]:
-    """Error of each trial's mask on the selection samples, by its name; kept in the experiment's folder."""
+    """Trial's name to its mask's error on the selection samples; kept in the experiment's folder."""
     search, path = experiment.search, experiment.folder / EVALUATION_FOLDER / SELECTION_FILE
     size = search.workload.budgets.selection_samples
     kept = read_json(path) if path.is_file() else {}
-    # Errors on another number of samples are of another set.
+    # Errors on another number of samples belong to another set.
     errors: dict[str, float] = kept["errors"] if kept.get("num_samples") == size else {}
     missing = [record for record in records if record.name not in errors]
     if missing:
@@ -98,7 +98,7 @@ def _selection_errors(experiment: Experiment, records: Sequence[TrialRecord]) ->
 
 
 def confirmation_plans(experiment: Experiment) -> list[Plan]:
-    """The best trials' parameters with fresh seeds, as many as were asked for."""
+    """The best trials' parameters with fresh seeds, as many as requested."""
     options = experiment.search.options
     if not options.confirm_seeds:
         return []
@@ -112,14 +112,13 @@ def confirmation_plans(experiment: Experiment) -> list[Plan]:
 def promote(experiment: Experiment, *, make: PartMaker = make_parts) -> dict[str, Any]:
     """Evaluate the best trials, write `best/` of the one that is picked, and `final_evaluation.json`; returns the latter.
 
-    The masks of the trial with the lowest validation error are written before the evaluation starts, so that a failed
-    evaluation never loses them. What has been evaluated already is taken from an earlier call. Where several masks are
-    candidates, other randomness than that of the figures that are reported picks one of them: the lowest of several is
-    also the luckiest.
+    The masks of the trial with the lowest validation error are written before the evaluation starts, so a failed
+    evaluation never loses them. Finished evaluations of an earlier call are taken. One of several candidates is picked by
+    figures with other randomness than the reported ones, because the lowest of several is also the luckiest.
     """
     search, folder = experiment.search, experiment.folder
     (best,) = best_trials(experiment.history.searched, 1)
-    (folder / EVALUATION_FILE).unlink(missing_ok=True)  # of an earlier promotion, if the search went on
+    (folder / EVALUATION_FILE).unlink(missing_ok=True)  # the report of an earlier session
     write_best(experiment, best)
     candidates = _candidates(experiment)
     if candidates[0][0] is not best:
@@ -132,7 +131,7 @@ def promote(experiment: Experiment, *, make: PartMaker = make_parts) -> dict[str
         device=search.options.evaluation_device,
         folder=folder / EVALUATION_FOLDER,
         cache=folder / EVALUATION_FOLDER / "cache",
-        # Shared by all experiments beside this one.
+        # All experiments beside this one share it.
         reference_cache=folder.parent / REFERENCE_FOLDER,
         make=make,
         say=say,
@@ -170,11 +169,11 @@ def _candidates(experiment: Experiment) -> list[list[TrialRecord]]:
 def _pick(
     experiment: Experiment, candidates: list[list[TrialRecord]], evaluate: Callable[..., dict[str, Any]]
 ) -> tuple[TrialRecord, dict[str, Any]]:
-    """Of the parameters with the lowest mean of the figure that picks, over their seeds, the mask with the lowest one.
+    """Pick the parameters with the lowest mean of the picking figure over seeds, and of these the mask with the lowest one.
 
-    Without such a figure the error on the selection samples decides; test samples never do.
+    Without a picking figure the error on the selection samples decides; test samples never do.
 
-    Returns: the trial, and what `final_evaluation.json` says of the choice.
+    Returns: the trial, and the record of the choice for `final_evaluation.json`.
     """
     every = [record for group in candidates for record in group]
     evaluation = experiment.search.evaluation
@@ -224,22 +223,22 @@ def _advice(experiment: Experiment, record: TrialRecord) -> str:
         _kept_figures(experiment, record)["fidelity"],
         initial_error=last["initial_val_error"],
         last_error=last["val_error_now"],
-        changed_share=last.get("changed_share", 1.0),  # of an older history
+        changed_share=last.get("changed_share", 1.0),  # an older history lacks it
     )
 
 
 def figure_label(name: str) -> str:
-    """A figure's name for people to read."""
+    """A figure's name in words."""
     return name.replace("_", " ").capitalize()
 
 
 def correlation_name(figure: str) -> str:
-    """Of the rank correlation with a figure, in `final_evaluation.json`."""
+    """Name of the rank correlation with a figure in `final_evaluation.json`."""
     return f"spearman_of_val_error_and_{figure}"
 
 
 def _prediction(rows: Sequence[Mapping[str, Any]], figure: str | None) -> dict[str, Any] | None:
-    """How well the search's held-out error told the order of a figure; None for fewer than 3 candidates, or without it."""
+    """How well the search's held-out error predicts a figure's order; None for fewer than 3 candidates or no figure."""
     table = pd.DataFrame(rows)
     if len(table) < 3 or figure is None or figure not in table:
         return None
@@ -248,7 +247,7 @@ def _prediction(rows: Sequence[Mapping[str, Any]], figure: str | None) -> dict[s
 
 
 def write_best(experiment: Experiment, record: TrialRecord) -> dict[str, Any]:
-    """Write `best/`: a trial's masks, config and checkpoint, whole or not at all; what is told of the kept mask."""
+    """Write `best/`, whole or not at all: a trial's masks, config and checkpoint; returns facts on the kept mask."""
     search = experiment.search
     masked, initial = load_masks(experiment, record), _initial(experiment, record)
     facts = _facts(experiment, record, masked)
@@ -324,10 +323,10 @@ def _facts(experiment: Experiment, record: TrialRecord, masked: MaskedModel) -> 
 
 
 def _kept_figures(experiment: Experiment, record: TrialRecord) -> dict[str, float | None]:
-    """Validation figures of the mask that a trial has kept; the initial one where it made things worse.
+    """Validation figures of the mask that a trial has kept: the initial mask if learning made it worse.
 
-    The trial's own val_error and what stands beside it, which the search goes by, are of the lowest error that it has
-    validated. Recovery is linear in the loss, so that theirs gives the kept mask's without the dense network's loss.
+    The figures that a trial reports, such as val_error, belong to its validated mask with the lowest error. Recovery is
+    linear in the loss, so the kept mask's recovery follows from theirs without the dense network's loss.
     """
     with experiment.checkpoint(record).as_directory() as folder:
         kept = HeldOutMeans(*read_counters(Path(folder))["trainer"]["best"])

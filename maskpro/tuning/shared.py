@@ -1,4 +1,4 @@
-"""What all trials of a search share: computed once, on the trials' own devices, and held in Ray's object store."""
+"""Values that all trials of a search share: computed once, on the trials' devices, and held in Ray's object store."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.tables import start_keeper
 from maskpro.workload import Workload
 
-# Of a node's object store that a table may take; a larger one is computed by each trial's process for itself.
+# Share of a node's object store that a table may take. Each trial's process computes a larger table for itself.
 _STORE_SHARE = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialContext:
-    """What every trial of a search is made of beside its config.
+    """All that a trial of a search is made of, beside its config.
 
     Attributes:
-        formats: all that the search space allows.
+        formats: the formats that the search space allows.
         table_samples: calibration samples that a trial can see.
-        timesteps: how the search space allows their timesteps to be drawn.
-        precisions: of the networks' passes in training, that the search space allows.
+        timesteps: the ways to draw timesteps that the search space allows.
+        precisions: the precisions of the networks' passes in training that the search space allows.
         storage: folder of the trials' checkpoints, a path or a URI.
-        gpu_share: of one GPU, that a trial may fill.
+        gpu_share: share of one GPU's memory that a trial may use.
     """
 
     workload: Workload
@@ -59,9 +59,9 @@ class TrialContext:
 
     @property
     def validation_precision(self) -> Precision:
-        """Of the networks' passes on validation samples: one for all trials, so that their errors can be compared.
+        """Precision of the passes on validation samples, one for all trials, so that their errors can be compared.
 
-        That of the training, where all trials have the same; float32 where they differ.
+        It is the training's precision if that is the same for all trials, else float32.
         """
         return self.precisions[0] if len(set(self.precisions)) == 1 else "float32"
 
@@ -73,9 +73,10 @@ class SharedValues:
     Attributes:
         dense_val_loss: held-out loss of the dense network.
         initial: held-out loss and error of each initial mask.
-        timestep_shares: of trials with importance samples of the timesteps, in each precision; of the first initial mask.
-        keeper: of the dense network's outputs and the initial masks' losses on calibration samples; None where they would
-            not fit, and every process makes its own.
+        timestep_shares: shares of the timesteps for trials with importance sampling, by precision; measured with the first
+            initial mask.
+        keeper: keeper of the tables: the dense network's outputs and the initial masks' losses on calibration samples.
+            None if they would not fit; every process then makes its own.
     """
 
     dense_val_loss: float
@@ -86,7 +87,7 @@ class SharedValues:
 
 @dataclass(frozen=True)
 class RayShelf:
-    """One table of a keeper. What can't be had of it, because a process was lost, counts as not there."""
+    """One table of a keeper. Parts lost with a process count as missing."""
 
     keeper: Any
     name: Hashable
@@ -105,22 +106,22 @@ class RayShelf:
 
 
 def trial_device() -> torch.device:
-    """The device that Ray has assigned to this process; without a GPU of its own it never touches one."""
+    """The device that Ray has assigned to this process; it uses a GPU only if one is assigned."""
     return torch.device("cuda" if ray.get_gpu_ids() else "cpu")
 
 
 def initial_masked(
     context: TrialContext, dense: nn.Module, form: MaskFormat, targets: tuple[str, ...] = ("all",)
 ) -> MaskedModel:
-    """`runs.initial_masked` of a search, whose own seed is that of all its trials' initial masks."""
+    """`runs.initial_masked` for a search; the search's own seed is the seed of all trials' initial masks."""
     return runs.initial_masked(context.workload, dense, form, seed=context.seed, targets=targets)
 
 
 def share_values(context: TrialContext, *, resources: dict[str, float]) -> SharedValues:
-    """Judge the dense network and the initial masks; open the tables, whose parts are made by the trials that need them.
+    """Judge the dense network and the initial masks, and open the tables; trials make the parts that they need.
 
-    Trials on GPUs are judged for on one, in a task with a trial's resources; another then makes the teacher's first part.
-    Without GPUs this process does it with a trial's threads: it has loaded what a new one would import for ten seconds.
+    If trials run on GPUs, a task with a trial's resources judges on a GPU, and a second task makes the first part of the
+    teacher's table. Without GPUs this process judges with a trial's threads, as a new one would import for ten seconds.
 
     Raises:
         MaskproError: a held-out loss is not finite.
@@ -147,12 +148,12 @@ def share_values(context: TrialContext, *, resources: dict[str, float]) -> Share
 
 
 def mask_format(context: TrialContext, settings: Mapping[str, Any]) -> MaskFormat:
-    """Of a trial with these settings; what they leave out is the search's."""
+    """Mask format of a trial with these settings; the search supplies missing ones."""
     return MaskFormat(*(settings.get(name, getattr(context, name)) for name in MaskFormat._fields))
 
 
 def _fits(context: TrialContext) -> bool:
-    """Whether the teacher's tables leave most of the smallest node's object store to others."""
+    """Whether the teacher's tables leave most of the smallest node's object store free."""
     smallest = min(node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"])
     tables = len(context.timesteps) * len(context.precisions)
     return bool(tables * context.table_samples * _bytes_per_sample(context) <= _STORE_SHARE * smallest)
@@ -165,7 +166,7 @@ def _bytes_per_sample(context: TrialContext) -> int:
 def _judged(
     context: TrialContext,
 ) -> tuple[float, dict[MaskFormat, HeldOutMeans], dict[Precision, tuple[float, ...]]]:
-    """Held-out figures of the dense network and each initial mask, and the timesteps' shares where trials may want them."""
+    """Held-out figures of the dense network and each initial mask, and timesteps' shares where trials may need them."""
     device = prepare_process(context)
     dense = context.workload.model.to(device)
     validation = context.workload.held_out_samples("validation", device, context.validation_precision)
@@ -191,17 +192,17 @@ def _first_part(context: TrialContext, keeper: Any, shares: dict[Precision, tupl
 
 
 def prepare_process(context: TrialContext) -> torch.device:
-    """Threads and the share of the GPU of a process that works for a search; its device."""
+    """Set threads and the share of the GPU for a process of a search; returns its device."""
     torch.set_num_threads(max(1, int(context.cpus)))
     device = trial_device()
     if device.type == "cuda" and context.gpu_share < 1:
-        # Ray's fractions are bookkeeping: without this, one trial could take the memory of all that share the GPU.
+        # Ray's fractions are bookkeeping only: without this limit one trial could take the memory of all on the GPU.
         torch.cuda.set_per_process_memory_fraction(context.gpu_share)
     return device
 
 
 def read_only(array: np.ndarray) -> torch.Tensor:
-    """An array of the object store as a tensor over the same memory."""
+    """An array in the object store as a tensor over the same memory."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(array)

@@ -28,7 +28,7 @@ from maskpro.tuning.shared import (
     prepare_process,
 )
 
-# A failed trial is told as this many times the initial mask's error: finite, and worse than any trial that learned.
+# A failed trial reports this many times the initial mask's error: finite, and worse than any trial that learned.
 FAILURE_PENALTY = 10.0
 
 
@@ -38,7 +38,7 @@ class MaskTrainable(Trainable):
     def setup(
         self, config: dict[str, Any], context: TrialContext | None = None, shared: SharedValues | None = None
     ) -> None:
-        """Take what trials share, then start the trial."""
+        """Take the shared values, then start the trial."""
         if context is None or shared is None:
             raise ValueError("context or shared is None; allowed: both, given with tune.with_parameters")
         self._context, self._shared = context, shared
@@ -53,7 +53,7 @@ class MaskTrainable(Trainable):
         self._start(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Start another trial in this actor; only the dense network and what trials share is kept."""
+        """Start another trial in this actor; only the dense network and the shared values are kept."""
         self._start(new_config)
         return True
 
@@ -94,7 +94,7 @@ class MaskTrainable(Trainable):
         return self._trainer
 
     def _shelf(self, name: Hashable, seed: int) -> Shelf | None:
-        """A shared table, which is of the search's own seed."""
+        """A shared table; it belongs to the search's own seed."""
         keeper = self._shared.keeper
         return RayShelf(keeper, name) if keeper is not None and seed == self._context.seed else None
 
@@ -103,12 +103,12 @@ class MaskTrainable(Trainable):
         started = time.monotonic()
         trainer = self._running_trainer()
         try:
-            # To the next multiple of the unit: a trial that goes on reports where it would have reported.
+            # Train to the next multiple of the unit: a resumed trial then reports at the same samples.
             unit = self._context.report_samples
             losses = trainer.train(unit - trainer.num_samples_seen % unit)
             now = trainer.validate()
         except (NonFiniteLossError, torch.OutOfMemoryError) as error:
-            # The scheduler and the searcher need a number to pass judgement on; the failure itself stands beside it.
+            # The scheduler and the searcher need a number to judge; the failure itself is reported beside it.
             text = " ".join(str(error).split())[:200]
             if isinstance(error, torch.OutOfMemoryError):
                 text = f"out of memory with one sample at a time; allowed: more of the GPU (--gpus-per-trial): {text}"
@@ -123,7 +123,7 @@ class MaskTrainable(Trainable):
 
     def _metrics(self, trainer: MaskTrainer, train_loss: float, now: HeldOutMeans) -> dict[str, Any]:
         initial = self._initial
-        # Of validated masks alone: clamped at the initial mask, harmful and idle trials would tie and none be stopped.
+        # Lowest validated error, not clamped at the initial mask's: else harmful and idle trials would tie and never stop.
         lowest = trainer.lowest or now
         reached = fidelity(initial.error, lowest.error)
         recovered = recovery(initial.loss, lowest.loss, self._shared.dense_val_loss)
@@ -150,12 +150,12 @@ class MaskTrainable(Trainable):
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Write the trainer's state, and the mask it stands for, as safetensors and JSON."""
+        """Write the trainer's state and its mask as safetensors and JSON."""
         parts, counters = self._running_trainer().state_dict()
         write_checkpoint(Path(checkpoint_dir), parts, {**self._cost(), "trainer": counters})
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
-        """Continue from `save_checkpoint`, bit for bit."""
+        """Resume from `save_checkpoint`, bit for bit."""
         self._load(Path(checkpoint_dir), PARTS)
 
     def _load(self, folder: Path, names: tuple[str, ...]) -> None:
@@ -169,5 +169,5 @@ class MaskTrainable(Trainable):
 
 
 def split_targets(text: str | None) -> tuple[str, ...]:
-    """Parts of layer names, written with spaces between them as the original has them."""
+    """Parts of layer names from a text with spaces between them, as in the original."""
     return tuple(text.split()) if text else ()

@@ -1,4 +1,4 @@
-"""The workloads that there are: a model, its data, what judges it and budgets, bundled under a name."""
+"""All workloads: each bundles a model, its data, its judging and budgets under a name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WORKLOADS: dict[str, WorkloadKind] = {name: _diffusion(name) for name in ("digit
 
 
 def workload_kind(name: str) -> WorkloadKind:
-    """How the workload of a name is opened and judged."""
+    """The kind of the workload of that name: how it is opened and judged."""
     if name not in WORKLOADS:
         raise MaskproError(f"workload is {name!r}; allowed: {', '.join(WORKLOADS)}")
     return WORKLOADS[name]
@@ -52,12 +52,12 @@ def open_workload(
     """Load a workload's model and data, or those named by `model` (folder or hub name) and `data` (folder).
 
     Args:
-        options: by which it is opened, of its kind's `opening`.
-        cache: folder for what is kept of data that don't fit into memory.
-        say: hears how far the reading is, and what was read, passed over and converted.
+        options: options of its kind's `opening`.
+        cache: folder for data that don't fit into memory.
+        say: receives the progress of reading, and what was read, passed over and converted.
 
     Raises:
-        MaskproError: unknown workload or option, or a model or data set that can't be had or doesn't fit.
+        MaskproError: unknown workload or option, or a model or data set that can't be loaded or doesn't fit.
     """
     kind = workload_kind(name)
     return kind.open(model, data, kind.opening(**_known(name, kind.opening, options or {})), cache, say)
@@ -66,14 +66,14 @@ def open_workload(
 def workload_options(
     name: str, *groups: Any, further: Mapping[str, tuple[Any, Any]] | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options of a workload: those by which it is opened, and those by which its networks are judged, checked.
+    """The checked options of a workload: those for opening it, and those for judging its networks.
 
     Args:
-        groups: dataclasses of options, those of other kinds of workload and of none among them.
+        groups: dataclasses of options; some may belong to other kinds of workload or to none.
         further: name to value and default of further options.
 
     Raises:
-        MaskproError: an option of another kind has been given, or a value is not allowed.
+        MaskproError: an option of another kind was given, or a value is not allowed.
     """
     kind = workload_kind(name)
     every = {option for one in WORKLOADS.values() for part in (one.opening, one.judging) for option in option_names(part)}
@@ -93,12 +93,12 @@ def workload_options(
 
 
 def option_names(part: type) -> tuple[str, ...]:
-    """Names of the options of a part of a `WorkloadKind`."""
+    """Names of the options in a part (`opening` or `judging`) of a `WorkloadKind`."""
     return tuple(field.name for field in fields(part))
 
 
 def names_a_file(option: str, value: Any) -> bool:
-    """Whether an option of any workload names a file, whose path is then made absolute in the records."""
+    """Whether an option of any workload names a file; records then hold its absolute path."""
     return any(kind.is_file(option, value) for kind in WORKLOADS.values())
 
 

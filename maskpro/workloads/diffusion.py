@@ -1,4 +1,4 @@
-"""Diffusion networks as workloads: a UNet of diffusers that predicts noise, images or velocities, and its images."""
+"""Diffusion networks as workloads: a diffusers UNet that predicts noise, images or velocities, and its images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ImageBudgets(Budgets):
 
     Attributes:
         num_generated: images per model for the Frechet distance.
-        sampling_steps: DDIM steps per generated image (DDPM takes all of the noise schedule's).
+        sampling_steps: DDIM steps per generated image (DDPM takes all steps of the noise schedule).
     """
 
     num_generated: int
@@ -50,7 +50,7 @@ class DiffusionWorkload(Workload):
 
     Attributes:
         features: what judges generated images: a name or a file, for `maskpro.evaluation.features.open_features`.
-        ema: whether the weights are an average over the training (EMA), in words, for the records: FID depends on it.
+        ema: whether the weights are an average over the training (EMA), in words for the records, as FID depends on it.
     """
 
     model: UNet2DModel
@@ -62,13 +62,13 @@ class DiffusionWorkload(Workload):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of an image, `[C, H, W]`."""
+        """Shape of an image, `[C, H, W]`."""
         return tuple(self.images.train.shape[1:])
 
     def training_objective(
         self, *, seed: int, device: torch.device, shares: Sequence[float] | None = None
     ) -> DiffusionObjective:
-        """The calibration samples of a seed, drawn from the training images, with their loss; `shares` of the timesteps."""
+        """A seed's calibration samples of the training images, with their loss; `shares` are those of the timesteps."""
         return DiffusionObjective(self.scheduler, self.images.train, seed=seed, device=device, shares=shares)
 
     def held_out_objective(self, split: HeldOut, device: torch.device) -> DiffusionObjective:
@@ -82,17 +82,17 @@ class DiffusionWorkload(Workload):
     def importance_shares(
         self, initial: nn.Module, device: torch.device, precision: Precision = "float32"
     ) -> tuple[float, ...]:
-        """How often each part of the noise schedule is to be sampled in training that begins with the network `initial`."""
+        """How often training that begins with the network `initial` samples each part of the noise schedule."""
         images = self.images.train
         return timestep_shares(self.model, initial, self.scheduler, images, device=device, precision=precision)
 
     @property
     def output_numbers(self) -> int:
-        """A prediction is as large as an image."""
+        """Numbers in a prediction, as many as in an image."""
         return self.images.train[:1].numel()
 
     def without_test(self) -> Self:
-        """Without the test images."""
+        """The workload without the test images."""
         return replace(self, images=replace(self.images, test=self.images.test[:0]))
 
     def dense_layers(self, masked: Collection[str], *, pattern: NMPattern, layout: Layout) -> DenseLayers:
@@ -101,7 +101,7 @@ class DiffusionWorkload(Workload):
         return dense_layers(self.model, masked, pattern=pattern, layout=layout, run=run)
 
     def load_network(self, source: str) -> LoadedNetwork:
-        """The network of a diffusers folder or the hub."""
+        """The network from a diffusers folder or the hub."""
         return load_diffusion_network(source)
 
     def save(self, folder: Path, model: nn.Module) -> None:
@@ -123,7 +123,7 @@ class DiffusionWorkload(Workload):
 
     @torch.no_grad()
     def check_passes(self, model: nn.Module, device: torch.device) -> float:
-        """A real image at the first, a middle and the last timestep, each on its own; seconds of the fastest."""
+        """Run a real image at the first, a middle and the last timestep, one by one; seconds of the fastest pass."""
         last = self.scheduler.config["num_train_timesteps"] - 1
         objective = self.training_objective(seed=TRIAL_SEED, device=device)
         seconds: list[float] = []
@@ -142,7 +142,7 @@ class DiffusionWorkload(Workload):
         return min(seconds)
 
     def _passed(self, objective: DiffusionObjective, model: nn.Module, batch: Any) -> Tensor:
-        """What a pass gives; why the network can't take the images is a MaskproError."""
+        """A pass's output; a MaskproError says why the network can't take the images."""
         try:
             return objective.predict(model, batch)
         except torch.OutOfMemoryError:
@@ -162,7 +162,7 @@ class DiffusionWorkload(Workload):
             ) from error
 
     def describe(self) -> dict[str, Any]:
-        """What a search records of it, as plain JSON."""
+        """What a search records of the workload, as plain JSON."""
         return super().describe() | {
             "model_ema": self.ema,
             "prediction_type": self.scheduler.config["prediction_type"],
@@ -170,7 +170,7 @@ class DiffusionWorkload(Workload):
         }
 
     def comparable(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """How the images are read must be equal as well."""
+        """Includes the reading of the images, which must be equal as well."""
         reading = record.get("images", {}).get("reading", {})
         return super().comparable(record) | {"another resize, crop or background": reading}
 
@@ -223,7 +223,7 @@ def run_on_zeros(model: nn.Module, shape: Sequence[int]) -> object:
 
 
 def load_diffusion_network(source: str, *, ema: bool = False) -> LoadedNetwork:
-    """The network of a diffusers folder or the hub; with `ema` the weights in its `unet_ema/`."""
+    """The network from a diffusers folder or the hub; with `ema` the weights in its `unet_ema/`."""
     found = load_pretrained(source, ema=ema)
     side = resolution(found.unet)
     run = partial(run_on_zeros, found.unet, (found.unet.config["in_channels"], side, side))

@@ -1,4 +1,4 @@
-"""How diffusion networks are judged: by their held-out samples, and by the images that they make."""
+"""How diffusion networks are judged: by held-out samples, and by the images that they make."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from maskpro.workload_evaluation import Evaluation, PartMaker, make_parts
 if TYPE_CHECKING:
     from maskpro.workloads.diffusion import DiffusionWorkload
 
-# Of the images that pick one of several candidates: other ones than those that are reported.
+# Seed of the images that pick one of several candidates; reported figures use other images.
 PICKING_SEED = 2**32 + 7
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageJudging:
-    """The options by which images are judged; None: as the workload has it.
+    """Options for judging images; None: the workload's value.
 
     Attributes:
         num_generated: images per model.
-        sampler, sampling_steps, timestep_spacing: `maskpro.evaluation.sampling` says what they are.
-        sampling_precision, compile_sampling: of the networks while they sample; `resolve_sampling_precision` says what
-            "auto" and None are.
+        sampler, sampling_steps, timestep_spacing: see `maskpro.evaluation.sampling`.
+        sampling_precision, compile_sampling: settings of the networks while they sample; `resolve_sampling_precision`
+            explains "auto" and None.
         frechet: whether images are judged at all.
         features, inception_weights: what judges images, for `open_features`.
-        reference_statistics: .npz file with the statistics of other real images than the workload's.
+        reference_statistics: .npz file with the statistics of real images other than the workload's.
         save_images: write every generated image.
     """
 
@@ -69,7 +69,7 @@ class ImageJudging:
 
 
 def is_features_file(name: str, value: Any) -> bool:
-    """Whether an option of `ImageJudging` names a program that judges images by its file."""
+    """Whether an option of `ImageJudging` names the file of a program that judges images."""
     return name == "features" and value not in feature_names()
 
 
@@ -123,11 +123,11 @@ class ImageEvaluation(Evaluation):
 
     @property
     def picked_by(self) -> str | None:
-        """The Frechet distance, where there is one."""
+        """The Frechet distance, if images are judged."""
         return "frechet_distance" if self.options.frechet else None
 
     def judged_by(self) -> dict[str, Any]:
-        """What judges images, opened and tried: a search of hours must not end in an evaluation that can't be made."""
+        """What judges images, opened and tried, so that a search of hours can't end in an impossible evaluation."""
         options = self.options
         if not (options.frechet or any((options.features, options.inception_weights, options.reference_statistics))):
             return {}
@@ -142,20 +142,20 @@ class ImageEvaluation(Evaluation):
         return {"features": extractor.name, "features_sha256": extractor.weights_hash, "num_features": extractor.width}
 
     def check(self, device: torch.device) -> None:
-        """Whether the device computes in the precision that was asked for."""
+        """Check that the device computes in the requested precision."""
         check_precision(self.options.sampling_precision, device, field="sampling_precision")
 
     def try_out(self, model: nn.Module, device: torch.device) -> Any:
-        """The sampler's first step."""
+        """Make the sampler's first step."""
         self.workload.check_finite(self.plan.first_step(model), f"first step of sampler {self.plan.sampler}")
         return self.protocol(device)
 
     def protocol(self, device: torch.device) -> dict[str, Any]:
-        """That of an evaluation that judges no images."""
+        """The protocol of an evaluation that judges no images."""
         return protocol(self.workload, None, device, plan=self.plan)
 
     def understood(self) -> dict[str, str]:
-        """The sampler and the timesteps that it visits."""
+        """The sampler and its timesteps."""
         plan = self.plan
         every, visited = plan.scheduler.config["num_train_timesteps"], plan.timesteps
         spacing = resolve_spacing(every, plan.steps, plan.spacing)
@@ -214,10 +214,10 @@ def reference_statistics(
     inception_weights: Path | None = None,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Write a .npz file with the statistics (mu, sigma) of the workload's real images; what they are of is returned.
+    """Write a .npz file with the statistics (mu, sigma) of the workload's real images; returns a record of the features.
 
     Raises:
-        MaskproError: `output` exists or is no .npz name, or features that can't be had.
+        MaskproError: `output` exists or is no .npz name, or the features can't be loaded.
     """
     check_new(output, "output file")
     if output.suffix != ".npz":

@@ -1,4 +1,4 @@
-"""The workloads of diffusion networks, opened: the embedded digits, CIFAR-10, and any model with any folder of images."""
+"""Opening workloads of diffusion networks: the embedded digits, CIFAR-10, and any model with any folder of images."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from maskpro.option_groups import ReadingOptions
 from maskpro.pretrained import CIFAR10_HUB_MODEL, load_pretrained, resolution
 from maskpro.workloads.diffusion import DiffusionWorkload, ImageBudgets
 
-# Taken before the hub's checkpoint where it is there: the place for the EMA weights (FID about 4, the hub's about 12).
+# Folder of EMA weights, preferred to the hub's checkpoint where it exists (FID about 4, the hub's about 12).
 CIFAR10_EMA_FOLDER = Path("pretrained/ddpm_ema_cifar10")
-# Where torchvision keeps CIFAR-10 when --data names nothing.
+# Folder where torchvision keeps CIFAR-10 without --data.
 CIFAR10_ROOT = Path("data")
 
 
-# Reads a folder of images, given resolution and channels.
+# Reads a folder of images at a resolution and a number of channels.
 FolderReader = Callable[..., ImageSplits]
 
 
@@ -49,11 +49,11 @@ def open_images(
     Args:
         ema: take the weights of the model's `unet_ema/`.
         reading: how the images of a folder are brought to the model's size.
-        image_cache, in_memory_bytes: folder for those that are larger; see `folder_images`.
-        say: hears how far the reading of a folder is, and what was read, passed over and converted.
+        image_cache, in_memory_bytes: folder for sets larger than this size; see `folder_images`.
+        say: receives the progress of reading a folder, and what was read, passed over and converted.
 
     Raises:
-        MaskproError: unknown workload, or a model or data set that can't be had or doesn't fit.
+        MaskproError: unknown workload, or a model or data set that can't be loaded or doesn't fit.
     """
     if name not in _OPENERS:
         raise MaskproError(f"workload is {name!r}; allowed: {', '.join(_OPENERS)}")

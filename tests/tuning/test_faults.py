@@ -163,7 +163,7 @@ def test_a_pause_that_does_not_come_to_its_end_ends_the_process_with_a_word(monk
     monkeypatch.setattr(faults.os, "_exit", lambda status: ended.set() if status == 1 else None)
     with watched_ray(Asked(), resume="--resume x"):
         assert ended.wait(60)
-    assert capsys.readouterr().out == "paused: Ray's head at 127.0.0.1:1 has died; go on with --resume x\n"
+    assert capsys.readouterr().out == "paused: Ray's head at 127.0.0.1:1 has died; resume with --resume x\n"
 
 
 # Of a model of which there is nothing to say.
