@@ -16,7 +16,7 @@ from analysis.experiment import OpenedExperiment
 from maskpro.commands.running import run_command
 from maskpro.errors import MaskproError
 
-# Of what experiment.json says, what makes one search another one.
+# Entries of experiment.json in which two searches may differ.
 _COMPARED = (
     "workload.name",
     "workload.model_hash",
@@ -36,7 +36,7 @@ _COMPARED = (
 
 
 def samples_to_reach(curves: pd.DataFrame, fidelity: float) -> float:
-    """Calibration samples of all trials, in the order of their start, until one reached the fidelity; NaN: none did."""
+    """Calibration samples of all trials, in order of their start, until one reached the fidelity; NaN: none did."""
     spent = 0.0
     for _, curve in curves.groupby("trial_id", sort=False):
         reached = curve[curve["fidelity"] >= fidelity]
@@ -101,9 +101,9 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def main(
     experiments: list[Path],
-    fidelity: Annotated[float, typer.Option(help="Whose cost is compared.")] = 0.9,
+    fidelity: Annotated[float, typer.Option(help="Fidelity whose cost is compared.")] = 0.9,
 ) -> None:
-    """Print experiments side by side, and what differs between them."""
+    """Print experiments side by side, and their differences."""
     if len(experiments) < 2:
         raise MaskproError(f"experiments holds {len(experiments)} folder; allowed: two or more")
     opened = [OpenedExperiment(folder) for folder in experiments]

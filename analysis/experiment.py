@@ -1,6 +1,6 @@
 """An experiment's folder, running, ended or crashed, as one object with tidy DataFrames.
 
-Every frame has a column `experiment`, the folder's name, so that `pandas.concat` makes one frame of those of several.
+Every frame has a column `experiment` with the folder's name, so `pandas.concat` can join the frames of several experiments.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ _LAYER_COLUMNS = ["experiment", "layer", "weights", "learned", "sparsity", "chan
 
 
 class OpenedExperiment:
-    """What an experiment's folder tells: the history as it is now, every other file once it is asked for, and then kept.
+    """The content of an experiment's folder. The history is read at once, every other file at its first use.
 
-    Frames are shared by all who ask: take a copy to change one.
+    All users share the frames: take a copy to change one.
 
     Raises:
-        MaskproError: it is not the folder of a search, or its history is broken. A file that is there, but is not what was
-            written, raises one when it is asked for.
+        MaskproError: it is not the folder of a search, or its history is broken. Another broken file raises one at its
+            first use.
     """
 
     def __init__(self, folder: Path | str):
@@ -63,7 +63,7 @@ class OpenedExperiment:
         path = self.folder / HISTORY_FILE
         if not path.is_file():
             raise MaskproError(f"no {HISTORY_FILE} in {self.folder}; allowed: the folder of a search")
-        self.history = History(path)  # a line that is being written, or that a kill has torn, is left out
+        self.history = History(path)  # leaves out a last line that is being written or torn
 
     @property
     def name(self) -> str:
@@ -72,7 +72,7 @@ class OpenedExperiment:
 
     @cached_property
     def description(self) -> dict[str, Any] | None:
-        """The content of `experiment.json`, of any version, so that its parts may be missing; None: there is none."""
+        """The content of `experiment.json`; older versions lack parts of it. None: there is none."""
         path = self.folder / EXPERIMENT_FILE
         if not path.is_file():
             return None
@@ -83,7 +83,7 @@ class OpenedExperiment:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """A row per trial: `trials.csv`, but also of a search that is running or was killed."""
+        """A row per trial, as in `trials.csv`, even while the search runs or after it was killed."""
         fixed = {name: None if isinstance(value, dict) else value for name, value in self._param_space.items()}
         names = dict.fromkeys(name for record in self.history.searched for name in record.params)
         table = tabulate_trials({**fixed, **{name: None for name in names if name not in fixed}}, self.history.searched)
@@ -94,7 +94,7 @@ class OpenedExperiment:
 
     @cached_property
     def curves(self) -> pd.DataFrame:
-        """A row per report of a trial, all its parts in one: trial_id, samples seen, fidelity, errors, losses, seconds."""
+        """A row per report, with all parts of a trial: trial_id, samples seen, fidelity, errors, losses, seconds."""
         rows = [
             # An older history has one run a trial, and one number of samples.
             {"trial_id": trial.name, "num_samples_trained": samples, **trial.reports[samples]}
@@ -115,14 +115,14 @@ class OpenedExperiment:
 
     @property
     def searched_parameters(self) -> dict[str, dict[str, Any]]:
-        """Parameter to the distribution that it was drawn from, as Optuna describes it in JSON; fixed ones are left out."""
+        """Parameter to its distribution, as Optuna describes it in JSON; fixed ones are left out."""
         return {
             name: value for name, value in self._param_space.items() if isinstance(value, dict) and "attributes" in value
         }
 
     @property
     def rungs(self) -> list[int]:
-        """Samples at which early stopping judged the trials; none where it did not."""
+        """Samples at which early stopping judged the trials; [] without early stopping."""
         described = self.description or {}
         trial, space = described.get("trial", {}), described.get("space", {})
         first, last, factor = trial.get("report_samples"), trial.get("max_samples"), space.get("reduction_factor")
@@ -132,7 +132,7 @@ class OpenedExperiment:
 
     @cached_property
     def final_evaluation(self) -> dict[str, Any] | None:
-        """The content of `final_evaluation.json`; None: the search has not come to its end."""
+        """The content of `final_evaluation.json`; None: the search has not ended."""
         path = self.folder / EVALUATION_FILE
         if not path.is_file():
             return None
@@ -143,7 +143,7 @@ class OpenedExperiment:
 
     @cached_property
     def evaluation(self) -> pd.DataFrame:
-        """A row per evaluated model (dense, initial, learned); recovery and loss_improvement of the learned."""
+        """A row per evaluated model (dense, initial, learned); recovery and loss_improvement for the learned one."""
         report = self.final_evaluation
         if report is None:
             return pd.DataFrame(columns=["experiment", "model"])
@@ -175,7 +175,7 @@ class OpenedExperiment:
 
     @cached_property
     def layers(self) -> pd.DataFrame:
-        """A row per layer of the best mask: weights, sparsity, changed positions; none without a mask."""
+        """A row per layer of the best mask: weights, sparsity, changed positions; no rows without a mask."""
         path = self.folder / BEST_FOLDER / LAYERS_FILE
         if not path.is_file():
             return pd.DataFrame(columns=_LAYER_COLUMNS)
@@ -196,6 +196,6 @@ class OpenedExperiment:
 
 
 def judged_trials(trials: pd.DataFrame) -> pd.DataFrame:
-    """Trials with a fidelity, the best, by their val_error, last: it is drawn over the others."""
+    """Trials with a fidelity, sorted by val_error; the best is last, so it is drawn over the others."""
     judged = trials[(trials["status"] != "failed") & trials["fidelity"].notna()]
     return judged.sort_values(METRIC, ascending=False, kind="stable")

@@ -21,10 +21,10 @@ from maskpro.errors import MaskproError
 
 
 def all_figures(experiment: OpenedExperiment, *themes: Theme) -> tuple[list[dict[str, Figure]], dict[str, str]]:
-    """The figures of an experiment by name, once for each theme; and by name the reason for those that can't be drawn.
+    """The figures of an experiment by name, for each theme; and for figures that can't be drawn, name to reason.
 
     Raises:
-        MaskproError: a file of its folder is not what was written.
+        MaskproError: a file in its folder is broken.
     """
     trials, curves, layers, timesteps = experiment.trials, experiment.curves, experiment.layers, experiment.timesteps
     parameters = {name: value for name, value in experiment.searched_parameters.items() if name in trials.columns}
@@ -32,7 +32,7 @@ def all_figures(experiment: OpenedExperiment, *themes: Theme) -> tuple[list[dict
     missing: dict[str, str] = {}
     no_reports = "no trial has reported yet" if judged_trials(trials).empty else ""
     no_parameters = no_reports or ("" if parameters else "no parameter was searched")
-    found = cache(lambda: importances(trials, parameters))  # takes longer than drawing it
+    found = cache(lambda: importances(trials, parameters))  # computed once for all themes
     drawn: tuple[tuple[str, str, Callable[[Theme], Figure]], ...] = (
         ("best_so_far", no_reports, lambda theme: best_so_far(trials, theme=theme)),
         ("learning_curves", no_reports, lambda theme: learning_curves(trials, curves, best=best, rungs=marks, theme=theme)),

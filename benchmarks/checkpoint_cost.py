@@ -1,9 +1,9 @@
-"""Bytes and seconds of a checkpoint, of a made-up network of linear layers.
+"""Bytes and seconds of a checkpoint, for a made-up network of linear layers.
 
 python -m benchmarks.checkpoint_cost                      # the table of results/precision.md: 8 million weights
 python -m benchmarks.checkpoint_cost --layers 9 --device cuda    # 38 million, about as many as the CIFAR-10 UNet has
 
-The float32 state is what a checkpoint held before: logits and Adam's moments in float32, three masks in bytes.
+The float32 state is the content of earlier checkpoints: logits and Adam's moments in float32, three masks in bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _REPEATS = 3
 
 
 def _trainer(layers: int, device: torch.device) -> MaskTrainer:
-    """After two steps of Adam on made-up gradients."""
+    """A trainer after two steps of Adam on made-up gradients."""
     budgets = Budgets(max_samples=1, report_samples=1, validation_samples=1, selection_samples=1, test_samples=2)
     workload = toy_workload(perceptron(_WIDTH, layers, bias=False), width=_WIDTH, budgets=budgets)
     trainer = build_trainer(workload, TrainerConfig(), MaskFormat("2:4", "channel"), seed=0, device=device)
@@ -56,7 +56,7 @@ def _seconds(function: Callable[[], Any], device: torch.device) -> float:
 
 
 def main(
-    layers: Annotated[int, typer.Option(help="Of 4.2 million weights each.")] = 2,
+    layers: Annotated[int, typer.Option(help="Layers, of 4.2 million weights each.")] = 2,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Print the table of checkpoints."""

@@ -1,16 +1,16 @@
-"""What it costs that a checkpoint holds the state of a trial in few bits.
+"""The cost in quality of checkpoints that hold a trial's state in few bits.
 
 python -m benchmarks.checkpoint_rounding              # the table of results/precision.md: the best-known settings, 6 seeds
 python -m benchmarks.checkpoint_rounding --seeds 1 --max-samples 540    # half a minute: does it run?
 
 Each seed's masks are learned with the same samples and the same random numbers, with as many reports as in a search:
 
-- float32: nothing is rounded, which took 12 bytes a weight and more.
-- rounded: at each report logits and moments are rounded to what a checkpoint holds, as they are in every training.
-- stopped at every rung: besides, the trial goes on from the checkpoint of a stopped one (7 bits of each logit, new moments)
-  after 1/27, 1/9 and 1/3 of its samples. No trial of a search stops more often.
+- float32: nothing is rounded; a checkpoint then took 12 bytes a weight and more.
+- rounded: at each report logits and moments are rounded to what a checkpoint holds, as in every training.
+- stopped at every rung: in addition, the trial resumes from the checkpoint of a stopped one (7 bits of each logit, new
+  moments) after 1/27, 1/9 and 1/3 of its samples. No trial of a search stops more often.
 
-Fidelity and recovery are those of test samples that chose nothing. The differences are paired by seed, with their standard
+Fidelity and recovery come from test samples that chose nothing. The differences are paired by seed, with their standard
 errors.
 """
 
@@ -41,16 +41,16 @@ from maskpro.workloads import open_workload
 _SPACE = Path(__file__).parents[1] / "search_spaces" / "default.py"
 _SETTINGS = "best known"
 _RUNGS = (1 / 27, 1 / 9, 1 / 3)
-# Fewer than a search has, which would take as long to validate as to learn here.
+# Fewer samples than in a search: with as many, validation would take as long here as learning.
 _VALIDATION_SAMPLES = 64
 _VARIANTS = ("float32", "rounded", "stopped at every rung")
 
 
 class UnroundedTrainer(MaskTrainer):
-    """One whose state stays in float32."""
+    """A trainer whose state stays in float32."""
 
     def round_state(self) -> StoredLogits:
-        """Nothing."""
+        """Round nothing."""
         return StoredLogits(None, {})  # type: ignore[arg-type]
 
 
@@ -121,10 +121,10 @@ def _summary(rows: pd.DataFrame) -> list[dict[str, str]]:
 
 
 def main(
-    seeds: Annotated[int, typer.Option(help="Of calibration samples and masks.")] = 6,
-    first_seed: Annotated[int, typer.Option(help="The settings were found on seeds below 5.")] = 10,
-    max_samples: Annotated[int | None, typer.Option(help="Of a run; default: the workload's.")] = None,
-    processes: Annotated[int, typer.Option(help="Seeds at a time.")] = 2,
+    seeds: Annotated[int, typer.Option(help="Number of seeds of calibration samples and masks.")] = 6,
+    first_seed: Annotated[int, typer.Option(help="First seed; the settings were found on seeds below 5.")] = 10,
+    max_samples: Annotated[int | None, typer.Option(help="Samples of a run; default: the workload's.")] = None,
+    processes: Annotated[int, typer.Option(help="Concurrent seeds.")] = 2,
 ) -> None:
     """Print the table of what the rounding costs."""
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""What a search costs its driver: trials that do nothing, through the very machinery of the main job.
+"""The driver's cost of a search: trials that do nothing run through the main job's own machinery.
 
 python -m benchmarks.driver_overhead --trials 2000
 """
@@ -63,11 +63,11 @@ class NoOpTrial(Trainable):
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """As small as can be: the cost of real states is the storage's."""
+        """Save as little as possible: real states cost the storage, not the driver."""
         (Path(checkpoint_dir) / "state.json").write_text(str(self._samples))
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
-        """Go on."""
+        """Resume."""
         self._samples = int((Path(checkpoint_dir) / "state.json").read_text())
 
 
@@ -105,9 +105,9 @@ def _resident_mib() -> float:
 
 def main(
     trials: Annotated[int, typer.Option(help="How many.")] = 2000,
-    reports: Annotated[int, typer.Option(help="Of a trial that runs to the end.")] = 9,
-    slots: Annotated[int, typer.Option(help="Trials at a time.")] = 2,
-    space: Annotated[Path, typer.Option(help="Its parameters are suggested.")] = Path("search_spaces/default.py"),
+    reports: Annotated[int, typer.Option(help="Reports of a trial that runs to the end.")] = 9,
+    slots: Annotated[int, typer.Option(help="Concurrent trials.")] = 2,
+    space: Annotated[Path, typer.Option(help="Space whose parameters are suggested.")] = Path("search_spaces/default.py"),
 ) -> None:
     """Run no-op trials and print milliseconds per report and the driver's memory as the search grows."""
     loaded = load_space(space)

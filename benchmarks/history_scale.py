@@ -1,4 +1,4 @@
-"""What a search's history costs as it grows: bytes, time to go on from it, and time of the next suggestion.
+"""The cost of a search's history as it grows: bytes, time to resume from it, and time of the next suggestion.
 
 python -m benchmarks.history_scale
 """
@@ -22,7 +22,7 @@ from maskpro.tuning.space import load_space
 
 def main(
     trials: Annotated[list[int] | None, typer.Option(help="Sizes; default: 100, 1,000 and 10,000.")] = None,
-    space: Annotated[Path, typer.Option(help="Its parameters are suggested.")] = Path("search_spaces/default.py"),
+    space: Annotated[Path, typer.Option(help="Space whose parameters are suggested.")] = Path("search_spaces/default.py"),
 ) -> None:
     """Fill a history by random search under ASHA, then open it with TPE."""
     distributions = load_space(space).distributions

@@ -1,4 +1,4 @@
-"""Experiments' folders as a search leaves them, without a search; also for tests."""
+"""Folders like those that a search leaves, made without a search; also for tests."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Recorded(History):
 
 
 def make_experiment(folder: Path, *, trials: int = 12, reports: int = 9, finished: bool = True, seed: int = 0) -> Path:
-    """Trials of a made-up loss under successive halving by threes, the first two of them seed points."""
+    """Make trials of a made-up loss under successive halving by threes; the first two are seed points."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(seed)
     description = {

@@ -1,4 +1,4 @@
-"""A workload around a network that belongs to none: for benchmarks of speed, which judge nothing."""
+"""A workload around any network, for benchmarks of speed, which judge nothing."""
 
 from __future__ import annotations
 

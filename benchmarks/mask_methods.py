@@ -1,4 +1,4 @@
-"""One mask of a network by a method, made and judged: what `benchmarks.mask_quality` puts in its table."""
+"""Makes and judges one mask of a network by one method, for the table of `benchmarks.mask_quality`."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from maskpro.trainer_config import TrainerConfig
 from maskpro.workloads.diffusion import DiffusionWorkload
 from maskpro.workloads.opening import open_images
 
-# Sample evaluations of a learned mask, and of the early look at it, which is all that patterns after the first get.
+# Sample evaluations of a learned mask, and of the early look at it. Patterns after the first have the early look only.
 EVALUATIONS = 100_000
 EARLY_EVALUATIONS = 15_000
 _VALIDATIONS = 20
 ONE_SHOT = ("random", "magnitude", "wanda", "sparsegpt")
 
-# Of `targets`: see `last_shortcuts`.
+# Value of `targets` that stands for the layers of `last_shortcuts`.
 _LAST_SHORTCUTS = "shortcut convolutions of the last up block"
 
 LEARNED: dict[str, dict[str, Any]] = {
@@ -48,8 +48,8 @@ LEARNED: dict[str, dict[str, Any]] = {
         "logits": 10.0,
         "batch_size": 32,
     },
-    # The last up block's shortcut convolutions alone, of the embedded network 0.8 % of the groups, which hold 0.7 of the
-    # recovery: one number a step tells too little of all layers.
+    # Only the last up block's shortcut convolutions are learned: in the embedded network 0.8 % of the groups, with 0.7 of
+    # the recovery. One number a step tells too little about all layers.
     "MaskPro (tuned)": {
         "estimator": "policy_gradient",
         "target": "teacher",
@@ -61,7 +61,7 @@ LEARNED: dict[str, dict[str, Any]] = {
         "logits": 4.0,
         "batch_size": 2,
     },
-    # With all that ours has but its estimator.
+    # Our settings with another estimator.
     "MaskLLM-style": {
         "estimator": "gumbel_softmax",
         "target": "teacher",
@@ -98,9 +98,9 @@ LEARNED: dict[str, dict[str, Any]] = {
     },
 }
 OURS = "maskpro (ours)"
-# The dense network then runs once for a sample, which is looked at twice; with hidden targets it runs at every visit.
+# Each sample is visited twice. The dense network runs once for it; with hidden targets it would run at every visit.
 LEARNED["maskpro (output alone)"] = LEARNED[OURS] | {"hidden_targets": 0.0, "visits": 2}
-# The original's own annealing and temperature, with the step size that was best for them.
+# The original's annealing and temperature, with the best step size for them.
 LEARNED["MaskLLM-style (its own annealing)"] = LEARNED["MaskLLM-style"] | {
     "annealing": "linear",
     "final_temperature": 0.05,
@@ -124,13 +124,13 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Where masks are made and how they are judged; None: as the workload has it.
+    """Where masks are made and how they are judged; None: the workload's value.
 
     Attributes:
-        features: what judges images, as `--features` of the main job.
-        held_out: validation and test samples.
-        precision: of training and of the network while it samples.
-        reference_cache: folder that keeps what is known of the real images.
+        features: what judges images, as for `--features` of the main job.
+        held_out: number of validation and test samples.
+        precision: precision of training and of the network while it samples.
+        reference_cache: folder with what is known of the real images.
     """
 
     workload: str
@@ -147,7 +147,7 @@ class Setting:
 
 @cache
 def _open(setting: Setting) -> DiffusionWorkload:
-    """Once a process: to read tens of thousands of images takes as long as to learn a mask."""
+    """Open the workload once a process: reading tens of thousands of images takes as long as learning a mask."""
     opened = open_images(setting.workload, model=setting.model, data=setting.data)
     held_out, generated, budgets = setting.held_out, setting.num_generated, opened.budgets
     if held_out is not None:
@@ -170,7 +170,7 @@ def last_shortcuts(network: nn.Module) -> tuple[str, ...]:
 
 
 def _clock(place: torch.device) -> float:
-    """Seconds: on a CPU those of this process alone, whatever else runs beside it; on a GPU, once its work is done."""
+    """A clock in seconds: on a CPU the time of this process alone; on a GPU wall time, once its work is done."""
     if place.type == "cuda":
         torch.cuda.synchronize()
         return time.monotonic()
@@ -251,8 +251,8 @@ def _trainer(
 ) -> MaskTrainer:
     masks = settings.get("masks_per_step", 1)
     forward_only = settings["estimator"] == "policy_gradient"
-    # Of a sample: passes of each of its visits, and one for its teacher's output or baseline loss.
-    # With hidden targets the dense network runs at each visit instead of once.
+    # Evaluations of a sample: passes of each visit, and one for its teacher's output or baseline loss. With hidden targets
+    # the dense network runs at each visit instead of once.
     visits, hidden = settings.pop("visits", 1), bool(settings.get("hidden_targets"))
     left = job.evaluations - (PILOT_EVALUATIONS if shares else 0) - (MEASURED_EVALUATIONS if hidden else 0)
     passes = masks if forward_only else 3
@@ -264,7 +264,7 @@ def _trainer(
 
 
 def _learn(trainer: MaskTrainer, job: Job) -> tuple[dict[str, Any], Tensor, Tensor]:
-    """Train to the end of the budget: what it cost, and the best masks of the first 15,000 evaluations and of all."""
+    """Train to the end of the budget; returns the cost, and the best masks of the first 15,000 evaluations and of all."""
     config, seconds, early = trainer.config, 0.0, trainer.best_mask
     early_samples = config.budget_samples * min(EARLY_EVALUATIONS, job.evaluations) // job.evaluations
     stops = {config.budget_samples * part // _VALIDATIONS for part in range(1, _VALIDATIONS + 1)} | {early_samples}

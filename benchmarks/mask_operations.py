@@ -1,9 +1,9 @@
-"""The operations on all groups of a network on a GPU, by torch one after the other, by torch.compile, and by Triton.
+"""Time of operations on all groups of a network on a GPU, by plain torch, by torch.compile, and by Triton.
 
 python -m benchmarks.mask_operations                  # 8.9 million groups of four, as many as the CIFAR-10 UNet has
 
-"floor" is the time in which the card copies as many bytes as the operation has to read and write. A second table is of the
-noise of calibration samples; with --cpu it is all, beside what numpy takes for it, which draws it there.
+"floor" is the time in which the card copies as many bytes as the operation has to read and write. A second table shows the
+noise of calibration samples. With --cpu only that table is made, with numpy's time, as numpy draws the noise on a CPU.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _inclusion_gradient(logits: Tensor, values: Tensor) -> Tensor:
 
 
 def _noise_rows(device: torch.device) -> list[dict[str, str]]:
-    """What the noise of a batch takes: of the embedded network's images, and of CIFAR-10's."""
+    """Time of a batch's noise, for the embedded network's images and for CIFAR-10's."""
     rows = []
     for shape, batch_size in (((1, 8, 8), 8), ((1, 8, 8), 64), ((3, 32, 32), 32), ((3, 32, 32), 128)):
         indices, size = torch.arange(batch_size), math.prod(shape)
@@ -88,7 +88,7 @@ def _milliseconds_of_cpu(run: Callable[[], object]) -> float:
 
 def main(
     groups: Annotated[int, typer.Option(min=1, help="Of four weights.")] = _GROUPS,
-    cpu: Annotated[bool, typer.Option("--cpu", help="The noise of samples alone, on one thread.")] = False,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Only the noise of samples, on one thread.")] = False,
 ) -> None:
     """Print the tables of operations."""
     if cpu:

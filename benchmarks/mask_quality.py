@@ -1,19 +1,18 @@
-"""The masks of every method on one network: quality for what they cost.
+"""The masks of every method on one network: their quality and cost.
 
 python -m benchmarks.mask_quality            # the tables of results/masks.md: 3 seeds, the embedded workload, two processes
 python -m benchmarks.mask_quality --quick    # a minute: one seed and little of everything, to see that it runs
 python -m benchmarks.mask_quality --workload cifar10 --model FOLDER --data FOLDER --device cuda --processes 1
 
-With --minutes it goes seed by seed and begins no mask that the time left would not see ended; with --rows what is done is
-kept in a file, and the same command goes on from it.
+With --minutes it works seed by seed and begins no mask that would not end in time. With --rows finished masks are kept in a
+file, from which the same command resumes.
 
 A sample evaluation is one forward pass of one sample; a backward pass counts as two more. The teacher's outputs and the
-initial mask's losses cost one for each sample that they are computed for, once, and so do the samples that tell how often
-each part of the noise schedule is sampled. Seconds are those of learning, all this included, one thread a process,
-without validation; on a CPU those that the process computes, so that what runs beside it does not count. Fidelity,
-recovery and loss are those of test samples that chose nothing; "of one mask" is the standard error of a mask's fidelity
-over these samples, and any other ± is the standard error of the mean over seeds. Of each run the mask is taken that
-training keeps by its validation errors.
+initial mask's losses cost one evaluation for each sample, once. So do the samples that measure the shares of the noise
+schedule. Seconds are those of learning with all this, one thread a process, without validation. On a CPU they are the
+process's own time, so other processes don't count. Fidelity, recovery and loss come from test samples that chose nothing.
+"of one mask" is the standard error of a mask's fidelity over these samples; any other ± is the standard error of the mean
+over seeds. A run's mask is the one that training keeps by its validation errors.
 """
 
 from __future__ import annotations
@@ -38,16 +37,16 @@ from maskpro.errors import MaskproError
 from maskpro.initial_masks import ONE_SHOT_SAMPLES
 from maskpro.precision import parse_precision
 
-# Of the policy gradients, as a share of that: 2,000 forward passes of 32 samples.
+# The policy gradients' share of these evaluations: 2,000 forward passes of 32 samples.
 _FORWARD_ONLY_SHARE = 64_000 / EVALUATIONS
 
 _EQUAL_SECONDS = "equal seconds"
-# Is handed the table so far.
+# Receives the table so far.
 Write = Callable[[list[dict[str, str]]], None]
 
 
 def _jobs(patterns: tuple[str, ...], seeds: range, evaluations: int, methods: tuple[str, ...]) -> list[Job]:
-    """The jobs of the first round: everything at equal samples; without `methods` all of them."""
+    """The jobs of the first part of a round, all at equal samples; without `methods` of all methods."""
     jobs = [Job(method="dense", pattern=patterns[0], seed=0), Job(method="magnitude", pattern=patterns[0], seed=0)]
     for seed in seeds:
         for method in ("random", "wanda", "sparsegpt"):
@@ -74,7 +73,7 @@ def _length(job: Job) -> int:
 
 
 def _as_long(rows: pd.DataFrame, jobs: list[Job]) -> list[Job]:
-    """The second part of a round: the nearest rival, with the evaluations that take as many seconds as ours took."""
+    """The second part of a round: the nearest rival, with as many evaluations as fit into our seconds."""
     rows = rows[(rows["pattern"] == jobs[0].pattern) & (rows["cost"] != _EQUAL_SECONDS)]
     means = rows[rows["seed"].isin({job.seed for job in jobs})].groupby("method")[["seconds", "fidelity"]].mean()
     rivals = means[means.index.isin(RIVALS)]
@@ -93,8 +92,8 @@ class Runner:
     """Makes masks that are not in `rows` yet, while there is time, and keeps a row of each.
 
     Args:
-        rows: of earlier sessions too; only those of the same setting and of the same jobs are taken.
-        write: is handed the table whenever a mask is done.
+        rows: rows, also of earlier sessions; only those with the same setting and jobs are taken.
+        write: receives the table whenever a mask is done.
     """
 
     def __init__(
@@ -109,7 +108,7 @@ class Runner:
         self._setting, self._rows, self._deadline = setting, rows, deadline
         self._write = write
         self._asked: dict[str, dict[str, Any]] = {}
-        # One pool for all rounds: its processes keep the images that they have read.
+        # One pool serves all rounds: its processes keep the images that they have read.
         self._pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=die_with_parent)
         self._made: dict[str, dict[str, Any]] = {}
         for row in rows.read() if rows else []:
@@ -126,13 +125,13 @@ class Runner:
         """The rows of all jobs that were made, now or earlier, in the jobs' order."""
         missing = [job for job in jobs if self._key(job) not in self._made]
         self._asked |= {self._key(job): self._made[self._key(job)] for job in jobs if self._key(job) in self._made}
-        # The longest first, so that the processes end together.
+        # The longest jobs come first, so the processes end together.
         missing.sort(key=lambda job: -_length(job) if self._deadline is None else 0)
         if self._deadline is None:
             running = {self._pool.submit(run_job, job, self._setting): job for job in missing}
             for done in as_completed(running):
                 self._keep(running[done], done.result())
-        else:  # one at a time: whether the next one is begun depends on how long those before it took
+        else:  # one job at a time: the next one begins only if the earlier ones' times leave room
             for job in missing:
                 if self._fits(job):
                     self._keep(job, self._pool.submit(run_job, job, self._setting).result())
@@ -151,12 +150,12 @@ class Runner:
             self._write(self.table())
 
     def table(self) -> list[dict[str, str]]:
-        """A line per method, pattern and cost, of the masks that were asked for so far."""
+        """A line per method, pattern and cost, for the masks requested so far."""
         rows = pd.DataFrame(list(self._asked.values()))
         return _summary(rows.reindex(columns=[*rows.columns, *({"frechet", "early"} - set(rows.columns))]))
 
     def _fits(self, job: Job) -> bool:
-        """Whether a job is likely to end in time, by those of its method, or else by the longest there was."""
+        """Whether a job is likely to end in time, judged by the jobs of its method, or else by the longest job."""
         assert self._deadline is not None
         of_method = [
             row["wall_seconds"] * max(1.0, job.evaluations / max(1, row["evaluations"]))
@@ -197,25 +196,25 @@ def _summary(rows: pd.DataFrame) -> list[dict[str, str]]:
 
 
 def main(
-    seeds: Annotated[int, typer.Option(help="Of calibration samples and masks.")] = 3,
-    first_seed: Annotated[int, typer.Option(help="The settings here were found on 0 to 4.")] = 5,
+    seeds: Annotated[int, typer.Option(help="Number of seeds of calibration samples and masks.")] = 3,
+    first_seed: Annotated[int, typer.Option(help="First seed; the settings were found on seeds 0 to 4.")] = 5,
     evaluations: Annotated[int, typer.Option(help="Sample evaluations of each learned mask.")] = EVALUATIONS,
-    patterns: Annotated[str, typer.Option(help="The first one is compared in full.")] = "2:4 1:4 4:8",
-    methods: Annotated[str, typer.Option(help="These alone, with commas between them; default: all.")] = "",
+    patterns: Annotated[str, typer.Option(help="Patterns; the first one is compared in full.")] = "2:4 1:4 4:8",
+    methods: Annotated[str, typer.Option(help="Methods, with commas between them; default: all.")] = "",
     workload: Annotated[str, typer.Option(help="digits (embedded) or cifar10.")] = "digits",
     model: Annotated[str | None, typer.Option(help="Diffusers DDPM folder or hub name.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of images.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    processes: Annotated[int, typer.Option(help="Masks at a time.")] = 2,
-    frechet: Annotated[bool, typer.Option(help="Also the Frechet distance, of the first pattern.")] = True,
+    processes: Annotated[int, typer.Option(help="Concurrent masks.")] = 2,
+    frechet: Annotated[bool, typer.Option(help="Also measure the Frechet distance, for the first pattern.")] = True,
     features: Annotated[str | None, typer.Option(help="What judges images; default: the workload's.")] = None,
     held_out: Annotated[int | None, typer.Option(help="Validation and test samples; default: the workload's.")] = None,
     num_generated: Annotated[int | None, typer.Option(help="Images judged; default: the workload's.")] = None,
-    sampling_steps: Annotated[int | None, typer.Option(help="Of DDIM; default: the workload's.")] = None,
-    precision: Annotated[str, typer.Option(help="Of training and sampling: float32 or bfloat16.")] = "float32",
-    reference_cache: Annotated[Path | None, typer.Option(help="Folder that keeps what is known of real images.")] = None,
-    rows: Annotated[Path | None, typer.Option(help="File that keeps what is done, to go on from.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Go seed by seed, and end in time.")] = None,
+    sampling_steps: Annotated[int | None, typer.Option(help="Steps of DDIM; default: the workload's.")] = None,
+    precision: Annotated[str, typer.Option(help="Precision of training and sampling: float32 or bfloat16.")] = "float32",
+    reference_cache: Annotated[Path | None, typer.Option(help="Folder that keeps features of real images.")] = None,
+    rows: Annotated[Path | None, typer.Option(help="File with finished masks, to resume from.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Minutes; masks are then made seed by seed.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="One seed and little of everything: does it run?")] = False,
 ) -> None:
     """Print the table of masks: fidelity, recovery, loss, Frechet distance and cost of every method."""
@@ -260,10 +259,10 @@ def measure(
     deadline: Deadline | None = None,
     write: Write | None = None,
 ) -> None:
-    """Make the masks and print their table; `write` is handed it too, and after each mask what there is of it.
+    """Make the masks and print their table; `write` receives it too, and the table so far after each mask.
 
     Raises:
-        MaskproError: a method or a setting that is not allowed.
+        MaskproError: a method or setting is not allowed.
     """
     started = time.monotonic()
     known = ("dense", *ONE_SHOT, *LEARNED)
@@ -272,7 +271,7 @@ def measure(
             raise MaskproError(f"methods holds {name!r}; allowed: {', '.join(known)}")
     with Runner(setting, processes=processes, rows=rows, deadline=deadline, write=write) as runner:
         made = []
-        # All seeds together, or seed by seed where time may run out between them.
+        # All seeds together, or seed by seed if time may run out between them.
         for round_seeds in [seeds] if deadline is None else [range(seed, seed + 1) for seed in seeds]:
             planned = _jobs(patterns, round_seeds, evaluations, methods)
             jobs = [replace(job, frechet=frechet and job.pattern == patterns[0]) for job in planned]

@@ -1,17 +1,17 @@
-"""How much of a gradient the policy gradient's budget buys: a bound on what it can learn from so many forward passes.
+"""How near the policy gradient is to the true gradient: a bound for its budget of forward passes.
 
 python -m benchmarks.policy_gradient_noise              # the figures of results/masks.md: 256 masks on 256 samples
 python -m benchmarks.policy_gradient_noise --masks 8 --samples 16 --evaluations 640    # does it run?
 
-The tuned settings of `mask_quality` learn the last up block's shortcut convolutions. Masks are drawn from their logits,
-at the start and on the way of a run, and each is judged on the same samples. What differs between masks is the variance
-of their mean loss, V, which a gradient can be learned from, and the variance of what single samples add to it, W (two-way
-analysis of variance without replication). Of a loss on b samples V / (V + W / b) is then signal.
+The tuned settings of `mask_quality` learn the last up block's shortcut convolutions. Masks are drawn from their logits at
+several places of a run, and all are judged on the same samples. The masks' losses vary in two ways (two-way analysis of
+variance without replication). V is the variance of the masks' mean losses; a gradient can be learned from it. W is the
+variance that single samples add. The share of signal in a loss on b samples is then V / (V + W / b).
 
-The estimate from K masks sums K scores, each times its loss. In coordinates where the score has unit covariance, each of
-the d = G (M - 1) free logits adds (V + W / b) / K of noise, and the gradient's square is at most V: less where the loss
-is not linear in the mask. So the squared cosine between estimate and gradient is at most 1 / (1 + d / (K * signal)). The
-table has that of all the budget's masks together, as if the logits stood still, and of a step's.
+The estimate from K masks sums K scores, each times its loss. Take coordinates in which the score has unit covariance. Each
+of the d = G (M - 1) free logits then adds (V + W / b) / K of noise. The gradient's square is at most V, and less where the
+loss is not linear in the mask. So the squared cosine between estimate and gradient is at most 1 / (1 + d / (K * signal)).
+The table has this bound for all masks of the budget, as if the logits stood still, and for the masks of a step.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from maskpro.trainer_config import TrainerConfig
 from maskpro.workloads import open_workload
 
 _METHOD = "MaskPro (tuned)"
-# Of the budget: where the masks are drawn.
+# Places in a run where masks are drawn, as shares of its budget.
 _PLACES = (0.0, 0.25, 1.0)
 _BATCH = 128
 
@@ -56,7 +56,7 @@ def losses_of_masks(
 
 
 def variances(losses: torch.Tensor) -> tuple[float, float]:
-    """(V, W) of losses `[masks, samples]`: of masks, and of masks with single samples; unbiased, V at least 0."""
+    """(V, W) of losses `[masks, samples]`: variances of masks, and of masks with single samples; unbiased, V at least 0."""
     num_masks, num_samples = losses.shape
     by_mask, by_sample = losses.mean(dim=1, keepdim=True), losses.mean(dim=0, keepdim=True)
     rest = losses - by_mask - by_sample + losses.mean()
@@ -65,8 +65,8 @@ def variances(losses: torch.Tensor) -> tuple[float, float]:
 
 
 def main(
-    masks: Annotated[int, typer.Option(help="Drawn at each place.")] = 256,
-    samples: Annotated[int, typer.Option(help="That each mask is judged on.")] = 256,
+    masks: Annotated[int, typer.Option(help="Masks drawn at each place.")] = 256,
+    samples: Annotated[int, typer.Option(help="Samples that judge each mask.")] = 256,
     evaluations: Annotated[int, typer.Option(help="Forward passes of the run.")] = 64_000,
     seed: Annotated[int, typer.Option(help="Of the run.")] = 5,
 ) -> None:

@@ -1,4 +1,4 @@
-"""How benchmarks print what they have measured, and where."""
+"""Printing of benchmarks' results and of the hardware."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def hardware_line() -> str:
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table in markdown, ready to be committed."""
+    """Print a table in markdown, ready to be committed."""
     frame = pd.DataFrame(rows)
     print(f"\n{title}\n")
     print("| " + " | ".join(frame.columns) + " |")

@@ -1,4 +1,4 @@
-"""How long an experiment of many trials takes to load, to report and to show, and how large its page is.
+"""Time to load, report and show an experiment of many trials, and the size of its page.
 
 python -m benchmarks.report_scale --trials 1000
 """
@@ -37,7 +37,7 @@ def _frames(folder: Path) -> tuple[Any, Any]:
 
 
 def measure(trials: int) -> dict[str, str]:
-    """The row of an experiment with so many trials, of made-up losses."""
+    """The row of an experiment with that number of trials and made-up losses."""
     with tempfile.TemporaryDirectory() as parent:
         folder = make_experiment(Path(parent) / "many", trials=trials, reports=27)
         reader = HistoryReader(folder / HISTORY_FILE)

@@ -1,4 +1,4 @@
-"""For measurements that go on after a kill: a deadline over all sessions, and rows that are kept one by one."""
+"""For measurements that resume after a kill: a deadline over all sessions, and rows that are kept one by one."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from maskpro.errors import MaskproError
 
 
 def die_with_parent() -> None:
-    """Linux: called in a process, ends it together with the one that has started it, however that ends."""
+    """On Linux, end the calling process as soon as its parent has ended, however that ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 class Deadline:
-    """Time that a stage has, over all of its sessions.
+    """Time of a stage, over all of its sessions.
 
     Args:
-        minutes: in all.
-        spent: seconds that earlier sessions took, up to what they left.
+        minutes: minutes in all.
+        spent: seconds of earlier sessions, up to their last checkpoint.
     """
 
     def __init__(self, minutes: float, *, spent: float = 0.0, clock: Callable[[], float] = time.monotonic):
@@ -40,12 +40,12 @@ class Deadline:
 
     @property
     def left(self) -> float:
-        """Seconds to go; negative once it has passed."""
+        """Seconds left; negative after the deadline."""
         return self.seconds - self.spent
 
 
 class Rows:
-    """Rows of a table in a file of JSON lines: each is there for good once it was added; a torn last line is dropped."""
+    """Rows of a table in a file of JSON lines. An added row is safe; a torn last line is dropped."""
 
     def __init__(self, path: Path):
         self._path = path

@@ -1,11 +1,11 @@
-"""Images per second of the final evaluation's sampler beside diffusers' own pipelines, called plainly.
+"""Images per second of the final evaluation's sampler, compared with plain calls of diffusers' own pipelines.
 
 python -m benchmarks.sampling_speed                                    # the embedded network, DDIM-50 and DDPM-1000
 python -m benchmarks.sampling_speed --network cifar10 --device cuda --images 2048 --batch-sizes "256 512 1024"
 
-Each row's variants make the same number of images one after the other in one process, `--rounds` times after two steps to
-warm up, and the median is taken; of the pipeline at its best batch size. "difference" is of the images from those of
-float32 without compilation, in grey levels of 255: mean, and the largest.
+Each row's variants make the same number of images, one after the other in one process, after two steps to warm up. The
+median of `--rounds` is taken; the pipeline runs at its best batch size. "difference" compares the images with those of
+float32 without compilation, in grey levels of 255: the mean and the largest.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from maskpro.evaluation.sampling import Sampler, SamplingPlan, parse_sampler
 
 
 def _seconds(run: Callable[[int], Any], steps: int, device: torch.device, rounds: int) -> float:
-    """Of a number of steps, after two to warm up."""
+    """Median seconds of a number of steps, after two steps to warm up."""
     run(2)
     times = []
     for _ in range(rounds):
@@ -112,12 +112,12 @@ def _row(
 
 def main(
     network: Annotated[str, typer.Option(help="embedded, or cifar10 (untrained).")] = "embedded",
-    samplers: Annotated[str, typer.Option(help="name:steps, with spaces between them.")] = "ddim:50 ddpm:1000",
+    samplers: Annotated[str, typer.Option(help="Samplers as name:steps, with spaces between them.")] = "ddim:50 ddpm:1000",
     images: Annotated[int, typer.Option(min=1, help="Of each variant.")] = 256,
-    batch_sizes: Annotated[str, typer.Option(help="Of diffusers' pipelines, of which the fastest is taken.")] = "64 256",
-    rounds: Annotated[int, typer.Option(min=1, help="Of which the medians are taken.")] = 3,
+    batch_sizes: Annotated[str, typer.Option(help="Batch sizes of diffusers' pipelines; the fastest is taken.")] = "64 256",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; their median is taken.")] = 3,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(help="Of the CPU; default: as torch chooses.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of the CPU; default: torch's choice.")] = None,
 ) -> None:
     """Print images per second of the sampler and of diffusers' pipelines."""
     if threads is not None:

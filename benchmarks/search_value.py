@@ -1,11 +1,11 @@
-"""What the default search is worth: against its seed points at full budget, random search, and no early stopping.
+"""The default search compared with its seed points at full budget, random search, and no early stopping.
 
 python -m benchmarks.search_value --seeds 5
 
-Real training on the embedded workload, in this process and without Ray: the trials of the different searches are driven by
-the main job's own state on a simulated clock, two at a time, and a trial that several of them run is trained once. Searches
-choose by the validation error. Fidelity, and the gain over the best seed point with its standard error over samples
-(paired), are those of test samples. With --beside a setting found by hand is trained as well, which no search is told of.
+Trials are really trained on the embedded workload, in this process and without Ray. The main job's own state drives each
+search's trials on a simulated clock, two at a time. A trial that several searches run is trained once. Searches choose by
+the validation error. Fidelity, and the gain over the best seed point with its paired standard error over samples, come
+from test samples. With --beside a setting found by hand is trained as well; no search knows it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _SEARCHES = {
 
 
 class _RealTrials:
-    """Trials of one seed, each trained no further than somebody has asked for."""
+    """Trials of one seed, each trained only as far as requested."""
 
     def __init__(self, options: SearchOptions):
         self.search = prepare_search(options)
@@ -65,7 +65,7 @@ class _RealTrials:
         self._errors: dict[str, dict[int, float]] = {}
 
     def validation_error(self, params: Mapping[str, Any], samples: int, budget: int) -> float:
-        """The lowest validation error of the masks of a run with this budget within its first `samples` samples."""
+        """Lowest validation error within the first `samples` samples of a run with this budget."""
         trainer, errors = self._trainer(params, budget), self._errors.setdefault(_key(params, budget), {})
         while trainer.num_samples_seen < samples:
             trainer.train(self.search.context.report_samples)
@@ -103,7 +103,7 @@ def _key(params: Mapping[str, Any], budget: int) -> str:
 
 
 def _trained_samples(record: TrialRecord, rungs: Sequence[int], restarts: bool) -> int:
-    """Samples that a trial was trained on: where promoted trials restart, those of its runs up to earlier rungs too."""
+    """Samples that a trial was trained on; with restarts this includes its runs up to earlier rungs."""
     return record.samples + sum(rung for rung in rungs if restarts and rung < record.samples)
 
 
@@ -173,13 +173,13 @@ def run_seed(options: SearchOptions, searches: tuple[str, ...], beside: dict[str
 
 def main(
     seeds: Annotated[int, typer.Option(help="How many.")] = 5,
-    first_seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
+    first_seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
     space: Annotated[Path, typer.Option(help="The space that is searched.")] = Path("search_spaces/default.py"),
-    model: Annotated[str | None, typer.Option(help="Another network of digits than the embedded one: its folder.")] = None,
-    max_samples: Annotated[int | None, typer.Option(help="Of a full trial; default: the workload's.")] = None,
-    searches: Annotated[str, typer.Option(help="Names of the table, with ; between them.")] = "; ".join(_SEARCHES),
+    model: Annotated[str | None, typer.Option(help="Folder of a digits network other than the embedded one.")] = None,
+    max_samples: Annotated[int | None, typer.Option(help="Samples of a full trial; default: the workload's.")] = None,
+    searches: Annotated[str, typer.Option(help="Searches by their names, with ; between them.")] = "; ".join(_SEARCHES),
     beside: Annotated[str | None, typer.Option(help="Parameters of one more trial, as JSON.")] = None,
-    processes: Annotated[int, typer.Option(help="Seeds at a time, one core each.")] = 2,
+    processes: Annotated[int, typer.Option(help="Concurrent seeds, one core each.")] = 2,
 ) -> None:
     """Print a row per search: test fidelity of its best full-budget trial, gain over the seed points', and its cost."""
     names = tuple(name.strip() for name in searches.split(";"))

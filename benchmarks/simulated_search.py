@@ -1,6 +1,6 @@
-"""Whole searches without Ray and networks: a controller that drives a TrialSource on a simulated clock.
+"""Whole searches without Ray and networks: a controller drives a TrialSource on a simulated clock.
 
-It makes the calls that `maskpro.tuning.adapters` makes, in the order in which Tune makes those.
+It makes the calls of `maskpro.tuning.adapters` in Tune's order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _INITIAL_ERROR = 1.0
 _LOSSES = ("val_loss", "val_loss_now", "best_val_loss", "initial_val_loss", "recovery", "loss_improvement")
 _SAVING = 0.01  # simulated seconds from a report to its checkpoint: reports of other trials come between
 
-# A space, the learning curves of its trials and their seconds a report, for whoever needs no others.
+# A default space; below are default learning curves and seconds a report.
 DISTRIBUTIONS: dict[str, BaseDistribution] = {
     "lr": FloatDistribution(0.05, 5.0, log=True),
     "logits": FloatDistribution(1.0, 10.0),
@@ -34,7 +34,7 @@ DISTRIBUTIONS: dict[str, BaseDistribution] = {
 
 
 def learning_curve(params: Mapping[str, Any], samples: int, budget: int = 900) -> float:
-    """Falling, best at lr 1, and crossing for different batch sizes; fails above lr 4, and dies at the worst logits."""
+    """A falling error, best at lr 1; curves of different batch sizes cross. Fails above lr 4, dies at the worst logits."""
     if params["lr"] > 4 and samples > 100:
         return math.nan
     if params["logits"] > 9.5 and samples > 200:
@@ -44,7 +44,7 @@ def learning_curve(params: Mapping[str, Any], samples: int, budget: int = 900) -
 
 
 def pace(params: Mapping[str, Any]) -> float:
-    """Between half a second and two seconds."""
+    """Seconds a report, between half a second and two seconds."""
     return float(0.5 + params["logits"] / 10 + 0.1 * params["lr"])
 
 
@@ -57,7 +57,7 @@ class DiedError(Exception):
 
 
 class MortalHistory(History):
-    """A history that is killed when it has written `lines` lines, perhaps in the middle of the next one."""
+    """A history that is killed after `lines` lines; with `torn` in the middle of the next one."""
 
     def __init__(self, path: Path, *, lines: float = math.inf, torn: bool = False):
         super().__init__(path)
@@ -74,7 +74,7 @@ class MortalHistory(History):
 
 
 class Reply(NamedTuple):
-    """What became of a trial's report."""
+    """The answer to a trial's report."""
 
     number: int
     samples: int
@@ -83,11 +83,11 @@ class Reply(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedSearch:
-    """A search, and what its trials would report.
+    """A search, and the reports that its trials would make.
 
     Attributes:
-        curve: error of (params, samples, budget of the run); where it is not finite the trial fails. It may raise
-            DiedError.
+        curve: error as a function of (params, samples, budget of the run); where it is not finite the trial fails. It may
+            raise DiedError.
         pace: simulated seconds of one report of a trial with such params.
         unit: samples between two reports.
         journal: whether to write the Optuna study beside the history.
@@ -155,14 +155,14 @@ class SimulatedSearch:
         )
 
     def run(self, source: TrialSource, replies: list[Reply] | None = None) -> list[Reply]:
-        """Run what the source has to run; the replies to all reports, in order, are added to `replies` as they come."""
+        """Run all trials of the source; the replies to all reports are added to `replies` in order as they come."""
         replies = [] if replies is None else replies
         history = source.history
         clock: list[tuple[float, int, str, int]] = []  # (time, trial, what happens, at how many samples)
-        budgets: dict[int, int] = {}  # of the runs that the trials are in
+        budgets: dict[int, int] = {}  # trial's number to the budget of its current run
 
         def fill(now: float) -> None:
-            """As many trials as there is room for; Tune too asks again whenever something has happened."""
+            """Start as many trials as there is room for; Tune too asks again after every event."""
             while len(clock) < self.slots:
                 record = source.next_trial()
                 if record is None:
@@ -196,7 +196,7 @@ class SimulatedSearch:
                     remove_unneeded(number)
                     fill(now)
                     continue
-                # Tune asks the scheduler unless the trial ends by itself, and tells the callback in either case.
+                # Tune asks the scheduler unless the trial ends by itself, and calls the callback in either case.
                 ends = metrics["done"] or source.report(number, metrics)
                 if not history.trials[number].stopped:
                     source.report(number, metrics)
@@ -214,7 +214,7 @@ class SimulatedSearch:
         return replies
 
     def metrics(self, error: float, samples: int) -> dict[str, Any]:
-        """What a trial with such an error reports."""
+        """The report of a trial with this error."""
         if not math.isfinite(error):
             failed = {METRIC: 10 * _INITIAL_ERROR, "failure": f"training loss is not finite after {samples} samples"}
             return {"num_samples_seen": samples, **failed, "done": True}

@@ -1,10 +1,11 @@
-"""How long a search takes to its first report, what Tune adds to a trial, and what sharing the teacher's outputs saves.
+"""Time of a search to its first report, Tune's overhead per trial, and the saving by shared teacher outputs.
 
 python -m benchmarks.startup                     # the default space's best seed point, twice, one trial at a time
 
-`tune_main.py` runs as a process of its own; its history is read twenty times a second, so times are right to 0.05 s.
-A trial's own seconds are those of training and validation, as it reports them; the rest of its wall time, from its line in
-the history to its last report, is Tune's and the driver's: start, reports, checkpoints. Run it twice, for warm caches.
+`tune_main.py` runs as a process of its own; its history is read twenty times a second, so times are right to 0.05 s. A
+trial's own seconds are those of training and validation, as it reports them. Its wall time runs from its line in the
+history to its last report. The rest of that is Tune's and the driver's: start, reports, checkpoints. Run it twice, for
+warm caches.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def watch(command: list[str], history: Path) -> list[tuple[float, dict[str, Any]
     """Run a search: (seconds since its start, event) of every line of its history.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: the search failed.
     """
     started = time.monotonic()
     events: list[tuple[float, dict[str, Any]]] = []
@@ -51,7 +52,7 @@ def watch(command: list[str], history: Path) -> list[tuple[float, dict[str, Any]
 
 
 def trial_rows(events: list[tuple[float, dict[str, Any]]]) -> list[dict[str, str]]:
-    """A row per trial: when it started, its first report, its own seconds and what came on top."""
+    """A row per trial: its start, its first report, its own seconds and the overhead."""
     rows = []
     for at, event in events:
         if event["event"] != "trial":
@@ -77,7 +78,7 @@ def trial_rows(events: list[tuple[float, dict[str, Any]]]) -> list[dict[str, str
 
 
 def teacher_seconds(samples: int) -> float:
-    """What one process takes for the teacher's outputs of so many samples, one thread."""
+    """Seconds of one process, on one thread, for the teacher's outputs of that number of samples."""
     torch.set_num_threads(1)
     workload = open_workload("digits")
     objective = workload.training_objective(seed=0, device=torch.device("cpu"))
@@ -90,11 +91,11 @@ def teacher_seconds(samples: int) -> float:
 
 def main(
     space: Annotated[Path, typer.Option(help="Search space.")] = Path("search_spaces/default.py"),
-    seed_points: Annotated[str, typer.Option(help="Which of its seed points run, to their full budget.")] = "5,6",
-    max_samples: Annotated[int | None, typer.Option(help="Of a trial; default: the workload's.")] = None,
-    max_concurrent: Annotated[int, typer.Option(help="Trials at a time.")] = 1,
+    seed_points: Annotated[str, typer.Option(help="Seed points that run to their full budget.")] = "5,6",
+    max_samples: Annotated[int | None, typer.Option(help="Samples of a trial; default: the workload's.")] = None,
+    max_concurrent: Annotated[int, typer.Option(help="Concurrent trials.")] = 1,
 ) -> None:
-    """Print what a search's start and Tune's part of a trial cost."""
+    """Print the cost of a search's start and Tune's part of a trial."""
     with tempfile.TemporaryDirectory() as results:
         command = [sys.executable, "tune_main.py", "--space", str(space), "--results-dir", results, "--experiment", "timed"]
         command += ["--seed-points", seed_points, "--only-seed-points", "--max-concurrent", str(max_concurrent)]

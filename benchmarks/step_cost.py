@@ -1,14 +1,14 @@
-"""What a step of mask learning costs beside the bare network, and beside the original's way of doing it.
+"""Cost of a step of mask learning, compared with the bare network and with the original's step.
 
 python -m benchmarks.step_cost                                     # both networks, batch 16 to 128
 python -m benchmarks.step_cost --networks embedded --batch-sizes "16 32" --threads 1
 python -m benchmarks.step_cost --device cuda --precision bfloat16
 
-Every round of a row runs each variant once, one after the other, in one process: a ratio is the median of the rounds'
-ratios, so that what slows the machine down slows down both. On a GPU the bare network's passes are replayed as CUDA graphs,
-as ours are, and once more with each kernel launched from Python ("launched"). "original" is a transcription of the
-original's way: every layer multiplies its weight by its mask in each forward pass, masks come from `torch.multinomial`, and
-each layer is updated by itself in separate operations. Its baseline losses and our teacher's outputs are computed before.
+Every round of a row runs each variant once, one after the other, in one process. A ratio is the median of the rounds'
+ratios, so a slower machine slows both sides. On a GPU the bare network's passes are replayed as CUDA graphs, as ours are,
+and once more with each kernel launched from Python ("launched"). "original" is a transcription of the original's step:
+every layer multiplies its weight by its mask in each forward pass, masks come from `torch.multinomial`, and each layer is
+updated by itself in separate operations. Its baseline losses and our teacher's outputs are computed before.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ PATTERN = NMPattern(2, 4)
 _FORMAT = MaskFormat(str(PATTERN), "channel")
 _GPU_REPEATS = 20
 
-# Takes that many steps.
+# A function that takes that many steps.
 Variant = Callable[[int], object]
 
 # google/ddpm-cifar10-32, 35.7 million parameters (Ho et al. 2020, appendix B).
@@ -141,7 +141,7 @@ class OriginalWay:
 
 
 def objective_device(network: nn.Module) -> torch.device:
-    """Where the network's weights are."""
+    """The device of the network's weights."""
     return next(network.parameters()).device
 
 
@@ -162,7 +162,7 @@ def _peak_mib(run: Variant, device: torch.device) -> float:
 
 
 def _seconds(run: Variant, device: torch.device) -> float:
-    """Of one run; on a GPU, which is only waited for in the end, the mean of several."""
+    """Seconds of one run; on a GPU the mean of several, with one wait at the end."""
     repeats = _GPU_REPEATS if device.type == "cuda" else 1
     started = time.perf_counter()
     run(repeats)
@@ -172,7 +172,7 @@ def _seconds(run: Variant, device: torch.device) -> float:
 
 
 def _trainer(workload: DiffusionWorkload, cache: RunCache, batch_size: int, **settings: Any) -> MaskTrainer:
-    """With the values of the samples that its steps look at computed before."""
+    """A trainer; the kept values of its steps' samples are computed before."""
     config = TrainerConfig(
         batch_size=batch_size, dataset_size=256, budget_samples=10**9, target="teacher", logits=5.0, **settings
     )
@@ -278,12 +278,12 @@ def measure(
 
 def main(
     networks: Annotated[str, typer.Option(help="embedded, cifar10 or both.")] = "embedded cifar10",
-    batch_sizes: Annotated[str, typer.Option(help="Of the steps.")] = "16 32 64 128",
-    rounds: Annotated[int, typer.Option(min=1, help="Of which the medians are taken.")] = 9,
+    batch_sizes: Annotated[str, typer.Option(help="Batch sizes of the steps.")] = "16 32 64 128",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; their medians are taken.")] = 9,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     precision: Annotated[str, typer.Option(help="float32, or bfloat16 (autocast).")] = "float32",
-    compile: Annotated[bool, typer.Option("--compile", help="The bare network's passes and ours.")] = False,
-    threads: Annotated[int | None, typer.Option(help="Of the CPU; default: as torch chooses.")] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the bare network's passes and ours.")] = False,
+    threads: Annotated[int | None, typer.Option(help="Threads of the CPU; default: torch's choice.")] = None,
 ) -> None:
     """Print the table of step costs."""
     if threads is not None:

@@ -1,7 +1,7 @@
-"""A kind of network in one file: a small perceptron on made-up vectors, which shows what a workload needs.
+"""A kind of network in one file, as an example of a workload: a small perceptron on made-up vectors.
 
-Its targets are its own outputs with noise, so that the dense network's loss is the noise. It stands in no registry: who
-wants to open it by name adds `TOY` to `maskpro.workloads.WORKLOADS`.
+Its targets are its own outputs with noise, so the dense network's loss is the noise. It is in no registry: to open it by
+name, add `TOY` to `maskpro.workloads.WORKLOADS`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _BUDGETS = Budgets(max_samples=480, report_samples=160, validation_samples=64, s
 
 
 class VectorBatch(NamedTuple):
-    """Inputs `[B, width]` and what is to be predicted `[B, width]`."""
+    """Inputs `[B, width]` and targets `[B, width]`."""
 
     inputs: Tensor
     targets: Tensor
@@ -88,11 +88,11 @@ class ToyWorkload(Workload):
 
     @property
     def output_numbers(self) -> int:
-        """Of a vector."""
+        """Numbers in a vector."""
         return self.width
 
     def without_test(self) -> Self:
-        """Made-up vectors are nobody's test data."""
+        """The workload itself, as made-up vectors need no protection."""
         return self
 
     def load_network(self, source: str) -> LoadedNetwork:
@@ -100,24 +100,24 @@ class ToyWorkload(Workload):
         return load_toy(source)
 
     def save(self, folder: Path, model: nn.Module) -> None:
-        """As safetensors."""
+        """Write the network as safetensors."""
         save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS_FILE)
 
     def evaluation(self, options: Mapping[str, Any]) -> ToyEvaluation:
-        """By held-out vectors, and the largest error on some more."""
+        """Judging by held-out vectors, and by the largest error on further ones."""
         return ToyEvaluation(workload=self, options=ToyJudging(**options))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ToyOpening:
-    """The options by which it is opened."""
+    """The options for opening the workload."""
 
     noise: float = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class ToyJudging:
-    """The options by which its networks are judged."""
+    """The options for judging its networks."""
 
     num_vectors: int = 32
 
@@ -136,13 +136,13 @@ class ToyEvaluation(Evaluation):
 
     @torch.no_grad()
     def further_figures(self, model: nn.Module, device: torch.device) -> dict[str, Any]:
-        """The largest error of single numbers."""
+        """The largest error of a single number."""
         batch = self.workload.held_out_objective("test", device).batch(torch.arange(self.options.num_vectors))
         return {"largest_error": (model(batch.inputs) - batch.targets).abs().max().item()}
 
     @torch.no_grad()
     def draw_pictures(self, models: Mapping[str, nn.Module], device: torch.device, folder: Path) -> dict[str, str]:
-        """Outputs against targets."""
+        """Draw outputs against targets."""
         batch = self.workload.held_out_objective("test", device).batch(torch.arange(self.options.num_vectors))
         for name, model in models.items():
             figure = Figure(figsize=(3, 3))
@@ -165,7 +165,7 @@ def perceptron(width: int = _WIDTH, layers: int = 3, *, bias: bool = True) -> nn
 def toy_workload(
     network: nn.Module, *, width: int = _WIDTH, noise: float = 0.1, budgets: Budgets = _BUDGETS
 ) -> ToyWorkload:
-    """The workload around a network whose inputs and outputs have that width."""
+    """The workload of a network with inputs and outputs of that width."""
     return ToyWorkload(
         name="toy",
         model=network,

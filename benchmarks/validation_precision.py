@@ -1,9 +1,9 @@
-"""Whether held-out samples may be judged in bfloat16: what that does to E, to fidelity, and to the order of masks.
+"""Whether held-out samples may be judged in bfloat16: the effects on E, on fidelity, and on the order of masks.
 
 python -m benchmarks.validation_precision               # the table of results/precision.md: masks of one run, 1,200 samples
 python -m benchmarks.validation_precision --max-samples 64 --samples 64    # does it run?
 
-A run with the best-known settings is looked at on its way. Each mask is judged on the same samples in three ways:
+Masks are taken at several places of a run with the best-known settings. Each is judged on the same samples in three ways:
 
 - float32: both networks.
 - bfloat16, dense in float32: the masked network in bfloat16, against the dense network's output in float32.
@@ -39,7 +39,7 @@ from maskpro.workloads import open_workload
 
 _SPACE = Path(__file__).parents[1] / "search_spaces" / "default.py"
 _SETTINGS = "best known"
-# Of the run's samples: where its mask is judged. The last two are a report apart.
+# Places in the run where its mask is judged, as shares of its samples. The last two are one report apart.
 _PLACES = (1 / 4, 1 / 2, 26 / 27, 1)
 # Precision of the masked and of the dense network.
 _WAYS: dict[str, tuple[Precision, Precision]] = {
@@ -58,14 +58,14 @@ class InPrecision(nn.Module):
         self._precision = precision
 
     def forward(self, images: Tensor, timesteps: Tensor, return_dict: bool = False) -> tuple[Tensor]:
-        """As diffusers' networks without `return_dict`."""
+        """The call of diffusers' networks without `return_dict`."""
         with autocast(images.device, self._precision):
             output = self._model(images, timesteps, return_dict=return_dict)[0]
         return (output.float(),)
 
 
 def masks_of_a_run(workload: Workload, device: torch.device, seed: int, max_samples: int) -> dict[int, nn.Module]:
-    """The masked network before a run and on its way, by the samples seen."""
+    """Samples seen to the masked network, before a run and at its places."""
     space = load_space(_SPACE)
     points = dict(zip(space.seed_point_names, space.seed_points, strict=True))
     config = TrainerConfig(**space.fixed, **points[_SETTINGS], budget_samples=max_samples, seed=seed)

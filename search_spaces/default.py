@@ -1,9 +1,9 @@
 """The default search: the settings of the relaxed_subset estimator on the embedded workload.
 
-lr is in units of 0.1 of a logit a step. logits is the magnitude of the initial logits, and magnitude_prior is what the
-weights' sizes add to them. hidden_targets is the weight of the dense network's blocks as further targets. dataset_size is a
-number of calibration samples. Bounds of lograndint exclude the upper one. A seed point is run first, exactly as it stands:
-the original's five configurations, and the best settings known.
+lr is in units of 0.1 of a logit a step. logits is the magnitude of the initial logits. magnitude_prior is the strength of
+the weights' sizes in them. hidden_targets is the weight of the dense network's blocks as further targets. dataset_size is a
+number of calibration samples. The upper bound of lograndint is excluded. Seed points are run first, exactly as written: the
+original's five configurations, and the best settings known.
 """
 
 from ray import tune
@@ -14,7 +14,7 @@ layout = "channel"
 num_trials = 18
 num_reports = 16
 reduction_factor = 4  # the best quarter of those that have reached 1/16 and 1/4 of the budget is promoted
-promotion = "restart"  # a rung is a run of its own: cut off in the middle of its annealing, a relaxed mask tells little
+promotion = "restart"  # each rung ends a run of its own: a run cut off in its annealing tells little
 
 param_space = {
     "estimator": "relaxed_subset",
@@ -30,7 +30,7 @@ param_space = {
     "dataset_size": tune.lograndint(2_000, 50_001),
 }
 
-# As the original has them, which knows neither priors nor hidden targets.
+# The original has neither priors nor hidden targets.
 _PLAIN = {"magnitude_prior": 0.0, "hidden_targets": 0.0}
 
 seed_points = [

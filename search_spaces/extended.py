@@ -1,12 +1,12 @@
-"""The default search with the mask's own choices as well: estimator, pattern, layout and the layers that are learned.
+"""The default search, extended by the mask's own choices: estimator, pattern, layout and learned layers.
 
-Every choice here removes half of the weights, so losses can be compared. A 1:2 mask is also a 2:4 mask: what 2:4 wins over
-it is the worth of larger groups. (4:8 would be the next step: gumbel_softmax has 70 logits a group there, not 6. 1:4
-removes three quarters of the weights and could only lose: search that alone.) "channel" is the layout of sparse tensor
-cores, "flattened" the original's. Masked layers outside the targets keep their initial mask.
+Every choice here removes half of the weights, so losses can be compared. A 1:2 mask is also a 2:4 mask; the gain of 2:4
+over it is the gain of larger groups. (4:8 would be the next step, but gumbel_softmax then has 70 logits a group instead of
+6. 1:4 removes three quarters of the weights and could only lose: search it alone.) "channel" is the layout of sparse tensor
+cores, "flattened" is the original's. Masked layers outside the targets keep their initial mask.
 
-The first seed point is the reference; each of the others differs from it in one choice. Compare just these six by
---only-seed-points, which runs each to its full budget. Units are as in default.py.
+The first seed point is the reference; each of the others differs from it in one choice. --only-seed-points compares just
+these six, each at its full budget. Units are as in default.py.
 """
 
 from ray import tune
@@ -14,7 +14,7 @@ from ray import tune
 workload = "digits"
 num_trials = 24
 num_reports = 27
-reduction_factor = 3  # the best third of those that have reached 1/27, 1/9 and 1/3 of the budget goes on
+reduction_factor = 3  # the best third of those that have reached 1/27, 1/9 and 1/3 of the budget is promoted
 
 param_space = {
     "target": "teacher",
@@ -29,7 +29,7 @@ param_space = {
     "dataset_size": tune.lograndint(2_000, 50_001),
 }
 
-# lr, logits, batch and dataset size of the configuration "aggressive".
+# lr, logits, batch size and dataset size are those of the configuration "aggressive".
 _reference = {
     "estimator": "straight_through",
     "pattern": "2:4",

@@ -1,12 +1,12 @@
-"""The original's five configurations alone, each run to its full budget: nothing is suggested and nothing is stopped early.
+"""The original's five configurations alone, each at its full budget: nothing is suggested or stopped early.
 
     python tune_main.py --space search_spaces/five_configurations.py                                        # all five
     python tune_main.py --space search_spaces/five_configurations.py --config 2                             # one of them
     python tune_main.py --space search_spaces/five_configurations.py --seed-points 1,3 --only-seed-points   # some of them
 
-lr is in units of 0.1 of a logit a step, logits the magnitude of the initial logits, dataset_size a number of calibration
-samples. The ranges are those of default.py and only matter when --num-trials asks for more than the five. The original's
-own estimator and target are "policy_gradient" and "noise".
+lr is in units of 0.1 of a logit a step. logits is the magnitude of the initial logits. dataset_size is a number of
+calibration samples. The ranges are those of default.py; they only matter if --num-trials is above five. The original's own
+estimator and target are "policy_gradient" and "noise".
 """
 
 from ray import tune

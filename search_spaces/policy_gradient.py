@@ -1,9 +1,9 @@
 """A search with MaskPro's own policy gradient (forward passes only) instead of straight-through.
 
-lr is in units of 0.1 of a logit a step, logits the magnitude of the initial logits, dataset_size a number of calibration
-samples, masks_per_step how many masks a step compares on the same samples (each counts them once more), targets the layers
-that are learned. Bounds of lograndint exclude the upper one. A seed point is run first, exactly as it stands: the
-original's five configurations, and the best settings known.
+lr is in units of 0.1 of a logit a step. logits is the magnitude of the initial logits. dataset_size is a number of
+calibration samples. masks_per_step is the number of masks that a step compares on the same samples, which count once for
+each mask. targets are the learned layers. The upper bound of lograndint is excluded. Seed points are run first, exactly as
+written: the original's five configurations, and the best settings known.
 """
 
 from ray import tune
@@ -14,7 +14,7 @@ layout = "channel"
 num_trials = 12
 max_samples = 60_480  # forward passes only: a sample costs less than with a backward pass
 
-# The shortcut convolutions are where most of the loss is, and of them those of the last up block.
+# Most of the loss comes from the shortcut convolutions, above all from those of the last up block.
 _LAST_SHORTCUTS = "up_blocks.1.resnets.0.conv_shortcut up_blocks.1.resnets.1.conv_shortcut"
 
 param_space = {

@@ -1,1 +1,1 @@
-"""Figures of an experiment, each a function of its frames (`analysis.experiment`)."""
+"""Figures of an experiment; each is a function of its frames (`analysis.experiment`)."""

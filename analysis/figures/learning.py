@@ -1,4 +1,4 @@
-"""What trials reached, and for how many samples and seconds."""
+"""The trials' results against samples and seconds."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def learning_curves(
     best: str | None = None,
     rungs: Iterable[int] = (),
 ) -> Figure:
-    """Fidelity of every trial by samples seen or by seconds; a cross where one was stopped early, lines at the rungs.
+    """Fidelity of every trial by samples seen or by seconds, with crosses at early stops and lines at the rungs.
 
-    `best` is the trial_id of the best trial, which is drawn over the others.
+    `best` is the trial_id of the best trial; it is drawn over the others.
     """
     label = {"num_samples_seen": "calibration samples seen", "seconds": "seconds of training and validation"}[by]
     figure, axes = new_figure(f"Learning curves by {'samples' if by == 'num_samples_seen' else 'time'}")
@@ -35,7 +35,7 @@ def learning_curves(
     for rung in rungs if by == "num_samples_seen" else ():
         ax.axvline(rung, color=theme.suggested, linewidth=0.7, linestyle=":")
     parts = dict(tuple(curves.groupby("trial_id")))
-    # Drawn kind by kind, not trial by trial: a thousand artists take many seconds.
+    # Lines are drawn kind by kind, not trial by trial, as a thousand artists take many seconds.
     kinds = {"suggested": (theme.suggested, 1.0), "seed point": (theme.seed, 1.0), "best trial": (theme.best, 2.2)}
     markers = {"ran to its budget": "o", "stopped early, failed or unfinished": "x"}
     lines: dict[str, list[Any]] = {kind: [] for kind in kinds}
@@ -63,7 +63,7 @@ def learning_curves(
         ax.plot([], [], marker, color=theme.ink, label=name)
     ax.set(xlabel=label, ylabel=FIDELITY_LABEL)
     ax.margins(x=0.1)  # room for the names of seed points
-    # One that went wrong at once would leave the others no room.
+    # A curve that fell far at once would leave the others no room.
     lowest = curves["fidelity"].quantile(0.02) if curves["fidelity"].notna().any() else 0.0
     ax.set_ylim(bottom=max(min(lowest, 0.0), -1.0) - 0.05)
     ax.legend(loc="lower right")
@@ -72,10 +72,10 @@ def learning_curves(
 
 @themed
 def best_so_far(trials: pd.DataFrame, *, theme: Theme) -> Figure:
-    """The best trial's fidelity by samples spent, trial after trial in the order of their start; seed points are marked.
+    """The best trial's fidelity by samples spent, trial after trial in order of their start; seed points are marked.
 
-    Best is the lowest val_error, as promotion ranks. Where trials begin with different initial masks, another one may have
-    the higher fidelity, which is in units of its own initial mask's error.
+    The best trial is the one with the lowest val_error, as in promotion. A trial's fidelity is in units of its own initial
+    mask's error. So with different initial masks another trial may have a higher fidelity.
     """
     figure, axes = new_figure("Best so far")
     ax = axes[0, 0]
@@ -98,7 +98,7 @@ def best_so_far(trials: pd.DataFrame, *, theme: Theme) -> Figure:
 
 @themed
 def fidelity_against_cost(trials: pd.DataFrame, *, theme: Theme) -> Figure:
-    """What each trial reached for the seconds that it took."""
+    """Each trial's fidelity against its seconds."""
     figure, axes = new_figure("Fidelity against cost")
     ax, judged = axes[0, 0], judged_trials(trials)
     for marker, color, label, chosen in (

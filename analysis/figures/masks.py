@@ -1,4 +1,4 @@
-"""The best mask: what it changed in each layer, and its losses over the noise schedule."""
+"""The best mask: its changes in each layer, and its losses over the noise schedule."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from analysis.figures.theme import Theme, new_figure, themed
 
 @themed
 def layer_changes(layers: pd.DataFrame, *, theme: Theme) -> Figure:
-    """Of each layer of the best mask: share of the initial mask's kept positions that it drops, and its sparsity."""
+    """For each layer of the best mask: the share of the initial mask's kept positions that it drops, and its sparsity."""
     figure, axes = new_figure("The best mask by layer", height=1.2 + 0.17 * max(6, len(layers)))
     ax, places = axes[0, 0], np.arange(len(layers))
     ax.barh(places, 100 * layers["changed_share"], color=theme.seed, label="changed positions")

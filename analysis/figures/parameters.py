@@ -1,4 +1,4 @@
-"""What the searched parameters have to do with what trials reached."""
+"""The relation of the searched parameters to the trials' results."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from analysis.figures.theme import Theme, new_figure, themed
 from maskpro.errors import MaskproError
 from maskpro.schedule.history import METRIC
 
-# Characters of the longest name of a choice that is drawn in full.
+# Length, in characters, up to which the name of a choice is drawn in full.
 _LABEL_LENGTH = 14
 
 
 def _short(label: str) -> str:
-    """A label that its neighbours leave room for: `targets` may name whole layers."""
+    """A label shortened to leave room for its neighbours: `targets` may name whole layers."""
     return label if len(label) <= _LABEL_LENGTH else f"{label[:6]}\N{HORIZONTAL ELLIPSIS}{label[7 - _LABEL_LENGTH :]}"
 
 
 def _turned(labels: Sequence[str], room: int) -> dict[str, Any]:
-    """How an axis's labels are set that take more than `room` characters together."""
+    """Settings of an axis's labels if they take more than `room` characters together."""
     return {"rotation": 25, "ha": "right"} if sum(map(len, labels)) > room else {}
 
 
@@ -53,7 +53,7 @@ def _positions(values: pd.Series, distribution: Mapping[str, Any]) -> tuple[pd.S
 
 @themed
 def parallel_coordinates(trials: pd.DataFrame, parameters: Mapping[str, Any], *, theme: Theme) -> Figure:
-    """A line per trial through its parameters to its fidelity, which colours it; trials that were stopped are faint."""
+    """A line per trial through its parameters to its fidelity, which sets the colour; stopped trials are faint."""
     figure, axes = new_figure("Parallel coordinates")
     ax, judged = axes[0, 0], judged_trials(trials)
     shades = Normalize(
@@ -114,10 +114,10 @@ def slices(trials: pd.DataFrame, parameters: Mapping[str, Any], *, theme: Theme)
 def importances(trials: pd.DataFrame, parameters: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """Evaluator to parameter to the share of val_error's variance that it explains, by two of Optuna's evaluators.
 
-    val_error is what a search goes by; a fidelity's unit is the error of its trial's own initial mask.
+    A search minimises val_error. Fidelity would not do: its unit is the error of each trial's own initial mask.
 
     Raises:
-        MaskproError: too few trials, or all alike.
+        MaskproError: too few trials, or all have the same val_error.
     """
     import optuna
     from optuna.distributions import json_to_distribution
@@ -141,7 +141,7 @@ def importances(trials: pd.DataFrame, parameters: Mapping[str, Any]) -> dict[str
         ("PED-ANOVA (of the better half)", PedAnovaImportanceEvaluator(target_quantile=0.5)),
     ):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # one is experimental, both warn of few trials
+            warnings.simplefilter("ignore")  # one evaluator is experimental, and both warn about few trials
             shares = optuna.importance.get_param_importances(study, evaluator=evaluator, params=list(parameters))
         found[label] = {name: shares.get(name, 0.0) for name in parameters}
     return found
@@ -149,7 +149,7 @@ def importances(trials: pd.DataFrame, parameters: Mapping[str, Any]) -> dict[str
 
 @themed
 def parameter_importance(found: Mapping[str, Mapping[str, float]], *, theme: Theme) -> Figure:
-    """What `importances` found: a bar per parameter and evaluator, ordered by the first one."""
+    """The result of `importances`: a bar per parameter and evaluator, ordered by the first evaluator."""
     first = next(iter(found.values()))
     names = sorted(first, key=lambda name: first[name])
     figure, axes = new_figure("Parameter importance", height=1.4 + 0.5 * len(names))

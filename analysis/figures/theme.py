@@ -1,6 +1,6 @@
-"""What all figures look like: light and dark.
+"""The light and dark look of all figures.
 
-Colours are those of Okabe and Ito, and matplotlib's cividis, which colour-blind people can tell apart.
+Colours are those of Okabe and Ito, and matplotlib's cividis. Colour-blind people can tell them apart.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 @dataclass(frozen=True, kw_only=True)
 class Theme:
-    """Colours of a figure: paper, ink, what trials and masks are drawn in; and what of cividis shows on the paper."""
+    """Colours of a figure: paper, ink, trials and masks; and the part of cividis that is visible on the paper."""
 
     paper: str
     ink: str
@@ -27,7 +27,7 @@ class Theme:
     shades: tuple[float, float]
 
     def settings(self) -> dict[str, Any]:
-        """As matplotlib's rcParams."""
+        """The theme as matplotlib's rcParams."""
         inks = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
         papers = ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor")
         return {
@@ -51,7 +51,7 @@ FIDELITY_LABEL = "fidelity on validation (0 = initial mask, 1 = dense)"
 
 
 def themed(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """A figure's function, drawn in the colours of its argument `theme` (default: light)."""
+    """Wrap a figure's function so that it draws in the colours of its argument `theme` (default: light)."""
 
     @wraps(draw)
     def drawn(*frames: Any, theme: Theme = LIGHT, **named: Any) -> Figure:

@@ -1,4 +1,4 @@
-"""What the stages share: images read once, the choice of device and precision, options, sections with tables."""
+"""Shared parts of the stages: images read once, choice of device and precision, options, sections with tables."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from maskpro.names import Precision
 from maskpro.workloads.opening import open_images
 
 ROOT = Path(__file__).parents[2]
-# Of an image's side; a rehearsal's are made smaller, as the workload makes them, to the side of its network.
+# Side of an image; in a rehearsal the workload resizes images to the smaller side of its network.
 SIZE, TINY_SIZE = 32, 8
 _SPLITS = ("train", "validation", "test")
-# Of --tiny without --images.
+# Classes and images per class that --tiny makes up without --images.
 _MADE_UP_CLASSES, _MADE_UP_PER_CLASS = 4, 24
 
 ImagesOption = Annotated[
     list[Path] | None,
     typer.Option(help="Zip files or a folder with train/ and test/, a folder per class in each, or cifar-10-batches-py."),
 ]
-WorkOption = Annotated[Path, typer.Option(help="Folder for what the stages leave for each other and go on from.")]
-MinutesOption = Annotated[float, typer.Option(min=0.01, help="Of the stage, over all of its sessions.")]
+WorkOption = Annotated[Path, typer.Option(help="Folder for files that the stages share and resume from.")]
+MinutesOption = Annotated[float, typer.Option(min=0.01, help="Minutes of the stage, over all of its sessions.")]
 TinyOption = Annotated[bool, typer.Option("--tiny", help="A rehearsal on the CPU: little of everything.")]
 WORK = Path("results/cifar10_benchmark")
 
@@ -65,7 +65,7 @@ def choose_device(*, tiny: bool) -> torch.device:
 
 
 def choose_precision(device: torch.device) -> Precision:
-    """bfloat16 where the GPU computes in it, else float32, which is then said."""
+    """bfloat16 where the GPU computes in it, else float32 with a note on the screen."""
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return "bfloat16"
     if device.type == "cuda":
@@ -80,7 +80,7 @@ def describe_device(device: torch.device) -> str:
 
 
 def no_time(minutes: float) -> MaskproError:
-    """What is wrong where a training has taken no step."""
+    """The error of a training that has taken no step."""
     return MaskproError(
         f"minutes is {minutes:.2g}, which went by before the first step; allowed: more, or the same command again (the "
         "images are read now)"
@@ -88,20 +88,20 @@ def no_time(minutes: float) -> MaskproError:
 
 
 def command_line() -> str:
-    """The command that runs, as it can be typed again."""
+    """The running command, in a form that can be typed again."""
     module = getattr(sys.modules["__main__"], "__spec__", None)
     return shlex.join(["python", "-m", module.name if module else sys.argv[0], *sys.argv[1:]])
 
 
 def today() -> str:
-    """The date, as records have it."""
+    """The date in the form of the records."""
     return datetime.date.today().isoformat()
 
 
 def image_folder(images: Sequence[Path] | None, work: Path, *, tiny: bool) -> Path:
-    """The folder that `--data` of the main job takes: that of `images`, or zip files unpacked in the work folder.
+    """The folder for `--data` of the main job: the one in `images`, or zip files unpacked in the work folder.
 
-    What a stage that was killed has left half-written in the work folder, such as images, is removed first.
+    Half-written files of a killed stage, such as images, are removed from the work folder first.
 
     Raises:
         MaskproError: there is no such file or folder, or a zip file is broken.
@@ -142,7 +142,7 @@ def _unpack(path: Path, folder: Path) -> None:
 
 
 def _top(folder: Path) -> Path:
-    """The folder that holds train/, which archives may have put one level down."""
+    """The folder that holds train/; in archives it may lie one level down."""
     if (folder / "train").is_dir():
         return folder
     return next((path.parent for path in sorted(folder.glob("*/train"))), folder)
@@ -169,7 +169,7 @@ def made_up_images(folder: Path) -> Path:
 def workload_images(folder: Path, work: Path, network: UNet2DModel) -> dict[str, Tensor]:
     """Images uint8 `[count, 3, H, W]` by split, as the workload `cifar10` reads and splits them for a network.
 
-    They are kept in `work/images_<side>.safetensors`, for every later call.
+    They are kept in `work/images_<side>.safetensors` for later calls.
 
     Raises:
         MaskproError: an image can't be read, or there are too few.
@@ -193,13 +193,13 @@ def workload_images(folder: Path, work: Path, network: UNet2DModel) -> dict[str,
 
 
 def keep(cache: Path, tensors: dict[str, Tensor], source: str) -> None:
-    """Keep what was read from a source."""
+    """Keep tensors that were read from a source."""
     with atomic_path(cache) as temporary:
         save_file(tensors, temporary, metadata={"source": source})
 
 
 def read_kept(cache: Path, source: str) -> dict[str, Tensor] | None:
-    """What `keep` kept, if it is whole and of that source."""
+    """The tensors that `keep` kept, if they are whole and from that source."""
     try:
         with safe_open(cache, "pt") as file:
             if (file.metadata() or {}).get("source") != source:
@@ -210,7 +210,7 @@ def read_kept(cache: Path, source: str) -> dict[str, Tensor] | None:
 
 
 def markdown(title: str, notes: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """A section with a table, as the files of benchmarks/results have them."""
+    """A section with a table, in the form of the files in benchmarks/results."""
     frame = pd.DataFrame(rows)
     lines = [f"## {title}", "", *notes, "", "| " + " | ".join(frame.columns) + " |", "|" + "---|" * len(frame.columns)]
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in frame.itertuples(index=False)]

@@ -1,4 +1,4 @@
-"""Images with their classes, for the classifier whose features judge others."""
+"""Images with their classes, for the classifier whose features judge images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from maskpro.images import (
     split_folders,
 )
 
-# Without test/, every tenth image is one.
+# Without test/, every tenth image is a test image.
 _TEST_EVERY = 10
 
 
@@ -41,7 +41,7 @@ Part = tuple[Tensor, Tensor]
 def labelled_images(folder: Path, work: Path, *, size: int = SIZE) -> LabelledImages:
     """The images of a folder with train/ and test/, a folder per class in each, or of torchvision's cifar-10-batches-py.
 
-    They are kept in `work/labelled_<size>.safetensors`, for every later call.
+    They are kept in `work/labelled_<size>.safetensors` for later calls.
 
     Raises:
         MaskproError: an image can't be read, or there are no classes.

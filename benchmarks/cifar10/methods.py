@@ -3,8 +3,8 @@
 python -m benchmarks.cifar10.methods --images train-1.zip --images train-2.zip --images test.zip --minutes 3
 python -m benchmarks.cifar10.methods --tiny                           # a rehearsal on the CPU
 
-It goes seed by seed: all methods at equal evaluations, then the nearest rival in as many seconds as ours. A row is kept
-when its mask is judged (`methods.jsonl`), the table so far is written, and the same command goes on from it.
+It works seed by seed: first all methods at equal evaluations, then the nearest rival in as many seconds as ours. Each
+judged mask adds a row to `methods.jsonl`, from which the same command resumes, and the table so far is written.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from benchmarks.resumable import Deadline, Rows
 from maskpro.commands.running import run_command
 from maskpro.errors import MaskproError
 
-# Settings of the methods were found on seeds 0 to 4, of another network.
+# The methods' settings were found on seeds 0 to 4 of another network.
 _FIRST_SEED, _MOST_SEEDS = 5, 10
-# Evaluations of a learned mask: those of the embedded network's table where there is time for it, else fewer.
+# Evaluations of a learned mask: as in the embedded network's table if there is time, else fewer.
 _EVALUATIONS, _FEWER = 100_000, 30_000
 _MINUTES_OF_MANY = 6.0
 
@@ -46,12 +46,12 @@ def main(
     images: ImagesOption = None,
     work: WorkOption = WORK,
     minutes: MinutesOption = 3.0,
-    model: Annotated[str | None, typer.Option(help="Default: that of stage train_dense, in the work folder.")] = None,
-    features: Annotated[Path | None, typer.Option(help="Default: those of stage train_features.")] = None,
+    model: Annotated[str | None, typer.Option(help="Network; default: stage train_dense's, in the work folder.")] = None,
+    features: Annotated[Path | None, typer.Option(help="Features; default: those of stage train_features.")] = None,
     evaluations: Annotated[
-        int | None, typer.Option(help="Of each learned mask; default: 100,000 from six minutes on, else 30,000.")
+        int | None, typer.Option(help="Evaluations of a learned mask; default: 100,000 from six minutes on, else 30,000.")
     ] = None,
-    methods: Annotated[str, typer.Option(help="These alone, with commas between them; default: all.")] = "",
+    methods: Annotated[str, typer.Option(help="Methods, with commas between them; default: all.")] = "",
     tiny: TinyOption = False,
 ) -> None:
     """Make the masks and write their table."""

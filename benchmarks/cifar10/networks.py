@@ -1,4 +1,4 @@
-"""Networks of the benchmark, and a training run that the minutes bound: the step, its schedule and its averages."""
+"""Networks of the benchmark, and a training run bounded by minutes: the step, its schedule and its averages."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _SHORT: dict[str, Any] = {
     "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
     "norm_num_groups": 4,
 }
-# The hub model's block types, narrower; every width that is masked is a multiple of 4.
+# The hub model's block types, narrower; every masked width is a multiple of 4.
 NETWORKS: dict[str, dict[str, Any]] = {
     "12m": {"block_out_channels": (64, 128, 160, 160)},  # 11,902,787 parameters, 22.7 MiB in float16
     "12m-deep": {"block_out_channels": (64, 128, 128, 128), "layers_per_block": 3},  # 11,824,323
     "9m": {"block_out_channels": (64, 128, 128, 128)},  # 8,952,067
-    # 11,767: rehearsals on a CPU, of images made smaller and of whole ones.
+    # 11,767 parameters, for rehearsals on a CPU: with smaller images, and with whole ones.
     "tiny": {**_SHORT, "block_out_channels": (4, 8), "sample_size": TINY_SIZE},
     "tiny-32": {**_SHORT, "block_out_channels": (4, 8)},
 }
@@ -41,7 +41,7 @@ PEAK_LR = 8e-4  # at batch 256; Karras et al. 2022 (table 7) take 1e-3 at batch 
 _BETAS = (0.9, 0.99)
 _WARM_UP = 0.04  # share of the time
 _CLIP = 1.0
-# Of the averaged weights: relative width 0.05 of the run's length (Karras et al. 2024, equation 2), however long it is.
+# gamma of the averaged weights: a relative width of 0.05 of the run's length (Karras et al. 2024, equation 2).
 _EMA_GAMMA = 16.97
 
 
@@ -59,7 +59,7 @@ def load_network(folder: str | Path) -> tuple[UNet2DModel, DDPMScheduler]:
 
 
 def count_parameters(network: nn.Module) -> int:
-    """How many there are."""
+    """Number of parameters."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
@@ -71,19 +71,19 @@ def learning_rate(progress: float) -> float:
 
 
 def ema_decay(step: int) -> float:
-    """Of the step with that number (1, 2, ...): the power-function average, Karras et al. 2024, equation 1."""
+    """Decay at the step with that number (1, 2, ...): the power-function average, Karras et al. 2024, equation 1."""
     return (1 - 1 / step) ** (_EMA_GAMMA + 1)
 
 
 class DenoiserTraining:
     """DDPM training (Ho et al. 2020, algorithm 1) with horizontal flips; the whole state is `state_dict`.
 
-    A step's images, timesteps and noise are a function of (seed, step), so that a run that goes on takes the steps of one
-    that was not interrupted; only the learning rate follows the clock.
+    A step's images, timesteps and noise are a function of (seed, step), so a resumed run takes the steps of an
+    uninterrupted one. Only the learning rate follows the clock.
 
     Args:
         images: uint8 `[count, 3, H, W]`.
-        compiled: let torch compile the network; where that fails it is said, and the network runs as it is.
+        compiled: let torch compile the network; if that fails, a note is shown and the network runs uncompiled.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class DenoiserTraining:
         self._call = torch.compile(self.network)
         try:
             self._loss(*self._batch(0))
-        except Exception as error:  # whatever compilers raise: without one the run is slower, not wrong
+        except Exception as error:  # compilers raise any error; the run is then slower, not wrong
             say(f"the network is not compiled ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
             self._call = self.network
             torch._dynamo.reset()
@@ -148,7 +148,7 @@ class DenoiserTraining:
         return noisy, timesteps, noise
 
     def _loss(self, noisy: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
-        """The loss, whose gradient is added to the parameters'."""
+        """The loss; its gradient is added to the parameters' gradients."""
         with autocast(self._device, self._precision):
             prediction = self._call(noisy, timesteps, return_dict=False)[0]
         loss = functional.mse_loss(prediction.float(), noise)
@@ -174,7 +174,7 @@ class DenoiserTraining:
         return {name: value.detach().cpu().contiguous() for name, value in zip(names, self.average, strict=True)}
 
     def state_dict(self) -> dict[str, Any]:
-        """All that goes on with the run."""
+        """All that the run needs to resume."""
         return {
             "network": self.network.state_dict(),
             "average": self.average,
@@ -183,7 +183,7 @@ class DenoiserTraining:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the run that `state_dict` told of."""
+        """Resume the run of a `state_dict`."""
         self.network.load_state_dict(state["network"])
         for mine, kept in zip(self.average, state["average"], strict=True):
             mine.copy_(kept)

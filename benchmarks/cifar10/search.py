@@ -1,11 +1,12 @@
-"""The main job on CIFAR-10, as the README has it: four trials a GPU, then one, with where the minutes went.
+"""The main job on CIFAR-10, as in the README: first with four trials a GPU, then with one, and a time line of each.
 
 python -m benchmarks.cifar10.search --images train-1.zip --images train-2.zip --images test.zip --minutes 4
 python -m benchmarks.cifar10.search --tiny                            # a rehearsal on the CPU
 
-Needs the dense network and the features of the stages before, or others (--model, --features). How many samples and images
-fit the minutes is measured first, said and kept in `search/plan.json`. The first search's driver is killed (SIGKILL) in the
-middle of its trials and the search is resumed. Killed itself, this stage goes on with the search as it stands.
+Needs the dense network and the features of the earlier stages, or others (--model, --features). The numbers of samples
+and images that fit the minutes are measured first, shown, and kept in `search/plan.json`. The first search's driver is
+killed (SIGKILL) in the middle of its trials, and the search is resumed. If this stage itself is killed, it also resumes
+the search.
 """
 
 from __future__ import annotations
@@ -57,13 +58,13 @@ from maskpro.schedule.folder import EVALUATION_FILE, HISTORY_FILE
 from maskpro.trainer_config import TrainerConfig
 from maskpro.workload import Workload
 
-# Batch sizes at which a trial's speed is measured; the space's own lie between them.
+# Batch sizes at which a trial's speed is measured; the space's batch sizes lie between them.
 _BATCHES = (8, 64)
-# Of a search's time: its start twice (it is killed once), and the share that its evaluation may take.
+# Seconds of a search's two starts (it is killed once), and the share of its time for the evaluation.
 _START_SECONDS, _EVALUATION_SHARE = 60.0, 0.25
-# Of the trials' full budgets, what is used where early stopping stops most of them.
+# Share of the trials' full budgets that is used, as early stopping stops most trials.
 _USED = 0.5
-_KILL_AT = 0.4  # of the samples that all trials are expected to use
+_KILL_AT = 0.4  # share of the samples that all trials are expected to use
 _LEFT = ("final_evaluation.json", "trials.csv", "report.md")
 _TINY_SPACE = Path(__file__).parent / "tiny_space.py"
 _GRIDS = ("dense", "initial", "learned")
@@ -71,7 +72,7 @@ _GRIDS = ("dense", "initial", "learned")
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What the minutes of one search allow; kept, so that a search that goes on is the same one."""
+    """The sizes of one search that its minutes allow; they are kept, so a resumed search has the same ones."""
 
     num_trials: int
     max_samples: int
@@ -85,7 +86,7 @@ class Plan:
 
     @property
     def held_out(self) -> dict[str, int]:
-        """Sizes of held-out sets that are not the workload's."""
+        """Sizes of held-out sets that differ from the workload's."""
         sizes = {"selection_samples": self.selection_samples, "test_samples": self.test_samples}
         return {name: size for name, size in sizes.items() if size is not None}
 
@@ -123,7 +124,7 @@ def _training_rate(workload: Workload, device: torch.device, batch_size: int) ->
     config = TrainerConfig(
         estimator="relaxed_subset",
         target="teacher",
-        hidden_targets=1.0,  # which cost a dense pass a sample
+        hidden_targets=1.0,  # these cost a dense pass a sample
         batch_size=batch_size,
         dataset_size=10**6,
         budget_samples=10**9,
@@ -157,7 +158,7 @@ def _wait() -> None:
 
 
 class Job:
-    """One search with a number of trials a GPU: run, killed once where that is wanted, resumed, and its files left."""
+    """One search with a number of trials a GPU: it is run, killed once if requested, resumed, and its files are copied."""
 
     def __init__(self, work: Path, trials_per_gpu: int, *, tiny: bool):
         self.name = f"{trials_per_gpu}_a_gpu"
@@ -173,7 +174,7 @@ class Job:
         return (self.folder / EVALUATION_FILE).is_file() and (self.folder / "report.html").is_file()
 
     def run(self, plan: Plan, inputs: dict[str, str], *, seconds: float, kill: bool) -> None:
-        """Run it until it is done or its seconds are over."""
+        """Run the search until it is done or its seconds are over."""
         while not self.is_done:
             until = time.monotonic() + seconds - spent(self.events)
             wants_kill = kill and not was_killed(self.events)
@@ -193,7 +194,7 @@ class Job:
             elif not self.is_done:
                 raise MaskproError(
                     f"the search {self.folder} ended with status {status} after {spent(self.events):.0f} s of "
-                    f"{seconds:.0f}; allowed: the same command again, with more --minutes where they ran out: it goes on"
+                    f"{seconds:.0f}; allowed: the same command again, with more --minutes where they ran out: it resumes"
                 )
 
     @staticmethod
@@ -226,7 +227,7 @@ class Job:
         return [sys.executable, str(ROOT / "tune_main.py"), "--resume", str(self.folder.absolute()), *share]
 
     def leave(self) -> list[dict[str, str]]:
-        """Copy the small files into the report's folder; the rows of the final evaluation."""
+        """Copy the small files into the report's folder; returns the rows of the final evaluation."""
         self._left.mkdir(parents=True, exist_ok=True)
         for name in _LEFT:
             shutil.copyfile(self.folder / name, self._left / name)
@@ -255,9 +256,9 @@ def main(
     images: ImagesOption = None,
     work: WorkOption = WORK,
     minutes: MinutesOption = 4.0,
-    model: Annotated[str | None, typer.Option(help="Default: that of the stage before, in the work folder.")] = None,
-    features: Annotated[Path | None, typer.Option(help="Default: those of the stage before.")] = None,
-    trials_per_gpu: Annotated[str, typer.Option(help="Of one search after the other.")] = "4 1",
+    model: Annotated[str | None, typer.Option(help="Network; default: the stage before's, in the work folder.")] = None,
+    features: Annotated[Path | None, typer.Option(help="Features; default: those of the stage before.")] = None,
+    trials_per_gpu: Annotated[str, typer.Option(help="Trials a GPU, for one search after the other.")] = "4 1",
     kill: Annotated[bool, typer.Option("--kill/--no-kill", help="Kill the first search's driver once.")] = True,
     tiny: TinyOption = False,
 ) -> None:
@@ -289,7 +290,7 @@ def main(
 
 
 def _filled(line: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """With all columns that any line has, in the order of the longest."""
+    """The line with all columns that any line has, in the order of the longest line."""
     columns = dict.fromkeys(name for one in sorted(lines, key=len, reverse=True) for name in one)
     return {name: line.get(name, "") for name in columns}
 
@@ -309,7 +310,7 @@ def _plan(path: Path, seconds: float, model: str, precision: Precision, *, tiny:
             samples_per_second=0.0,
             passes_per_second=0.0,
         )
-    else:  # in a process of its own, which leaves no memory of the GPU taken
+    else:  # measured in a process of its own, so that no GPU memory stays taken
         with get_context("spawn").Pool(1) as pool:
             plan = make_plan(seconds, pool.apply(measure_rates, (model, precision)), precision)
     write_json(path, asdict(plan))

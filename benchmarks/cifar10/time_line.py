@@ -1,4 +1,4 @@
-"""Where the minutes of a search went: what its driver and its history said when, and how busy the machine was."""
+"""The time line of a search: events of its driver and its history, and how busy the machine was."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from maskpro.schedule.history import read_events
 _POLL_SECONDS = 0.25
 _SAMPLE_SECONDS = 1.0
 _QUERY = ("--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits")
-# A phase ends with the first event of that name; in their order.
+# The phases in order, each with the name of the event that ends it.
 PHASES = {
     "start": "experiment",  # imports, model and images; Ray starts meanwhile
     "shared values": "trial",
@@ -30,18 +30,18 @@ PHASES = {
     "evaluation": "results",
     "report": "exit",
 }
-# Of the driver's lines.
+# First words of the driver's lines that are events.
 _MARKS = ("experiment", "results", "report")
 
 
 def run_watched(
     command: Sequence[str], *, history: Path, events: Rows, stop: Callable[[list[dict[str, Any]]], int | None]
 ) -> int:
-    """Run a driver to its end; every event goes to `events` with the time at which it was seen.
+    """Run a driver to its end and write every event to `events` with its time.
 
     Args:
-        history: the search's history, once there is one.
-        stop: what signal to send, by the history so far; asked again and again until it names one.
+        history: file of the search's history; it need not exist yet.
+        stop: returns the signal to send, given the history so far; called repeatedly until it returns one.
 
     Returns: the exit status.
     """
@@ -109,7 +109,7 @@ def _sample(pid: int, note: Callable[..., None], over: threading.Event) -> None:
 
 
 def _resident_mib(pid: int) -> float:
-    """Of a process and all below it: memory that they share is counted more than once."""
+    """Resident memory of a process and all its descendants; shared memory is counted more than once."""
     total = 0
     try:
         driver = psutil.Process(pid)
@@ -139,7 +139,7 @@ def spent(events: Rows) -> float:
 
 
 def was_killed(events: Rows) -> bool:
-    """Whether a driver was killed by `run_watched` once."""
+    """Whether `run_watched` has killed a driver once."""
     return any(row["kind"] == "killed" for row in events.read())
 
 
@@ -162,10 +162,10 @@ def time_line(events: Rows) -> list[dict[str, Any]]:
 
 def _phases(rows: list[dict[str, Any]]) -> dict[str, Any]:
     begun, ends = rows[0]["time"], {}
-    # Of a trial; the driver's own lines name none, and its last, "report", is not a trial's.
+    # Times of the trials' events. The driver's own lines name no trial, not even the last one, "report".
     history = [row["time"] for row in rows if row.get("trial") is not None]
     for row in rows:
-        # A trial that goes on counts as one that starts.
+        # A resumed or promoted trial counts as a started one.
         kind = {"go_on": "trial"}.get(row["kind"], row["kind"])
         if kind != "report" or row.get("trial") is not None:
             ends.setdefault(kind, row["time"])

@@ -1,4 +1,4 @@
-"""The space of a rehearsal: two trials, of which the first is a seed point, with few reports."""
+"""The space of a rehearsal: two trials with few reports, the first of them a seed point."""
 
 from ray import tune
 

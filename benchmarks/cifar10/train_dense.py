@@ -1,12 +1,12 @@
-"""Trains a DDPM of CIFAR-10 for as many minutes as there are, and writes it as a diffusers folder.
+"""Trains a DDPM of CIFAR-10 for a number of minutes and writes it as a diffusers folder.
 
 python -m benchmarks.cifar10.train_dense --images train-1.zip --images train-2.zip --images test.zip --minutes 6
 python -m benchmarks.cifar10.train_dense --tiny                       # a rehearsal on the CPU, made-up images
 python -m benchmarks.cifar10.train_dense --measure --minutes 1 ...    # images a second of each network, nothing trained
 
-The network sees training images alone; validation and test images, split as the workload splits them, only judge it. The
-folder holds averaged weights (EMA) in float16, in shards below 16 MiB. Killed at any moment, the same command goes on from
-the newest checkpoint in the work folder; time before that is counted.
+The network sees training images alone. Validation and test images, split as in the workload, only judge it. The folder
+holds averaged weights (EMA) in float16, in shards below 16 MiB. After a kill the same command resumes from the newest
+checkpoint in the work folder; the time before that checkpoint counts.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from maskpro.objectives import HeldOutSamples
 from maskpro.objectives.diffusion import DiffusionObjective
 
 _SHARD = "12MB"
-# Kept for the held-out losses, the samples and the folder: seconds, and at most that share of the time.
+# Time reserved for the held-out losses, the samples and the folder: seconds, and the largest share of all time.
 _RESERVED_SECONDS, _RESERVED_SHARE = 12.0, 0.15
 _SHOWN_EVERY = 10.0
 
@@ -60,13 +60,13 @@ _SHOWN_EVERY = 10.0
 def train(
     training: DenoiserTraining, deadline: Deadline, checkpoint: Path, *, save_seconds: float, max_steps: int | None
 ) -> None:
-    """Train until little time is left, with a checkpoint now and then and at the end."""
+    """Train until little time is left, with regular checkpoints and one at the end."""
     until = deadline.seconds - min(_RESERVED_SECONDS, _RESERVED_SHARE * deadline.seconds)
     saved = shown = deadline.spent
     before, losses = training.steps, torch.zeros(2, dtype=torch.float64)
     while deadline.spent < until and training.steps != max_steps:
         loss = training.step(deadline.spent / until)
-        if training.steps % 20 == 0:  # waits for the GPU, so that the clock tells of steps that were taken
+        if training.steps % 20 == 0:  # waits for the GPU, so the clock counts finished steps
             losses += torch.tensor([loss.item(), 1.0], dtype=torch.float64)
             now = deadline.spent
             if now - shown >= _SHOWN_EVERY:
@@ -85,7 +85,7 @@ def train(
 
 
 def save_checkpoint(training: DenoiserTraining, deadline: Deadline, path: Path) -> None:
-    """Keep the run and the time it took."""
+    """Save the run and the time it took."""
     with atomic_path(path) as temporary:
         torch.save({"spent": deadline.spent, "training": training.state_dict()}, temporary)
 
@@ -137,7 +137,7 @@ Licence: that of this project's code. The weights were trained from random numbe
 
 
 def measure(images: Tensor, names: list[str], *, device: torch.device, compiled: bool, tiny: bool) -> list[dict[str, str]]:
-    """Images a second of the training step of each network and batch size."""
+    """Images per second of the training step, for each network and batch size."""
     rows = []
     for name in names:
         for batch_size in (8,) if tiny else (128, 256, 512):
@@ -174,15 +174,15 @@ def main(
     images: ImagesOption = None,
     work: WorkOption = WORK,
     minutes: MinutesOption = 6.0,
-    output: Annotated[Path | None, typer.Option(help="Of the network; default: WORK/ddpm_cifar10_small.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the network; default: WORK/ddpm_cifar10_small.")] = None,
     network: Annotated[str | None, typer.Option(help=f"{', '.join(NETWORKS)}; default: 12m, or tiny with --tiny.")] = None,
-    start: Annotated[str | None, typer.Option(help="Diffusers folder whose weights the training starts from.")] = None,
+    start: Annotated[str | None, typer.Option(help="Diffusers folder with the first weights.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step; default: 256, or 16 with --tiny.")] = None,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="End after so many, though there is time.")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Most steps, even if there is time for more.")] = None,
     save_seconds: Annotated[float, typer.Option(help="Between two checkpoints.")] = 30.0,
     compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Let torch compile the network.")] = True,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of the first weights and of the steps.")] = 0,
-    measure_only: Annotated[bool, typer.Option("--measure", help="Time the networks' steps and end.")] = False,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of the first weights and of the steps.")] = 0,
+    measure_only: Annotated[bool, typer.Option("--measure", help="Only time the networks' steps.")] = False,
     tiny: TinyOption = False,
 ) -> None:
     """Train the dense network."""
@@ -230,7 +230,7 @@ def main(
             training.load_state_dict(kept["training"])
         except (RuntimeError, ValueError) as error:
             raise MaskproError(f"{checkpoint} is of another network than {name}; remove it to train anew") from error
-        say(f"goes on at step {training.steps:,}, after {kept['spent']:.0f} s")
+        say(f"resumes at step {training.steps:,}, after {kept['spent']:.0f} s")
     train(training, deadline, checkpoint, save_seconds=save_seconds, max_steps=max_steps)
     if training.steps == 0:
         raise no_time(minutes)

@@ -1,11 +1,11 @@
-"""Trains a classifier of CIFAR-10, whose penultimate features judge images where Inception's weights can't be had.
+"""Trains a classifier of CIFAR-10; its penultimate features judge images where Inception's weights are not available.
 
 python -m benchmarks.cifar10.train_features --images train-1.zip --images train-2.zip --images test.zip --minutes 1
 python -m benchmarks.cifar10.train_features --tiny                    # a rehearsal on the CPU, made-up images
 
 Writes `features.pt` (TorchScript: uint8 images `[B, 3, 32, 32]` to float32 features `[B, 256]`, normalised inside) for
 `--features` of the main job and of `maskpro evaluate`, and beside it `features.json` with the accuracy on test images.
-Killed at any moment, the same command goes on from the newest checkpoint.
+After a kill the same command resumes from the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Classifier(nn.Module):
 
 
 def augment(images: Tensor, draws: torch.Generator) -> Tensor:
-    """Flipped at random, and moved by up to four pixels (`[B, 3, H, W]`)."""
+    """Images `[B, 3, H, W]`, flipped at random and shifted by up to four pixels."""
     count, device = len(images), images.device
     flips = torch.rand(count, 1, 1, 1, generator=draws, device=device) < 0.5
     images = torch.where(flips, images.flip(3), images)
@@ -119,12 +119,12 @@ def augment(images: Tensor, draws: torch.Generator) -> Tensor:
 
 
 def learning_rate(progress: float) -> float:
-    """Share of the peak at a share of the time: linearly up, then down to zero."""
+    """Share of the peak at a share of the time: linear rise, then linear fall to zero."""
     return progress / _WARM_UP if progress < _WARM_UP else max(0.0, (1 - progress) / (1 - _WARM_UP))
 
 
 class ClassifierTraining:
-    """Cross-entropy training by SGD; a step's images are a function of its number, the learning rate follows the clock."""
+    """Cross-entropy training by SGD. A step's images are a function of its number; the learning rate follows the clock."""
 
     def __init__(
         self, classifier: Classifier, data: LabelledImages, *, batch_size: int, device: torch.device, precision: Precision
@@ -156,13 +156,13 @@ class ClassifierTraining:
         return loss.detach()
 
     def save(self, path: Path, spent: float) -> None:
-        """Keep the run and the seconds it took."""
+        """Save the run and the seconds it took."""
         states = {"classifier": self.classifier.state_dict(), "optimizer": self._optimizer.state_dict()}
         with atomic_path(path) as temporary:
             torch.save({"spent": spent, "steps": self.steps, **states}, temporary)
 
     def load(self, path: Path) -> float:
-        """Go on with a run that `save` kept; the seconds it took."""
+        """Resume a run that `save` has saved; returns the seconds it took."""
         kept = torch.load(path, map_location=self._device, weights_only=True)
         self.classifier.load_state_dict(kept["classifier"])
         self._optimizer.load_state_dict(kept["optimizer"])
@@ -195,15 +195,15 @@ def train(training: ClassifierTraining, deadline: Deadline, checkpoint: Path) ->
 
 @torch.no_grad()
 def accuracy(classifier: Classifier, images: Tensor, labels: Tensor, device: torch.device) -> float:
-    """Share of the images whose class is found."""
+    """Share of the images that are classified right."""
     found = torch.cat([classifier(part.to(device)).argmax(1).cpu() for part in images.split(1000)])
     return (found == labels).float().mean().item()
 
 
 def export(features: Features, path: Path) -> None:
-    """Write the features as TorchScript, which any later torch reads without the code that made it."""
+    """Write the features as TorchScript: any later torch reads it without this code."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is in maintenance only; torch.export files are tied to a version
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, but torch.export files are tied to a version
         traced = torch.jit.trace(features.cpu().eval(), torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
         with atomic_path(path) as temporary:
             torch.jit.save(traced, str(temporary))
@@ -228,7 +228,7 @@ def main(
     training = ClassifierTraining(classifier, data, batch_size=batch_size, device=device, precision=precision)
     if checkpoint.is_file():
         deadline = Deadline(minutes, spent=training.load(checkpoint) + deadline.spent)
-        say(f"goes on at step {training.steps:,}")
+        say(f"resumes at step {training.steps:,}")
     train(training, deadline, checkpoint)
     classifier.eval()
     right = accuracy(classifier, data.images["test"], data.labels["test"], device)

@@ -55,7 +55,7 @@ class _Sobol(QMCSampler):
     """
 
     def __init__(self, place: Place):
-        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):  # Optuna may change the sampler's interface
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):  # its interface may change
             super().__init__(qmc_type="sobol", scramble=True, seed=place.search_seed)
         self._place = place
 
