@@ -50,8 +50,8 @@ class Sharpening:
     """How relaxed masks become sharp over a run.
 
     Attributes:
-        annealing: of the temperature, from 4 to the final one: geometric, or linear as MaskLLM's own.
-        final_temperature: MaskLLM's is 0.05.
+        annealing: fall of the temperature, from 4 to the final one: geometric, or linear as in MaskLLM.
+        final_temperature: the last temperature; MaskLLM's is 0.05.
     """
 
     annealing: Annealing = "geometric"

@@ -43,7 +43,8 @@ def advice(kept: float | None, *, initial_error: float, last_error: float, chang
 
     Args:
         kept: fidelity of the mask that the run has kept.
-        last_error, changed_share: of the mask where the run ended; share of the initially kept positions that it drops.
+        last_error: error of the mask at the end of the run.
+        changed_share: share of the initially kept positions that this mask drops.
     """
     if kept is None or kept > 0:
         return ""

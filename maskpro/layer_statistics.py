@@ -36,7 +36,7 @@ def layer_statistics(
 
     Args:
         initial, learned: masks of the learned layers, bool `[G, M]`.
-        entropies: of each group's mask distribution under the last logits, in nats, `[G]`.
+        entropies: entropy of each group's mask distribution under the last logits, in nats, `[G]`.
 
     Returns:
         changed, changed_share: kept positions of the initial mask that the learned one drops; their share of all kept ones.

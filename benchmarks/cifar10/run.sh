@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# The stages of this folder in their order, each for so many minutes; what there is already is gone on with or left alone.
+# Runs the stages of this folder in order, each for a number of minutes. Interrupted stages resume; finished ones don't run.
 #
 #   bash benchmarks/cifar10/run.sh OUT STAGE=MINUTES ... [-- IMAGES ...]
 #   bash benchmarks/cifar10/run.sh results dense=5 features=0.7 search=3.5 methods=2 check=1.5 -- train-1.zip train-2.zip test.zip
 #   bash benchmarks/cifar10/run.sh results --tiny [-- IMAGES ...]              # a rehearsal of all but `check` on a CPU
 #
-# OUT gets, after each stage, results.tar.gz (tables, time lines, grids, records, features, logs) and the network in parts
-# below 16 MiB (cat ddpm_cifar10_small.tar.* | tar x). Stages: dense, features, search, methods, check (gpu_check.sh). WORK: the stages' folder, default
-# results/cifar10_benchmark; MODEL: a dense network, default pretrained/ddpm_cifar10_small where there is one and stage dense
-# isn't named; PYTHON: the interpreter. A stage that fails or runs out of time doesn't keep the next ones from running.
+# After each stage OUT gets results.tar.gz (tables, time lines, grids, records, features, logs) and the network in parts
+# below 16 MiB (cat ddpm_cifar10_small.tar.* | tar x). Stages: dense, features, search, methods, check (gpu_check.sh).
+# WORK: the stages' folder, default results/cifar10_benchmark. MODEL: a dense network, default
+# pretrained/ddpm_cifar10_small where there is one and stage dense isn't named. PYTHON: the interpreter. After a stage that
+# fails or runs out of time the next ones still run.
 set -uo pipefail
 out=$(realpath -m "${1:?OUT is missing; allowed: a folder for the results}"); shift
 cd "$(dirname "$0")/../.."
