@@ -30,7 +30,7 @@ _STEP_SAMPLES = 32
 # Copies of the maskable weights that a trial holds, in float32: base, masked weights and their gradient, logits and Adam's
 # two moments of them. The network itself comes twice, dense and masked.
 _MASKABLE_COPIES = 6
-# Of a trial's process before it has a network: torch, diffusers and Ray, resident 1.1 GB with what processes share.
+# Memory of a trial's process before it has a network: torch, diffusers and Ray, resident 1.1 GB with what processes share.
 _PROCESS_BYTES = 2**30
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # for that session alone. A replay may also have a place of its own.
 MOMENTARY = "momentary"
 PLACE = "place"
-# Of an experiment, in bytes: file systems take 255, and temporary names are longer.
+# Longest name of an experiment, in bytes: file systems take 255, and temporary names are longer.
 _LONGEST_NAME = 200
 
 

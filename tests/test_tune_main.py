@@ -207,7 +207,7 @@ def test_a_search_that_is_stopped_and_killed_ends_as_the_uninterrupted_one(finis
     new = ("--space", folder.parent / "space.py", "--results-dir", tmp_path, "--experiment", "short", *OPTIONS)
     status, output = interrupt(signal.SIGTERM, tmp_path / "short", *new, "--max-concurrent", 1, *address)
     assert status == 128 + signal.SIGTERM, output
-    assert "stopped by SIGTERM with 0 of 3 trials ended; go on with --resume" in output
+    assert "stopped by SIGTERM with 0 of 3 trials ended; resume with --resume" in output
     assert "Traceback" not in output
     status, _ = interrupt(signal.SIGKILL, tmp_path / "short", "--resume", tmp_path / "short", "--max-concurrent", 1)
     assert status == -signal.SIGKILL

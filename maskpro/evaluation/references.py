@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _CHUNK = 256
 # How far a covariance may be from symmetric, of its largest value: rounding of float32 alone.
 _SYMMETRY = 1e-4
-# Of statistics; their squares, and sums of these, are still numbers.
+# Largest value of statistics: its square, and sums of such squares, are still numbers.
 _LARGEST = 1e100
 
 
@@ -52,7 +52,7 @@ def real_features(workload: DiffusionWorkload, extractor: FeatureExtractor, cach
 
     In `cache` they are kept under the hash of the images, the extractor and the versions that they were made with.
     """
-    parts = {"train": workload.images.train, "validation": workload.images.validation}  # which was split off it
+    parts = {"train": workload.images.train, "validation": workload.images.validation}  # split off the training set
     made_from = {
         "images_sha256": {split: images_hash(images) for split, images in parts.items()},
         "features_sha256": extractor.weights_hash,
@@ -110,7 +110,7 @@ def read_reference(path: Path, extractor: FeatureExtractor) -> Reference:
     if path.is_fifo():  # one would wait for ever for what nobody writes
         raise MaskproError(f"reference_statistics {path} is a pipe; allowed: a .npz file with mu and sigma")
     try:
-        # Of the content: where a file is broken numpy leaves it open.
+        # The content is handed over, not the path: where a file is broken numpy leaves it open.
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
             found = {name: _real(archive[name]) for name in ("mu", "sigma")}
     except KeyError as error:

@@ -74,7 +74,7 @@ def interruptible(interruption: Interruption, time_budget: float | None) -> Iter
 
 
 def exit_status(reason: str) -> int:
-    """Of a process that has ended early, for a reason as `Interruption` has it."""
+    """Exit status of a process that has ended early, for a reason as `Interruption` has it."""
     return {"the time budget": 0, "SIGTERM": 143, "SIGHUP": 129}.get(reason, 130)
 
 

@@ -57,7 +57,7 @@ class Sight:
             "running": "running",
             "evaluating": "running; its trials have ended, the best are evaluated",
             "ended": "has ended",
-            "interrupted": f"was interrupted; go on with tune_main.py {resuming(self.folder)}",
+            "interrupted": f"was interrupted; resume with tune_main.py {resuming(self.folder)}",
         }[self.standing]
         return f"{self.folder}: {text}"
 
@@ -160,7 +160,7 @@ def _print_plain(console: Console, sight: Sight, devices: list[Row]) -> None:
 
 
 def stop_search(folder: Path, *, timeout: float) -> str:
-    """End the search that runs in `folder`, so that it can go on later; how it stands then.
+    """End the search that runs in `folder`, so that it can be resumed later; how it stands then.
 
     Args:
         timeout: seconds to wait for its end.
@@ -225,7 +225,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _max_samples(folder: Path) -> int | None:
-    """Of a trial to its full budget; None where a kill came before that was written."""
+    """Samples of a trial with its full budget; None where a kill came before that was written."""
     path = folder / EXPERIMENT_FILE
     if not path.is_file():
         return None

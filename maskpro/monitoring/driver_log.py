@@ -104,11 +104,11 @@ class _Screen(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """Of the stream; rich draws boxes by it."""
+        """Encoding of the stream; rich draws boxes by it."""
         return getattr(self._stream, "encoding", None) or "utf-8"
 
     def fileno(self) -> int:
-        """Of the stream."""
+        """File descriptor of the stream."""
         if self._stream is None:
             raise io.UnsupportedOperation("fileno")
         return self._stream.fileno()

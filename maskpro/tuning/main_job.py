@@ -31,7 +31,7 @@ from maskpro.workload_evaluation import Produce
 
 
 def run_main_job(search: Search, write_report: Callable[[Path], Path], *, resume: bool, extend: int = 0) -> int:
-    """Run a search, or go on with it, promote its best trial, and report; the process's exit status.
+    """Run a search, or resume it, promote its best trial, and report; the process's exit status.
 
     A search that was stopped leaves everything that goes on with `--resume`: 0 after its time budget, 130 after Ctrl-C, 143
     after SIGTERM, 129 after SIGHUP, 1 where the machine failed.
@@ -65,18 +65,19 @@ def run_main_job(search: Search, write_report: Callable[[Path], Path], *, resume
                 path = write_report(experiment.folder)
         except KeyboardInterrupt:
             reason = interruption.reason or "Ctrl-C"
-            say(f"stopped by {reason} after the trials; go on with {_going_on(experiment)}")
+            say(f"stopped by {reason} after the trials; resume with {_resuming(experiment)}")
             return exit_status(reason)
         except Exception as error:
             if not says_no_room(str(error)):
                 raise
-            say(f"paused: {experiment.folder} has no room left ({error}); make room and go on with {_going_on(experiment)}")
+            place = experiment.folder
+            say(f"paused: {place} has no room left ({error}); make room and resume with {_resuming(experiment)}")
             return 1
         say(f"report: {path}")
         return 0
 
 
-def _going_on(experiment: Experiment) -> str:
+def _resuming(experiment: Experiment) -> str:
     return resuming(experiment.folder)
 
 
@@ -117,7 +118,7 @@ def _leave(experiment: Experiment, interruption: Interruption) -> int:
         # What stopped the search stops this as well, and all of it is done again in the end.
         if not interruption.problem and not says_no_room(str(error)):
             raise
-    stood = f"{ended} of {history.num_trials} trials ended; go on with {_going_on(experiment)}"
+    stood = f"{ended} of {history.num_trials} trials ended; resume with {_resuming(experiment)}"
     if interruption.problem:
         say(f"paused: {interruption.problem}; {stood}")
         return 1

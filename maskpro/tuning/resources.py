@@ -24,7 +24,7 @@ from maskpro.machine.ray_leftovers import end_with_this_process
 # Trials share a GPU by default: networks of the size this is made for leave most of one idle.
 _DEFAULT_GPU_SHARE = 0.25
 
-# Of a limit of memory, what Ray counts as the trials'; the rest is its object store's, as is its own habit.
+# Share of a memory limit that Ray counts as the trials'; the rest is its object store's, as Ray itself divides it.
 _TRIALS_SHARE = 0.7
 # Ray waits half a minute for its own processes, which no setting changes; on a busy machine that is too short.
 _TRIES = 3
@@ -34,7 +34,7 @@ _PAUSE_SECONDS = 5.0
 
 
 class TrialResources(NamedTuple):
-    """Of one trial, and how many trials fit on the cluster as it is now."""
+    """Resources of one trial, and how many trials fit on the cluster as it is now."""
 
     cpus: float
     gpus: float
@@ -187,7 +187,7 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _local_settings(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> dict[str, Any]:
-    """Of a Ray that is started here: the cores and memory that this process may use, and a folder that can be written.
+    """Settings of a Ray that is started here: this process's cores and memory, and a folder that can be written.
 
     Args:
         cgroups, membership: as of `cgroup_limits`.

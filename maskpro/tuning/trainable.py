@@ -61,7 +61,7 @@ class MaskTrainable(Trainable):
         context = self._context
         self._trainer = None  # frees the last trial's memory before the next one takes its own
         self._seconds = 0.0
-        self._earlier_samples = 0  # of the trial's earlier runs
+        self._earlier_samples = 0  # seen in the trial's earlier runs
         settings = dict(config)
         own = (NUMBER, FOLDER, SEED, CHECKPOINT, PROMOTED, BUDGET)
         _, _, seed, checkpoint, promoted, budget = (settings.pop(name) for name in own)

@@ -93,7 +93,7 @@ def run(*arguments):
 def test_monitor_once_on_a_finished_a_crashed_and_a_running_search(folder, capsys):
     run("monitor", folder, "--once")
     shown = capsys.readouterr().out
-    assert shown.startswith(f"{folder}: was interrupted; go on with tune_main.py --resume {folder}\n")
+    assert shown.startswith(f"{folder}: was interrupted; resume with tune_main.py --resume {folder}\n")
     assert "  trials: 1 unfinished, 1 completed, 0 stopped, 0 failed, 0 to come; 2 in all\n" in shown
     assert "  best so far: trial 1, fidelity 0.500, val_error 0.00111 (lr 1)\n" in shown
     assert "  samples seen: 1,000, 56% of 1,800 (all trials to their full budget)\n" in shown
@@ -234,7 +234,7 @@ def test_a_running_search_is_stopped_and_can_go_on(folder, capsys):
         assert read_holder(folder).pid == process.pid
         run("stop", folder)
         assert process.wait(timeout=5) == 143
-    assert capsys.readouterr().out == f"{folder}: was interrupted; go on with tune_main.py --resume {folder}\n"
+    assert capsys.readouterr().out == f"{folder}: was interrupted; resume with tune_main.py --resume {folder}\n"
     assert not is_held(folder)
     with pytest.raises(MaskproError, match="is not running"):
         stop_search(folder, timeout=1)

@@ -290,7 +290,7 @@ def test_how_images_are_read_is_recorded_and_kept_by_a_search_that_goes_on(parse
     assert again.options.timestep_spacing == "trailing"
     assert again.describe()["workload"] == described["workload"]
     assert parse(resume=folder, timestep_spacing="quad").options.timestep_spacing == "quad"
-    # Experiments that began before these options go on with what was done then.
+    # Experiments that began before these options keep what was done then.
     for name in ("resize", "crop", "background", "skip_unreadable", "timestep_spacing"):
         del described["options"][name]
     write_json(folder / "experiment.json", described)

@@ -191,12 +191,12 @@ def test_a_paused_search_says_what_to_do_and_ends_with_status_1(monkeypatch, exp
     (line,) = capsys.readouterr().out.splitlines()
     assert line == (
         "paused: /full can't be written (No space left on device); it needs about 3 MB; 0 of 2 trials ended; "
-        f"go on with --resume {experiment.folder}"
+        f"resume with --resume {experiment.folder}"
     )
     interruption = Interruption()
     interruption.reason = signal.Signals.SIGHUP.name
     assert main_job._leave(experiment, interruption) == 129
-    assert "stopped by SIGHUP with 0 of 2 trials ended; go on with --resume" in capsys.readouterr().out
+    assert "stopped by SIGHUP with 0 of 2 trials ended; resume with --resume" in capsys.readouterr().out
 
 
 class SafetensorError(Exception):
@@ -228,7 +228,7 @@ def test_a_results_disk_that_fills_up_after_the_trials_pauses_the_job(monkeypatc
     assert main_job.run_main_job(SEARCH, write_report, resume=False) == 1
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"paused: {experiment.folder} has no room left (")
-    assert last.endswith(f"; make room and go on with --resume {experiment.folder}")
+    assert last.endswith(f"; make room and resume with --resume {experiment.folder}")
 
 
 def test_a_fault_of_ours_after_the_trials_is_not_taken_for_the_machines(monkeypatch, experiment):
@@ -272,4 +272,4 @@ def test_a_signal_after_the_trials_ends_the_job_in_words(
     write_report = interrupted if phase == "write_report" else lambda folder: folder
     assert main_job.run_main_job(SEARCH, write_report, resume=False) == status
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == f"stopped by {reason} after the trials; go on with --resume {experiment.folder}"
+    assert last == f"stopped by {reason} after the trials; resume with --resume {experiment.folder}"
