@@ -131,7 +131,7 @@ class SearchState:
             promoted = self._halving.promotable(self.history.trials, self._waits)
             if promoted is not None:
                 return promoted
-        return None if self._live or len(self.history.searched) < self.history.num_trials else self._last_chance()
+        return None if len(self.history.searched) < self.history.num_trials else self._last_chance()
 
     def _waits(self, record: TrialRecord) -> bool:
         has_state = "logits" in record.checkpoint_parts
@@ -139,7 +139,9 @@ class SearchState:
 
     def _last_chance(self) -> TrialRecord | None:
         """The best of the stopped trials that reached the highest rung, if too few have run to their full budget."""
-        if sum(record.status == "completed" for record in self.history.searched) >= self._min_completed:
+        # As many at a time as are missing: whatever runs now may come to its full budget.
+        completed = sum(record.status == "completed" for record in self.history.searched)
+        if completed + len(self._live) >= self._min_completed:
             return None
         waiting = [record for record in self.history.searched if self._waits(record)]
         return min(waiting, key=lambda record: (-record.samples, record.last[METRIC]), default=None)

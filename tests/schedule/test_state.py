@@ -207,6 +207,24 @@ def test_where_promoted_trials_restart_a_replay_runs_each_trial_once_at_the_leng
     }
 
 
+def test_as_many_stopped_trials_at_a_time_get_a_last_chance_as_are_missing(tmp_path):
+    plans = tuple(replace(plan, samples=100) for plan in PLANNED[:2] + PLANNED[4:])
+    state = replace(SEARCH, planned=plans, num_trials=3, scheduler="none", min_completed=2).open(tmp_path)
+    for number, error in enumerate((0.3, 0.1, 0.2), 1):
+        assert state.next_trial().number == number
+        metrics = {"num_samples_seen": 100, "val_error": error, "done": False}
+        assert state.report(number, metrics)
+        state.history.checkpoint(number, f"trial_{number}", 100)
+        state.finish(number)
+    assert [state.next_trial().number for _ in range(2)] == [2, 3]
+    assert state.next_trial() is None
+    assert not state.is_over
+    state.report(2, {"num_samples_seen": 900, "val_error": 0.05, "done": True})
+    state.history.checkpoint(2, "trial_2", 900)
+    state.finish(2)
+    assert state.next_trial() is None, "the other one still runs"
+
+
 def test_the_same_search_run_twice_is_the_same_with_several_slots_too(tmp_path):
     runs = []
     for name in ("first", "second"):
