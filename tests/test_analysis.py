@@ -98,6 +98,7 @@ def test_rungs_are_where_the_search_stops_trials(tmp_path):
     assert opened.rungs == list(halving.rungs) != []
 
 
+@pytest.mark.slow
 def test_a_configuration_that_is_none_is_missing_in_the_report_and_one_sentence_in_a_comparison(tmp_path):
     folder = make_experiment(tmp_path / "a")
     for content in ("[1]", "{"):

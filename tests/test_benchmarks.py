@@ -22,6 +22,7 @@ def test_the_best_known_settings_have_targets_within_the_network():
     assert points["best known"]["hidden_targets"] > 0
 
 
+@pytest.mark.slow
 def test_the_cost_of_rounding_is_measured_with_targets_within_the_network(small, monkeypatch):
     monkeypatch.setattr(checkpoint_rounding, "open_workload", lambda name: small)
     rows = checkpoint_rounding.run_seed(0, max_samples=144)

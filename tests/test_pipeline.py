@@ -78,6 +78,7 @@ def test_extract_takes_the_nearest_masks_when_asked(tmp_path):
     run("verify", tmp_path / "masks" / "masks.safetensors", "--workload", "digits")
 
 
+@pytest.mark.slow
 def test_training_starts_where_it_is_told_and_tells_each_layers_part(tmp_path):
     """`layers.csv` has a row per learned layer; those outside the targets keep their initial mask and have none."""
     start = ("--initial-mask", "wanda", "--targets", "mid_block", "--lr", 4, "--logits", 1)
@@ -142,6 +143,7 @@ def test_baseline_writes_a_loss_per_batch(tmp_path):
     assert np.array_equal(np.load(tmp_path / "b" / "baseline_losses.npy"), losses[:2])
 
 
+@pytest.mark.slow
 def test_train_then_evaluate_leaves_what_the_original_left(tmp_path, digits):
     budget = ("--epoch", 10, "--dataset-size", 64, "--max-step", 12, "--lr", 2, "--targets", "mid_block up_blocks.0")
     run("train", "--output-dir", tmp_path / "run", "--save", *budget)
@@ -303,12 +305,14 @@ def test_train_draws_timesteps_as_it_is_told(tmp_path):
         run("train", "--output-dir", tmp_path / "often", "--timesteps", "often")
 
 
+@pytest.mark.slow
 def test_max_step_bounds_the_steps_of_any_batch_size(tmp_path):
     """The samples to a report are no whole number of steps of 64; no smaller step may be added."""
     run("train", "--output-dir", tmp_path / "run", "--dataset-size", 64, "--batch-size", 64, "--max-step", 50)
     assert json.loads((tmp_path / "run" / "training_summary.json").read_text())["num_steps"] == 50
 
 
+@pytest.mark.slow
 def test_the_cifar10_workload_trains_and_evaluates_on_a_folder_of_images(tmp_path, model_folder, image_folder):
     workload = ("--workload", "cifar10", "--model", model_folder, "--data", image_folder)
     run("train", "--output-dir", tmp_path / "run", *workload, "--dataset-size", 32, "--epoch", 2, "--batch-size", 16)

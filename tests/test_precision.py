@@ -59,6 +59,7 @@ def test_bfloat16_on_a_gpu_without_it_gives_one_sentence(gpu):
         parse_sampling_precision("half")
 
 
+@pytest.mark.slow
 def test_in_bfloat16_the_distance_is_unchanged_within_its_own_error(digits):
     """Four disjoint sets of 96 images, the same noise in both precisions.
 

@@ -30,6 +30,7 @@ def config(**settings):
     return TrainerConfig(**{"batch_size": 8, "dataset_size": 16, "budget_samples": 16, "lr": 5.0, **settings})
 
 
+@pytest.mark.slow
 def test_what_runs_share_changes_none_of_them(small):
     cache = RunCache()
     for settings, options in (

@@ -99,6 +99,7 @@ def folder(tmp_path_factory):
     return place / "results" / "x"
 
 
+@pytest.mark.slow
 def test_a_search_promotes_judges_and_reports_it(folder):
     trials = pd.read_csv(folder / "trials.csv")
     assert trials["status"].tolist() == ["completed", "completed"]
@@ -117,6 +118,7 @@ def test_a_search_promotes_judges_and_reports_it(folder):
     assert (folder / "report.md").is_file()
 
 
+@pytest.mark.slow
 def test_its_experiment_is_resumed(folder):
     described = read_json(folder / "experiment.json")
     assert described["workload"]["name"] == "toy"

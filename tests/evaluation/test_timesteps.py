@@ -140,6 +140,7 @@ def test_ddpm_is_diffusers_own_pipeline_with_the_same_timesteps(digits, monkeypa
     assert torch.equal(plan.images(digits.model, range(2)), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "spacing"), [(600, None), (30, "trailing"), (30, "linspace"), (30, "quad"), (2, "linspace")]
 )

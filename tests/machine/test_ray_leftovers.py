@@ -46,6 +46,7 @@ def wait_for(condition):
     return condition()
 
 
+@pytest.mark.slow
 def test_what_a_killed_driver_leaves_of_its_ray_is_ended_and_nothing_else(tmp_path):
     with ExitStack() as stack:
         drivers = []
@@ -69,6 +70,7 @@ def test_what_a_killed_driver_leaves_of_its_ray_is_ended_and_nothing_else(tmp_pa
         assert all(map(lives, others)), "another Ray on the machine is let alone"
 
 
+@pytest.mark.slow
 def test_a_driver_that_has_shut_ray_down_lives_on(tmp_path):
     """It still holds a log of the Ray that it started."""
     command = [sys.executable, "-c", DRIVER, str(tmp_path), "shut down"]

@@ -71,6 +71,7 @@ def test_losses_of_importance_samples_have_the_mean_of_uniform_ones(digits):
     assert errors[1] < errors[0]
 
 
+@pytest.mark.slow
 def test_the_embedded_network_predicts_noise_well(digits):
     test = digits.held_out_samples("test", CPU)
     values = test.judge(digits.model)

@@ -15,7 +15,11 @@ from maskpro.schedule.history import PARTS, History, drop_torn_line, read_events
 from maskpro.schedule.searcher import SEARCHERS
 from maskpro.schedule.state import Plan, PlannedTrials, plain_metrics
 
-EVERY = list(itertools.product(SCHEDULERS, SEARCHERS))
+# A suggestion of the Gaussian process takes a tenth of a second.
+EVERY = [
+    pytest.param(*names, marks=[pytest.mark.slow] if "gp" in names else [])
+    for names in itertools.product(SCHEDULERS, SEARCHERS)
+]
 # Good, slow, failing at 200 samples, dying after 200 samples, bad.
 SEED_POINTS = (
     {"lr": 1.0, "logits": 4.0, "batch_size": 32},

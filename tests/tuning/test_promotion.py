@@ -90,7 +90,7 @@ def trained(few_held_out, tmp_path_factory):
 
         def run(source):
             while (trial := source.next_trial()) is not None:
-                own = {"trial": trial.number, "seed": trial.seed, "checkpoint": "", "promoted": False}
+                own = {"trial": trial.number, "seed": trial.seed, "checkpoint": "", "promoted": False, "budget": None}
                 actor = Started({**search.space.fixed, **trial.params, **own, "folder": trial.folder})
                 while not actor.train()["done"]:
                     pass
