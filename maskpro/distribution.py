@@ -44,6 +44,8 @@ def perturb(logits: Tensor, generator: torch.Generator) -> Tensor:
     logits = wide(logits)
     # -log(-log u) from uniforms: torch's `exponential_` is not vectorised on CPUs and takes five times as long.
     uniform = torch.rand(logits.shape, generator=generator, dtype=logits.dtype, device=logits.device)
+    # A float32 uniform is 0 once in 2^24 draws; its noise would be -inf. Half the next value stands for all below it.
+    uniform.clamp_(min=torch.finfo(logits.dtype).eps / 4)
     return logits - uniform.log_().neg_().log_()
 
 

@@ -307,3 +307,12 @@ def test_nothing_depends_on_how_many_groups_are_worked_on_at_a_time(block, monke
 
     for found, expected in zip(everything(block), everything(50), strict=True):
         assert torch.equal(found, expected)
+
+
+def test_noise_is_finite_where_the_uniform_number_is_zero():
+    """A group with a logit of -inf would have a gradient of NaN where masks are enumerated, as at 1:4."""
+    seed, shape = 12, (2**18, 4)
+    assert (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) == 0).any()
+    noisy = perturb(torch.zeros(shape), torch.Generator().manual_seed(seed))
+    assert noisy.isfinite().all()
+    assert inclusion_gradient(noisy, 1, torch.ones(shape)).isfinite().all()
