@@ -1,19 +1,22 @@
 """The default search compared with its seed points at full budget, random search, and no early stopping.
 
 python -m benchmarks.search_value --seeds 5
+python -m benchmarks.search_value --seeds 2 --pattern 1:4 --max-samples 6304 --reference 2
 
 Trials are really trained on the embedded workload, in this process and without Ray. The main job's own state drives each
 search's trials on a simulated clock, two at a time. A trial that several searches run is trained once. Searches choose by
 the validation error. Fidelity, and the gain over the best seed point with its paired standard error over samples, come
-from test samples. With --beside a setting found by hand is trained as well; no search knows it.
+from test samples. With --beside a setting found by hand is trained as well; no search knows it. With --reference N only
+those N seed points are trained at full budget that are best at the search's highest rung. With --rows finished seeds are
+kept in a file, from which the same command resumes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from itertools import repeat
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,12 +28,14 @@ import typer
 from torch import Tensor
 
 from benchmarks.report import hardware_line, print_table
+from benchmarks.resumable import Rows, die_with_parent
 from benchmarks.simulated_search import SimulatedSearch
 from maskpro.commands.running import run_command
 from maskpro.errors import MaskproError
 from maskpro.fidelity import Estimate, estimate_fidelity, estimate_gain
 from maskpro.runs import RunCache, build_trainer
-from maskpro.schedule.history import METRIC, TrialRecord
+from maskpro.schedule.history import METRIC
+from maskpro.schedule.rungs import rungs
 from maskpro.schedule.state import MIN_COMPLETED, Plan
 from maskpro.search_options import SearchOptions
 from maskpro.trainer import MaskTrainer
@@ -48,13 +53,51 @@ _SEARCHES = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What is compared on one seed.
+
+    Attributes:
+        searches: names of searches, from `_SEARCHES`.
+        model: folder of a digits network; None: the embedded one.
+        max_samples: samples of a full trial; None: the workload's.
+        pattern: N:M pattern; None: the space's.
+        reference: number of seed points that are trained at full budget; None: all.
+        beside: parameters of one more trial.
+    """
+
+    seed: int
+    space: Path
+    searches: tuple[str, ...]
+    model: str | None
+    max_samples: int | None
+    pattern: str | None
+    reference: int | None
+    beside: dict[str, Any] | None
+
+    @property
+    def key(self) -> str:
+        """Names the comparison; another space's text is another comparison."""
+        return json.dumps([self.space.read_text(), asdict(self)], sort_keys=True, default=str)
+
+
 class _RealTrials:
     """Trials of one seed, each trained only as far as requested."""
 
-    def __init__(self, options: SearchOptions):
+    def __init__(self, asked: Comparison):
+        options = SearchOptions(
+            space=asked.space,
+            experiment="none",
+            results_dir=Path("nowhere"),
+            seed=asked.seed,
+            frechet=False,
+            model=asked.model,
+            max_samples=asked.max_samples,
+        )
         self.search = prepare_search(options)
         cpu, workload = torch.device("cpu"), self.search.workload
         form, precision = self.search.context.formats[0], self.search.context.validation_precision
+        self._form = form = form._replace(pattern=asked.pattern or form.pattern)
         masked = initial_masked(self.search.context, workload.model, form)
         self._cache = RunCache(validation_precision=precision)
         validation = self._cache.validation_of(workload, cpu, precision)
@@ -89,7 +132,7 @@ class _RealTrials:
             self._trainers[key] = build_trainer(
                 search.workload,
                 TrainerConfig(**settings, budget_samples=budget, seed=search.options.seed),
-                search.context.formats[0],
+                self._form,
                 seed=search.context.seed,
                 device=torch.device("cpu"),
                 targets=targets,
@@ -102,16 +145,11 @@ def _key(params: Mapping[str, Any], budget: int) -> str:
     return json.dumps([budget, dict(params)], sort_keys=True)
 
 
-def _trained_samples(record: TrialRecord, rungs: Sequence[int], restarts: bool) -> int:
-    """Samples that a trial was trained on; with restarts this includes its runs up to earlier rungs."""
-    return record.samples + sum(rung for rung in rungs if restarts and rung < record.samples)
-
-
-def run_seed(options: SearchOptions, searches: tuple[str, ...], beside: dict[str, Any] | None) -> list[dict[str, Any]]:
+def run_seed(asked: Comparison) -> list[dict[str, Any]]:
     """The rows of one seed: the seed points at full budget, a trial of the parameters `beside`, and each search."""
     torch.set_num_threads(1)
-    trials = _RealTrials(options)
-    search, seed, full = trials.search, options.seed, trials.search.context.max_samples
+    trials = _RealTrials(asked)
+    search, seed, full = trials.search, asked.seed, trials.search.context.max_samples
     rows: list[dict[str, Any]] = []
 
     def row(name: str, params: Mapping[str, Any], samples: int, completed: int, source: str) -> Tensor:
@@ -136,12 +174,19 @@ def run_seed(options: SearchOptions, searches: tuple[str, ...], beside: dict[str
         return errors
 
     planned, restarts = search.planned, search.space.promotion == "restart"
-    best = min(planned, key=lambda plan: trials.validation_error(plan.params, full, full))
+    candidates = list(planned)
+    if asked.reference is not None:
+        unit, factor = search.context.report_samples, search.space.reduction_factor
+        rung = rungs(first_rung=unit, max_samples=full, reduction_factor=factor)[-1]
+        budget = rung if restarts else full
+        candidates.sort(key=lambda plan: trials.validation_error(plan.params, rung, budget))
+        del candidates[asked.reference :]
+    best = min(candidates, key=lambda plan: trials.validation_error(plan.params, full, full))
     reference = row(_SEED_POINTS, best.params, len(planned) * full, len(planned), best.source)
-    if beside:
-        trials.validation_error(beside, full, full)
-        row(_BESIDE, beside, full, 1, "hand")
-    for name in searches:
+    if asked.beside:
+        trials.validation_error(asked.beside, full, full)
+        row(_BESIDE, asked.beside, full, 1, "hand")
+    for name in asked.searches:
         searcher, scheduler = _SEARCHES[name]
         simulated = SimulatedSearch(
             distributions=search.space.distributions,
@@ -159,15 +204,13 @@ def run_seed(options: SearchOptions, searches: tuple[str, ...], beside: dict[str
             min_completed=MIN_COMPLETED,
             restarts=restarts and scheduler == "asha",
         )
-        rungs = simulated.halving().rungs
         with TemporaryDirectory() as folder:
             state = simulated.open(Path(folder))
             simulated.run(state)
             records = state.history.searched
         completed = [record for record in records if record.status == "completed"]
         picked = min(completed, key=lambda record: record.last[METRIC])
-        trained = sum(_trained_samples(record, rungs, simulated.restarts) for record in records)
-        row(name, picked.params, trained, len(completed), picked.source)
+        row(name, picked.params, sum(record.trained for record in records), len(completed), picked.source)
     return rows
 
 
@@ -178,30 +221,39 @@ def main(
     model: Annotated[str | None, typer.Option(help="Folder of a digits network other than the embedded one.")] = None,
     max_samples: Annotated[int | None, typer.Option(help="Samples of a full trial; default: the workload's.")] = None,
     searches: Annotated[str, typer.Option(help="Searches by their names, with ; between them.")] = "; ".join(_SEARCHES),
+    pattern: Annotated[str | None, typer.Option(help="N:M pattern; default: the space's.")] = None,
+    reference: Annotated[int | None, typer.Option(help="Seed points trained at full budget; default: all.")] = None,
     beside: Annotated[str | None, typer.Option(help="Parameters of one more trial, as JSON.")] = None,
     processes: Annotated[int, typer.Option(help="Concurrent seeds, one core each.")] = 2,
+    rows_file: Annotated[Path | None, typer.Option("--rows", help="File with finished seeds, to resume from.")] = None,
 ) -> None:
     """Print a row per search: test fidelity of its best full-budget trial, gain over the seed points', and its cost."""
     names = tuple(name.strip() for name in searches.split(";"))
     for name in names:
         if name not in _SEARCHES:
             raise MaskproError(f"searches holds {name!r}; allowed: {'; '.join(_SEARCHES)}")
-    more = None if beside is None else json.loads(beside)
-    options = [
-        SearchOptions(
-            space=space,
-            experiment="none",
-            results_dir=Path("nowhere"),
+    asked = [
+        Comparison(
             seed=seed,
-            frechet=False,
+            space=space,
+            searches=names,
             model=model,
             max_samples=max_samples,
+            pattern=pattern,
+            reference=reference,
+            beside=None if beside is None else json.loads(beside),
         )
         for seed in range(first_seed, first_seed + seeds)
     ]
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        running = pool.map(run_seed, options, repeat(names), repeat(more))
-        frame = pd.DataFrame([row for part in running for row in part])
+    kept = Rows(rows_file) if rows_file else None
+    found = {row["key"]: row["rows"] for row in kept.read()} if kept else {}
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=die_with_parent) as pool:
+        running = {pool.submit(run_seed, one): one for one in asked if one.key not in found}
+        for done in as_completed(running):
+            found[running[done].key] = done.result()
+            if kept:
+                kept.add({"key": running[done].key, "rows": done.result()})
+    frame = pd.DataFrame([row for one in asked for row in found[one.key]])
     rows = [
         {
             "search": name,
@@ -215,7 +267,9 @@ def main(
         }
         for name, part in frame.groupby("search", sort=False)
     ]
-    print_table(f"{space}, {seeds} seeds from {first_seed}; {hardware_line()}", rows)
+    others = [f"{name} {value}" for name, value in [("pattern", pattern), ("model", model)] if value]
+    title = ", ".join([str(space), *others, f"{seeds} seeds from {first_seed}"])
+    print_table(f"{title}; {hardware_line()}", rows)
 
 
 if __name__ == "__main__":

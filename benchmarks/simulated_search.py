@@ -160,6 +160,7 @@ class SimulatedSearch:
         history = source.history
         clock: list[tuple[float, int, str, int]] = []  # (time, trial, what happens, at how many samples)
         budgets: dict[int, int] = {}  # trial's number to the budget of its current run
+        rungs = self.halving().rungs if self.restarts and self.scheduler == "asha" else ()
 
         def fill(now: float) -> None:
             """Start as many trials as there is room for; Tune too asks again after every event."""
@@ -189,7 +190,9 @@ class SimulatedSearch:
             now, number, what, samples = heapq.heappop(clock)
             if what == "report":
                 try:
-                    metrics = self.metrics(self.curve(history.trials[number].params, samples, budgets[number]), samples)
+                    error = self.curve(history.trials[number].params, samples, budgets[number])
+                    earlier = sum(rung for rung in rungs if rung < budgets[number])  # its runs up to these
+                    metrics = self.metrics(error, samples, earlier)
                 except DiedError as error:
                     history.error(number, str(error))
                     source.finish(number)
@@ -213,14 +216,14 @@ class SimulatedSearch:
         assert source.is_over
         return replies
 
-    def metrics(self, error: float, samples: int) -> dict[str, Any]:
-        """The report of a trial with this error."""
+    def metrics(self, error: float, samples: int, earlier: int = 0) -> dict[str, Any]:
+        """The report of a trial with this error, whose earlier runs had `earlier` samples."""
         if not math.isfinite(error):
             failed = {METRIC: 10 * _INITIAL_ERROR, "failure": f"training loss is not finite after {samples} samples"}
             return {"num_samples_seen": samples, **failed, "done": True}
         return {
             "num_samples_seen": samples,
-            "num_samples_trained": samples,
+            "num_samples_trained": earlier + samples,
             "fidelity": fidelity(_INITIAL_ERROR, error),
             METRIC: error,
             "val_error_now": error,

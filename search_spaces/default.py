@@ -11,7 +11,7 @@ from ray import tune
 workload = "digits"
 pattern = "2:4"
 layout = "channel"
-num_trials = 18
+num_trials = 24
 num_reports = 16
 reduction_factor = 4  # the best quarter of those that have reached 1/16 and 1/4 of the budget is promoted
 promotion = "restart"  # each rung ends a run of its own: a run cut off in its annealing tells little

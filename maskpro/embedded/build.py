@@ -50,9 +50,11 @@ def held_out_loss(model: nn.Module, scheduler: DDPMScheduler, batch: DiffusionBa
     return functional.mse_loss(model(noisy, batch.timesteps).sample, batch.noise).item()
 
 
-def train_denoiser(images: Tensor, held_out: Tensor, *, steps: int, generator: torch.Generator) -> DDPMPipeline:
-    """DDPM training (Ho et al. 2020, algorithm 1) with AdamW, cosine decay and EMA; batch 128."""
-    model, scheduler = digits_unet(), DDPMScheduler(num_train_timesteps=1000)
+def train_denoiser(
+    model: UNet2DModel, images: Tensor, held_out: Tensor, *, steps: int, generator: torch.Generator
+) -> DDPMPipeline:
+    """DDPM training (Ho et al. 2020, algorithm 1) of `model`, with AdamW, cosine decay and EMA; batch 128."""
+    scheduler = DDPMScheduler(num_train_timesteps=1000)
     num_timesteps = scheduler.config["num_train_timesteps"]
     samples = CalibrationSamples(held_out, num_train_timesteps=num_timesteps, seed=1, strata=1200)
     held_out_batch = samples.batch(torch.arange(1200))
@@ -112,7 +114,7 @@ def main(steps: int = 4500, classifier_steps: int = 2000, seed: int = 0) -> None
         correct = classifier(splits.test).argmax(1) == labels[-len(splits.test) :]
     print(f"classifier: {correct.float().mean().item():.1%} of the test images right")
     save_file(classifier.state_dict(), DIGITS_CLASSIFIER)
-    pipeline = train_denoiser(splits.train, splits.validation, steps=steps, generator=generator)
+    pipeline = train_denoiser(digits_unet(), splits.train, splits.validation, steps=steps, generator=generator)
     pipeline.save_pretrained(DIGITS_MODEL)
     write_json(DIGITS_MODEL / WEIGHTS_RECORD, {"ema": True})
 
