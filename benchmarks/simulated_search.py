@@ -218,12 +218,12 @@ class SimulatedSearch:
 
     def metrics(self, error: float, samples: int, earlier: int = 0) -> dict[str, Any]:
         """The report of a trial with this error, whose earlier runs had `earlier` samples."""
+        seen = {"num_samples_seen": samples, "num_samples_trained": earlier + samples}
         if not math.isfinite(error):
             failed = {METRIC: 10 * _INITIAL_ERROR, "failure": f"training loss is not finite after {samples} samples"}
-            return {"num_samples_seen": samples, **failed, "done": True}
+            return {**seen, **failed, "done": True}
         return {
-            "num_samples_seen": samples,
-            "num_samples_trained": earlier + samples,
+            **seen,
             "fidelity": fidelity(_INITIAL_ERROR, error),
             METRIC: error,
             "val_error_now": error,

@@ -114,6 +114,7 @@ class MaskTrainable(Trainable):
                 text = f"out of memory with one sample at a time; allowed: more of the GPU (--gpus-per-trial): {text}"
             return {
                 "num_samples_seen": trainer.num_samples_seen,
+                "num_samples_trained": self._earlier_samples + trainer.num_samples_seen,
                 METRIC: FAILURE_PENALTY * abs(self._initial.error),
                 "failure": text,
                 "done": True,
