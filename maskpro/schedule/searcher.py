@@ -212,11 +212,10 @@ class SearchStudy:
 
     def _correct(self, record: TrialRecord, ended: FrozenTrial) -> None:
         """Correct a trial that was promoted after it was added; Optuna's own interface can't change its value."""
-        if ended.state == TrialState.COMPLETE:
-            told = self._study.get_trials(deepcopy=False)[self._told[record.number]]
-            told.value = ended.value
-            told.intermediate_values = ended.intermediate_values
-            told.user_attrs = ended.user_attrs
+        told = self._study.get_trials(deepcopy=False)[self._told[record.number]]
+        told.state, told.value = ended.state, ended.value
+        told.intermediate_values = ended.intermediate_values
+        told.user_attrs = ended.user_attrs
 
     def write(self, path: Path) -> None:
         """Write the stopped and ended trials as a journal of Optuna, and add further ones as they come."""

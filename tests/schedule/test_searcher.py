@@ -15,7 +15,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from benchmarks.simulated_search import DISTRIBUTIONS, KilledError, SimulatedSearch, learning_curve
+from benchmarks.simulated_search import DISTRIBUTIONS, DiedError, KilledError, SimulatedSearch, learning_curve
 from maskpro.errors import MaskproError
 from maskpro.schedule.folder import HISTORY_FILE, STUDY_FILE
 from maskpro.schedule.history import History
@@ -211,6 +211,22 @@ def test_the_study_is_at_all_times_what_the_history_makes_of_it(tmp_path, schedu
     source = Compared(search.open(tmp_path), search)
     search.run(source)
     assert source.num_compared >= 2 * 14
+
+
+def _dies_once_it_is_promoted(params, samples, budget):
+    if budget == 900 and samples > 100:
+        raise DiedError("out of memory")
+    return params["lr"]
+
+
+def test_a_trial_that_dies_after_its_promotion_no_longer_counts(tmp_path):
+    search = replace(SEARCH, planned=(), restarts=True, curve=_dies_once_it_is_promoted, searcher="random", journal=False)
+    source = Compared(search.open(tmp_path), search)
+    search.run(source)
+    dead = [record for record in source.history.searched if record.error and record.stopped_at]
+    assert dead
+    told_trials = {trial.user_attrs["trial"]: trial for trial in source._state.study._study.get_trials(deepcopy=False)}
+    assert all(told_trials[record.number].state == TrialState.FAIL for record in dead)
 
 
 def suggestions(folder, **settings):
