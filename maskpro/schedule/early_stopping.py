@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
@@ -64,8 +64,8 @@ class SuccessiveHalving:
                 if not metrics.get("failure"):
                     self._add(record.number, samples, metrics[METRIC])
 
-    def stops(self, record: TrialRecord, samples: int, value: float) -> bool:
-        """Take in a trial's report; True if the trial stops there."""
+    def stops(self, record: TrialRecord, samples: int, value: float, trials: Mapping[int, TrialRecord]) -> bool:
+        """Take in a report of one of the trials; True if the trial stops there."""
         self._add(record.number, samples, value)
         if samples not in self._rungs:
             return False
@@ -73,12 +73,14 @@ class SuccessiveHalving:
             return True
         if record.seed_point is not None and samples == self.rungs[0]:
             return False
-        return record.number not in self._best(samples, lambda number: False)
+        return record.number not in self._best(samples, trials)
 
-    def promotable(self, trials: dict[int, TrialRecord], is_waiting: Callable[[TrialRecord], bool]) -> TrialRecord | None:
+    def promotable(
+        self, trials: Mapping[int, TrialRecord], is_waiting: Callable[[TrialRecord], bool]
+    ) -> TrialRecord | None:
         """The stopped trial to promote next: the best one of the highest rung that has any."""
         for samples in reversed(self._rungs):
-            for number in self._best(samples, lambda number: bool(trials[number].failure)):
+            for number in self._best(samples, trials):
                 if trials[number].samples == samples and is_waiting(trials[number]):
                     return trials[number]
         return None
@@ -87,8 +89,8 @@ class SuccessiveHalving:
         if samples in self._rungs:
             insort(self._rungs[samples], (value, number))
 
-    def _best(self, samples: int, has_failed: Callable[[int], bool]) -> list[int]:
-        numbers = [number for _, number in self._rungs[samples] if not has_failed(number)]
+    def _best(self, samples: int, trials: Mapping[int, TrialRecord]) -> list[int]:
+        numbers = [number for _, number in self._rungs[samples] if not trials[number].failure]
         return numbers[: len(numbers) // self._reduction_factor]
 
 

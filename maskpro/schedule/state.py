@@ -161,7 +161,7 @@ class SearchState:
         value, limit = metrics[METRIC], self._limits.get(record.number)
         stops = self.study.should_stop(record.number, samples, value) or (limit is not None and samples >= limit)
         if self._halving is not None and not metrics.get("failure"):
-            stops |= self._halving.stops(record, samples, value)
+            stops |= self._halving.stops(record, samples, value, self.history.trials)
         return stops
 
     def budget(self, record: TrialRecord) -> int | None:

@@ -28,7 +28,7 @@ class Halving:
         source = f"seed point {number}" if seed_point else "optuna"
         record = self.trials.setdefault(number, TrialRecord(number=number, params={}, source=source, seed=0))
         record.samples = samples
-        stops = self.rule.stops(record, samples, loss)
+        stops = self.rule.stops(record, samples, loss, self.trials)
         if stops:
             self.waiting.add(number)
         return stops
@@ -146,6 +146,20 @@ def test_failed_trials_count_in_no_rung():
     assert halving.promote() is None, "two are left"
     halving.report(4, 100, 0.9)
     assert halving.promote() == 2
+
+
+def test_a_failed_trial_neither_stops_another_nor_lets_one_on():
+    halving = Halving()
+    for number, loss in enumerate((0.1, 0.9), 1):
+        halving.report(number, 100, loss)
+    halving.fail(1)
+    halving.report(3, 100, 0.8)
+    assert not halving.report(4, 100, 0.7), "the best of the three that are left"
+    halving = Halving()
+    for number in (1, 2):
+        halving.report(number, 100, 0.9)
+        halving.fail(number)
+    assert halving.report(3, 100, 0.1), "the only one that is left"
 
 
 def test_higher_rungs_come_first_and_better_trials_within_a_rung():
