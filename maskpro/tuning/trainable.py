@@ -85,7 +85,8 @@ class MaskTrainable(Trainable):
                 if promoted and budget:  # a run of its own begins; only what the trial has cost is carried on
                     counters = read_counters(Path(folder))
                     self._seconds = counters["seconds"]
-                    self._earlier_samples = counters["earlier_samples"] + counters["trainer"]["num_samples_seen"]
+                    # Older checkpoints have no samples of earlier runs.
+                    self._earlier_samples = counters.get("earlier_samples", 0) + counters["trainer"]["num_samples_seen"]
                 else:
                     self._load(Path(folder), STOPPED_PARTS if promoted else PARTS)
 
@@ -163,7 +164,7 @@ class MaskTrainable(Trainable):
         counters = read_counters(folder)
         self._running_trainer().load_state_dict({name: read_part(folder, name) for name in names}, counters["trainer"])
         self._seconds = counters["seconds"]
-        self._earlier_samples = counters.get("earlier_samples", 0)  # older checkpoints have none
+        self._earlier_samples = counters.get("earlier_samples", 0)
 
     def _cost(self) -> dict[str, float]:
         return {"seconds": self._seconds, "earlier_samples": self._earlier_samples}

@@ -13,10 +13,12 @@ from conftest import CPU, with_few_held_out
 
 from maskpro.errors import MaskproError
 from maskpro.estimators import Tracker
+from maskpro.files import write_json
 from maskpro.initial_masks import INITIAL_MASK_METHODS
 from maskpro.masked_model import model_hash
 from maskpro.objectives.diffusion import DiffusionObjective
 from maskpro.runs import MaskFormat
+from maskpro.schedule.checkpoints import COUNTERS_FILE, read_counters
 from maskpro.schedule.history import PARTS
 from maskpro.tuning import shared as shared_module
 from maskpro.tuning.shared import (
@@ -143,6 +145,11 @@ def test_a_run_up_to_a_rung_is_a_run_of_its_own_length_and_a_promoted_one_begins
     assert (row["num_samples_seen"], row["num_samples_trained"]) == (40, rung + 40)
     again = start({**settings, **promoted})
     assert results(again) == results(start(dict(settings)))
+
+    counters = read_counters(folder)
+    del counters["earlier_samples"]  # an older checkpoint
+    write_json(folder / COUNTERS_FILE, counters)
+    assert start({**settings, **promoted})._earlier_samples == rung
 
 
 def test_a_run_up_to_a_rung_resumes_bit_for_bit(start, context):
