@@ -5,8 +5,8 @@
     python tune_main.py --space search_spaces/five_configurations.py --seed-points 1,3 --only-seed-points   # some of them
 
 lr is in units of 0.1 of a logit a step. logits is the magnitude of the initial logits. dataset_size is a number of
-calibration samples. The ranges are those of default.py; they only matter if --num-trials is above five. The original's own
-estimator and target are "policy_gradient" and "noise".
+calibration samples. The ranges only matter if --num-trials is above five. The original's own estimator and target are
+"policy_gradient" and "noise".
 """
 
 from ray import tune

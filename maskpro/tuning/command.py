@@ -132,8 +132,8 @@ def replay_search(
         space = load_space(copy)
     planned = tuple(Plan(**plan) for plan in described["planned"])
     num_trials, is_replay = described["num_trials"], described["is_replay"]
-    if (folder / HISTORY_FILE).is_file():
-        trials = History(folder / HISTORY_FILE).searched
+    trials = History(folder / HISTORY_FILE).searched if (folder / HISTORY_FILE).is_file() else []
+    if trials:
         planned = tuple(
             Plan(
                 params=trial.params,
@@ -196,7 +196,7 @@ def warm_started(search: Search, folder: Path) -> Search:
     for what, theirs, ours in (
         *((name, value, my_data[name]) for name, value in their_data.items()),
         ("another max_samples", described["trial"]["max_samples"], mine["trial"]["max_samples"]),
-        ("another promotion", described["space"].get("promotion", "resume"), mine["space"]["promotion"]),
+        ("another promotion", _promotion(described), "restart" if search.restarts else "resume"),
         ("another precision of validation", _validated_in(described), _validated_in(mine)),
         ("other fixed parameters", _fixed(described), _fixed(mine)),
     ):
@@ -215,6 +215,13 @@ def warm_started(search: Search, folder: Path) -> Search:
             f"warm_start is {folder}; none of its trials fits; allowed: a search over {', '.join(distributions)}"
         )
     return replace(search, warm_start=tuple(told))
+
+
+def _promotion(described: Mapping[str, Any]) -> str:
+    """How promoted trials continued. See `Search.restarts`; a replay's own scheduler is none."""
+    options, space = described["options"], described["space"]
+    scheduler = options["scheduler"] or ("none" if options["only_seed_points"] else space["scheduler"])
+    return space.get("promotion", "resume") if scheduler == "asha" else "resume"
 
 
 def _validated_in(described: Mapping[str, Any]) -> str:

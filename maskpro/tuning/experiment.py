@@ -72,12 +72,11 @@ class Experiment:
             seed=search.options.seed,
             num_seed_points=len(search.planned),
         )
-        restarts = search.space.promotion == "restart"
         halving = SuccessiveHalving(
             first_rung=context.report_samples,
             max_samples=context.max_samples,
             reduction_factor=search.space.reduction_factor,
-            restarts=restarts,
+            restarts=search.restarts,
         )
         return SearchState(
             self.history,
@@ -86,7 +85,7 @@ class Experiment:
             seed=search.options.seed,
             halving=halving if search.scheduler == "asha" else None,
             min_completed=0 if search.is_replay else max(MIN_COMPLETED, search.options.promote_top_k),
-            restarts=restarts,
+            restarts=search.restarts,
         )
 
     def is_left(self, plans: Sequence[Plan]) -> bool:

@@ -84,9 +84,19 @@ class Search:
 
     @property
     def scheduler(self) -> Scheduler:
-        """What stops trials early; seed points alone, or a replay, are run as they stand."""
+        """What stops trials early; a replay is run as it stands."""
+        return "none" if self.is_replay else self._asked_scheduler
+
+    @property
+    def _asked_scheduler(self) -> Scheduler:
+        """What stops trials early, or did in the search that is done again; seed points alone are run as they stand."""
         named = self.options.scheduler or (None if self.options.only_seed_points else self.space.scheduler)
-        return "none" if self.is_replay else named or "none"
+        return named or "none"
+
+    @property
+    def restarts(self) -> bool:
+        """Whether each rung is a run of its own; other early stopping than asha has no rungs."""
+        return self.space.promotion == "restart" and self._asked_scheduler == "asha"
 
     @property
     def searcher(self) -> Searcher:

@@ -12,6 +12,7 @@ import torch
 from maskpro.errors import MaskproError
 from maskpro.files import write_json
 from maskpro.machine.interruption import parse_duration
+from maskpro.schedule.history import History
 from maskpro.search_options import JobOptions, SearchOptions
 from maskpro.tuning.command import parse_command
 from maskpro.tuning.search import EXPERIMENT_FORMAT, prepare_search
@@ -51,6 +52,46 @@ def test_options_come_before_what_the_space_says(parse):
     assert [(plan.source, plan.seed) for plan in search.planned] == [("seed point 3", 7), ("seed point 1", 7)]
     assert (search.num_trials, search.searcher, search.scheduler) == (2, "random", "median")
     assert search.options.folder.name == "mine"
+
+
+def begun(search, trials=()):
+    """The folder of an experiment with these (params, report) of stopped trials."""
+    folder = search.options.folder
+    folder.mkdir()
+    write_json(folder / "experiment.json", search.describe())
+    (folder / "space.py").write_text(search.space.source)
+    history = History(folder / "history.jsonl")
+    history.session(search.num_trials, time="now")
+    for params, samples in trials:
+        number = history.start(params, source="optuna", seed=0).number
+        history.report(number, {"num_samples_seen": samples, "val_error": 0.5, "done": False}, stopped=True)
+        history.checkpoint(number, "somewhere", samples)
+    return folder
+
+
+def test_only_the_rungs_of_asha_are_runs_of_their_own_also_when_it_is_done_again(parse, tmp_path):
+    """Trials that the median stopped were in the middle of their schedules."""
+    (tmp_path / "restart.py").write_text(SPACE + "promotion = 'restart'")
+    for scheduler, restarts in (("asha", True), ("median", False), ("none", False)):
+        search = parse(space=tmp_path / "restart.py", scheduler=scheduler, experiment=scheduler)
+        folder = begun(search, [({"lr": 1.0, "batch_size": 16}, 934)])
+        again = parse_command({"results_dir": tmp_path}, JobOptions(replay=folder), now=NOW)
+        assert (again.is_replay, again.scheduler, [plan.samples for plan in again.planned]) == (True, "none", [934])
+        assert search.restarts == again.restarts == restarts
+    assert not parse(space=tmp_path / "restart.py", only_seed_points=True).restarts
+    with pytest.raises(
+        MaskproError, match=r"warm_start is .*median, a search with another promotion \(resume\); allowed: r"
+    ):
+        parse(space=tmp_path / "restart.py", warm_start=tmp_path / "median")
+    assert len(parse(space=tmp_path / "restart.py", warm_start=tmp_path / "asha").warm_start) == 1
+    assert len(parse(warm_start=tmp_path / "none").warm_start) == 1
+
+
+def test_a_search_without_a_trial_yet_is_done_again_by_its_seed_and_from_the_same_warm_start(parse, tmp_path):
+    first = begun(parse(experiment="first"), [({"lr": 1.0, "batch_size": 16}, 934)])
+    second = begun(parse(experiment="second", warm_start=first))
+    again = parse_command({"results_dir": tmp_path}, JobOptions(replay=second), now=NOW)
+    assert (again.is_replay, again.num_trials, len(again.planned), len(again.warm_start)) == (False, 5, 3, 1)
 
 
 @pytest.mark.parametrize("given", [{"config": 2}, {"seed_points": "2", "only_seed_points": True}])
