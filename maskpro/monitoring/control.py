@@ -30,6 +30,7 @@ from maskpro.monitoring.view import (
 from maskpro.schedule.folder import EVALUATION_FILE, EXPERIMENT_FILE, HISTORY_FILE, resuming
 from maskpro.schedule.history import HistoryReader
 from maskpro.schedule.lock import Holder, has_lock_open, is_held, read_holder
+from maskpro.schedule.rungs import Ladder
 
 # Between two looks at a lock whose search was asked to end.
 _WAIT_SECONDS = 0.1
@@ -85,7 +86,7 @@ class ExperimentWatcher:
             raise MaskproError(f"experiment is {folder}, which has no {HISTORY_FILE}; allowed: one that tune_main.py began")
         self._folder = folder
         self._reader = HistoryReader(folder / HISTORY_FILE)
-        self._max_samples = _max_samples(folder)
+        self._max_samples, self._ladder = _lengths(folder)
 
     def look(self, now: datetime.datetime) -> Sight:
         """The experiment at `now`; of one that does not run, as its history's last line left it."""
@@ -96,7 +97,11 @@ class ExperimentWatcher:
         history = self._reader.history
         confirmations = len(history.trials) - len(history.searched)
         snapshot = take_snapshot(
-            history, num_trials=history.num_trials + confirmations, max_samples=self._max_samples, now=now
+            history,
+            num_trials=history.num_trials + confirmations,
+            max_samples=self._max_samples,
+            now=now,
+            ladder=self._ladder,
         )
         return Sight(folder=self._folder, standing=_standing(self._folder, snapshot, is_running), snapshot=snapshot)
 
@@ -224,15 +229,16 @@ def _check_folder(folder: Path) -> None:
         raise MaskproError(f"experiment is {folder}; no folder there (allowed: an experiment's, such as results/default)")
 
 
-def _max_samples(folder: Path) -> int | None:
-    """Samples of a trial with its full budget; None where a kill came before that was written."""
+def _lengths(folder: Path) -> tuple[int | None, Ladder | None]:
+    """Samples of a trial with its full budget, and how far trials run; None where a kill came before that was written."""
     path = folder / EXPERIMENT_FILE
     if not path.is_file():
-        return None
+        return None, None
     try:
-        return int(read_json(path)["trial"]["max_samples"])
+        described = read_json(path)
+        return int(described["trial"]["max_samples"]), Ladder.of_record(described)
     except (LookupError, TypeError) as error:
-        raise MaskproError(f"{path} has no max_samples of a trial; allowed: the file as it was written") from error
+        raise MaskproError(f"{path} does not say how long its trials are; allowed: the file as it was written") from error
 
 
 def _standing(folder: Path, snapshot: SearchSnapshot, is_running: bool) -> Standing:

@@ -17,6 +17,7 @@ from maskpro.fidelity import format_share
 from maskpro.machine.process import one_line
 from maskpro.schedule.history import METRIC, History, TrialRecord
 from maskpro.schedule.ranking import best_so_far
+from maskpro.schedule.rungs import Ladder
 
 # Between two changes of a live view.
 REFRESH_SECONDS = 0.5
@@ -49,8 +50,8 @@ class SearchSnapshot:
         num_trials: in all, those that are still to come included.
         unfinished: trials that run, or will go on.
         to_come: trials that have not been started.
-        samples: calibration samples seen by all trials.
-        full_samples: what all trials would see if each ran to its full budget; None: unknown.
+        samples: calibration samples that all trials were trained on.
+        full_samples: what that would be if each trial ran once, to its full budget; None: unknown.
         elapsed: seconds since the newest session began; None: unknown, as where the clock has been set back.
         seconds_left: an estimate from this session's pace; None: too early to say.
         errors: failures of trials, one line each, newest trial last.
@@ -82,23 +83,34 @@ class SearchSnapshot:
         return self.unfinished > 0 or self.to_come > 0
 
 
-def take_snapshot(history: History, *, num_trials: int, max_samples: int | None, now: datetime.datetime) -> SearchSnapshot:
+def take_snapshot(
+    history: History,
+    *,
+    num_trials: int,
+    max_samples: int | None,
+    now: datetime.datetime,
+    ladder: Ladder | None = None,
+) -> SearchSnapshot:
     """The search that `history` tells of, as it stands at `now`.
 
     Args:
         num_trials: that it is to have in all.
         max_samples: calibration samples of a trial that runs to its full budget; None: unknown.
+        ladder: how far the search's trials run; None: unknown.
     """
     # One look at each trial: what is asked for twice a second must not take long with a thousand of them.
     statuses = {number: record.status for number, record in history.trials.items()}
     counts = Counter(statuses.values())
     unfinished = [record for number, record in history.trials.items() if statuses[number] == "unfinished"]
     failed = [record for number, record in history.trials.items() if statuses[number] == "failed"]
-    samples = sum(record.samples for record in history.trials.values())
+    samples = sum(record.trained for record in history.trials.values())
     to_come = max(0, num_trials - len(statuses))
     elapsed = _seconds_since(history.session_time, now)
-    left = _samples_left(history, unfinished, to_come=to_come, max_samples=max_samples)
-    seen = samples - history.samples_before_session
+    if ladder is None:
+        left = _samples_left(history, unfinished, to_come=to_come, max_samples=max_samples)
+    else:
+        left = _samples_left_on(ladder, history, num_trials=num_trials)
+    seen = samples - history.trained_before_session
     return SearchSnapshot(
         num_trials=max(num_trials, len(statuses)),
         unfinished=len(unfinished),
@@ -122,6 +134,16 @@ def _best(history: History) -> Best | None:
         return None
     figures = best.last
     return Best(number=best.number, val_error=figures[METRIC], fidelity=figures.get("fidelity"), params=best.params)
+
+
+def _samples_left_on(ladder: Ladder, history: History, *, num_trials: int) -> float:
+    searched = history.searched
+    beside = [record for record in history.trials.values() if record.is_confirmation]
+    num_searched = max(history.num_trials, len(searched))
+    to_come = max(0, num_trials - num_searched - len(beside))
+    full = ladder.ends[-1]
+    left_beside = sum(full - record.samples for record in beside if not record.failure)
+    return ladder.samples_left(searched, num_searched) + left_beside + to_come * full
 
 
 def _samples_left(

@@ -86,7 +86,10 @@ class TrialRecord:
     @property
     def trained(self) -> int:
         """Samples that it was trained on: more than `samples` where its runs up to earlier rungs count as well."""
-        return int(self.last.get("num_samples_trained", self.samples))
+        trained = int(self.last.get("num_samples_trained", self.samples))
+        # A run that began anew repeats reports, which are not recorded; its checkpoints tell how far it is.
+        begun_anew = not self.stopped and self.samples == self.stopped_at and not self.promoted
+        return trained + self.checkpoint_samples if begun_anew else trained
 
     @property
     def failure(self) -> str:
@@ -134,7 +137,7 @@ class History:
 
     Attributes:
         session_time: start of the newest session, in ISO 8601.
-        samples_before_session: calibration samples seen by all trials until then.
+        trained_before_session: calibration samples that all trials were trained on until then.
         failure: why a line could not be written; no further line is written then, as the search ends.
     """
 
@@ -146,7 +149,7 @@ class History:
         self.num_trials = 0
         self.num_sessions = 0
         self.session_time = ""
-        self.samples_before_session = 0
+        self.trained_before_session = 0
         if path is not None and path.exists():
             for number, event in enumerate(read_events(path), 1):
                 self._take_in(event, path, number)
@@ -220,7 +223,7 @@ class History:
         if kind == "session":
             self.num_trials, self.session_time = event["num_trials"], event["time"]
             self.num_sessions += 1
-            self.samples_before_session = sum(record.samples for record in self.trials.values())
+            self.trained_before_session = sum(record.trained for record in self.trials.values())
         elif kind == "warm_start":
             self.warm_start.append({name: event[name] for name in ("params", "value", "source")})
         elif kind == "trial":

@@ -1,7 +1,7 @@
 """The best trial: the one with the lowest val_error, the earliest of equal ones.
 
 Masks for the final evaluation come from trials that ran to their full budget (`completed_by_error`). Without such a trial,
-and on the screen while a search runs, every trial with a value counts (`better_of`).
+and on the screen while a search runs, every trial with a value counts (`best_so_far`).
 """
 
 from __future__ import annotations
@@ -17,19 +17,11 @@ def completed_by_error(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     return sorted(completed, key=lambda record: record.last[METRIC])
 
 
-def better_of(best: TrialRecord | None, record: TrialRecord) -> TrialRecord | None:
-    """The trial with the lower val_error; as `record`, confirmations, failures and trials without a value don't count."""
-    if record.is_confirmation or record.failure or record.last.get(METRIC) is None:
-        return best
-    return record if best is None or record.last[METRIC] < best.last[METRIC] else best
-
-
 def best_so_far(records: Iterable[TrialRecord]) -> TrialRecord | None:
-    """The best trial with a value, ended or not; None: there is none."""
-    best: TrialRecord | None = None
-    for record in records:
-        best = better_of(best, record)
-    return best
+    """The best trial with a value, ended or not; confirmations and failures don't count. None: there is none."""
+    counting = (record for record in records if not (record.is_confirmation or record.failure))
+    valued = (record for record in counting if record.last.get(METRIC) is not None)
+    return min(valued, key=lambda record: record.last[METRIC], default=None)
 
 
 def best_trial(records: Iterable[TrialRecord]) -> TrialRecord | None:

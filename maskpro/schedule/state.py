@@ -55,10 +55,6 @@ class TrialSource(Protocol):
         """Whether a stopped trial may be promoted, in this session or in a later one, which may have more trials."""
 
 
-# Least number of trials that run to their full budget: from a single one nothing could be selected.
-MIN_COMPLETED = 3
-
-
 class SearchState:
     """The trials of a search: first the planned ones, then suggestions of the study, until there are enough.
 

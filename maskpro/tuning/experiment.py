@@ -24,8 +24,9 @@ from maskpro.schedule.folder import EXPERIMENT_FILE, HISTORY_FILE, SPACE_FILE, S
 from maskpro.schedule.history import History, TrialRecord, drop_torn_line
 from maskpro.schedule.lock import hold_lock
 from maskpro.schedule.remnants import clear_remnant, refuse_begun
+from maskpro.schedule.rungs import MIN_COMPLETED, Ladder
 from maskpro.schedule.searcher import SearchStudy
-from maskpro.schedule.state import MIN_COMPLETED, Plan, PlannedTrials, SearchState, TrialSource
+from maskpro.schedule.state import Plan, PlannedTrials, SearchState, TrialSource
 from maskpro.schedule.trial_table import tabulate_trials
 from maskpro.tuning.adapters import (
     MAX_FAILURES,
@@ -238,7 +239,12 @@ class Session:
                 callbacks=[
                     faults,
                     HistoryCallback(source, self.experiment.checkpoints(), is_excused=faults.caused),
-                    SearchMonitor(history, num_trials=shown, max_samples=self.context.max_samples),
+                    SearchMonitor(
+                        history,
+                        num_trials=shown,
+                        max_samples=self.context.max_samples,
+                        ladder=Ladder.of_record(search.describe()),
+                    ),
                     *_trackers(search),
                 ],
             )

@@ -14,8 +14,9 @@ from rich.live import Live
 from maskpro.fidelity import format_share
 from maskpro.monitoring.devices import DeviceMeter
 from maskpro.monitoring.view import REFRESH_SECONDS, SearchSnapshot, live_view, summary_rows, take_snapshot
-from maskpro.schedule.history import History, TrialRecord
-from maskpro.schedule.ranking import better_of
+from maskpro.schedule.history import History
+from maskpro.schedule.ranking import best_so_far
+from maskpro.schedule.rungs import Ladder
 from maskpro.tuning.adapters import NUMBER
 
 # Between two plain lines that only report progress.
@@ -31,14 +32,11 @@ class SearchMonitor(Callback):
     progress where none ends for a while, with the best so far and an estimate of the time left.
     """
 
-    def __init__(self, history: History, *, num_trials: int, max_samples: int | None = None):
+    def __init__(self, history: History, *, num_trials: int, max_samples: int | None = None, ladder: Ladder | None = None):
         self._history = history
         self._num_trials = num_trials
         self._max_samples = max_samples
-        self._best: TrialRecord | None = None
-        for record in history.trials.values():
-            if record.status != "unfinished":
-                self._best = better_of(self._best, record)
+        self._ladder = ladder
         # The clock may be set while the search runs; it is read once, and what has passed since is measured.
         self._begun, self._begun_at = datetime.datetime.now(datetime.UTC), time.monotonic()
         self._started = self._last_shown = time.monotonic()
@@ -71,12 +69,11 @@ class SearchMonitor(Callback):
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         """A trial has reported."""
-        record = self._history.trials[trial.config[NUMBER]]
-        self._best = better_of(self._best, record)
         now = time.monotonic()
         if self._live is None and now - self._last_shown >= _QUIET_SECONDS:
             self._last_shown = now
-            self._say(f"trial {record.number} at {record.samples:,} samples{self._standing()}")
+            # Not the record's: a run that begins anew repeats reports, which are not recorded.
+            self._say(f"trial {trial.config[NUMBER]} at {result['num_samples_seen']:,} samples{self._standing()}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has ended by itself, at its budget or early."""
@@ -109,12 +106,14 @@ class SearchMonitor(Callback):
 
     def _snapshot(self) -> SearchSnapshot:
         now = self._begun + datetime.timedelta(seconds=time.monotonic() - self._begun_at)
-        return take_snapshot(self._history, num_trials=self._num_trials, max_samples=self._max_samples, now=now)
+        return take_snapshot(
+            self._history, num_trials=self._num_trials, max_samples=self._max_samples, now=now, ladder=self._ladder
+        )
 
     def _standing(self) -> str:
-        best = ""
-        if self._best is not None:
-            best = f"; best fidelity {format_share(self._best.last.get('fidelity'))} (trial {self._best.number})"
+        found, best = best_so_far(self._history.trials.values()), ""
+        if found is not None:
+            best = f"; best fidelity {format_share(found.last.get('fidelity'))} (trial {found.number})"
         now = time.monotonic()
         if now - self._estimated >= _ESTIMATE_SECONDS:
             self._estimated, self._seconds_left = now, self._snapshot().seconds_left

@@ -48,6 +48,16 @@ while True:
 """
 
 
+# What is read of experiment.json.
+DESCRIBED = {
+    "scheduler": "asha",
+    "is_replay": False,
+    "options": {"promote_top_k": 1},
+    "space": {"reduction_factor": 3, "promotion": "resume"},
+    "trial": {"max_samples": 900, "report_samples": 100},
+}
+
+
 def report(history, number, samples, *, done=False, stopped=False, failure=""):
     metrics = {"num_samples_seen": samples, "val_error": 1 / samples, "fidelity": 0.5, "done": done, "failure": failure}
     history.report(number, metrics, stopped=stopped)
@@ -59,7 +69,7 @@ def folder(tmp_path):
     """A search of two trials, one of which has ended."""
     made = tmp_path / "results" / "first"
     made.mkdir(parents=True)
-    (made / "experiment.json").write_text(json.dumps({"trial": {"max_samples": 900}}))
+    (made / "experiment.json").write_text(json.dumps(DESCRIBED))
     history = History(made / "history.jsonl")
     history.session(2, time=datetime.datetime.now(datetime.UTC).isoformat())
     for lr in (1.0, 2.0):
@@ -138,6 +148,18 @@ def test_a_torn_last_line_is_not_seen(folder):
     assert ExperimentWatcher(folder).look(now).snapshot.num_trials == before.num_trials
 
 
+def test_the_time_left_counts_the_last_promotions(folder):
+    """Both trials go to their full budget, as there are no more than two."""
+    report(History(folder / "history.jsonl"), 2, 300, stopped=True)
+    watcher = ExperimentWatcher(folder)
+    with hold_lock(folder):
+        watcher.look(datetime.datetime.now(datetime.UTC))
+        begun = datetime.datetime.fromisoformat(watcher._reader.history.session_time)
+        snapshot = watcher.look(begun + datetime.timedelta(seconds=60)).snapshot
+    assert snapshot.samples == 1200
+    assert snapshot.seconds_left == pytest.approx((2 * 900 - 1200) * 60 / 1200)
+
+
 def test_a_search_killed_before_it_was_described_can_be_looked_at(folder):
     (folder / "experiment.json").unlink()
     sight = ExperimentWatcher(folder).look(datetime.datetime.now(datetime.UTC))
@@ -201,7 +223,7 @@ def test_mistakes_end_in_one_sentence(folder, tmp_path, monkeypatch):
             run(*arguments)
         assert "\n" not in str(caught.value)
     (folder / "experiment.json").write_text("{}")
-    with pytest.raises(MaskproError, match="has no max_samples"):
+    with pytest.raises(MaskproError, match="does not say how long its trials are; allowed"):
         run("monitor", folder)
     (folder / "experiment.json").unlink()
     with (folder / "history.jsonl").open("ab") as file:

@@ -13,6 +13,7 @@ from maskpro.monitoring.devices import DeviceMeter
 from maskpro.monitoring.view import format_seconds, live_view, plain_summary, summary_rows, take_snapshot
 from maskpro.schedule.folder import HISTORY_FILE
 from maskpro.schedule.history import History, HistoryReader
+from maskpro.schedule.rungs import Ladder
 from maskpro.tuning import monitor as monitor_module
 from maskpro.tuning.monitor import SearchMonitor
 
@@ -122,6 +123,34 @@ def test_time_left_is_what_the_trials_that_are_left_take_at_this_sessions_pace()
     report(history, 3, 800)
     # It has outlived the mean, and goes to its full budget.
     assert snapshot_of(history, seconds=130).seconds_left == pytest.approx((100 + 700) / 10)
+
+
+def test_confirmations_are_left_to_their_full_budget_beside_the_search():
+    """Of a search with a rung at 100 and two trials, which both climb; four confirmations are planned."""
+    climbed = Ladder(ends=(100, 900), reduction_factor=3, restarts=False, min_completed=3)
+    history = History()
+    history.session(2, time=START.isoformat())
+    now = START + datetime.timedelta(seconds=10)
+
+    def left(num_trials):
+        shown = take_snapshot(history, num_trials=num_trials, max_samples=900, now=now, ladder=climbed)
+        return shown.seconds_left and shown.seconds_left * shown.samples / 10
+
+    assert left(2) is None, "no pace yet"
+    for source in ("seed point 1", "optuna"):
+        history.start(PARAMS, source=source, seed=0)
+    report(history, 1, 100)
+    report(history, 2, 100, stopped=True)
+    assert left(2) == pytest.approx(2 * 800)
+    report(history, 1, 900, done=True)
+    report(history, 2, 900, done=True)
+    assert left(2) == 0
+    assert left(2 + 4) == pytest.approx(4 * 900)
+    for number in (3, 4):
+        history.start(PARAMS, source="confirmation of trial 1", seed=number)
+    report(history, 3, 300)
+    history.error(4, "no memory")
+    assert left(2 + 4) == pytest.approx(600 + 2 * 900)
 
 
 def test_a_clock_that_is_behind_gives_no_negative_time():
@@ -280,3 +309,25 @@ def test_a_running_search_estimates_the_time_left_whatever_becomes_of_the_clock(
     report(history, 2, 400)
     monitor.on_trial_complete(0, [], FakeTrial(1))
     assert capsys.readouterr().out.endswith("; 50 s, about 50 s left\n")
+
+
+def test_a_run_that_begins_anew_is_where_its_own_report_says_and_the_best_is_who_is_best_now(monkeypatch, capsys):
+    seconds = 1000.0
+    monkeypatch.setattr(monitor_module, "time", SimpleNamespace(monotonic=lambda: seconds))
+    history = History()
+    history.session(2, time=START.isoformat())
+    monitor = SearchMonitor(history, num_trials=2, max_samples=900)
+    monitor.setup()
+    for number, error in ((1, 0.1), (2, 0.2)):
+        history.start(PARAMS, source="optuna", seed=0)
+        report(history, number, 300, error, fidelity=1 - error, stopped=True)
+        monitor.on_trial_result(0, [], FakeTrial(number), history.trials[number].last)
+    history.go_on(1, promoted=True)
+    seconds += 60
+    monitor.on_trial_result(0, [], FakeTrial(1), metrics(100, 0.7, fidelity=0.3))
+    report(history, 1, 400, 0.6, fidelity=0.4)
+    seconds += 60
+    monitor.on_trial_result(0, [], FakeTrial(1), history.trials[1].last)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("trial 1 at 100 samples; best fidelity 0.900 (trial 1)")
+    assert second.startswith("trial 1 at 400 samples; best fidelity 0.800 (trial 2)")

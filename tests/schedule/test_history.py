@@ -74,6 +74,41 @@ def test_a_trial_has_ended_only_once_its_last_state_is_safe():
     assert history.trials[3].failure == "training loss is not finite after 100 samples"
 
 
+def test_a_run_that_begins_anew_counts_from_its_checkpoints_until_it_reports_what_is_new():
+    history, trained = History(), []
+
+    def report(samples, *, earlier, stopped=False):
+        metrics = {"num_samples_seen": samples, "num_samples_trained": earlier + samples, "val_error": 0.5, "done": False}
+        history.report(1, metrics, stopped=stopped)
+
+    history.start({"lr": 1.0}, source="optuna", seed=0)
+    for event in (
+        lambda: report(100, earlier=0, stopped=True),
+        lambda: history.checkpoint(1, "first", 100),
+        lambda: history.go_on(1, promoted=True),
+        lambda: history.checkpoint(1, "second", 50),
+        lambda: history.go_on(1, promoted=False),
+        lambda: history.checkpoint(1, "third", 100),
+        lambda: report(150, earlier=100),
+        lambda: history.checkpoint(1, "fourth", 150),
+        lambda: history.session(1, time="now"),
+    ):
+        event()
+        trained.append(history.trials[1].trained)
+    assert trained == [100, 100, 100, 150, 150, 200, 250, 250, 250]
+    assert history.trained_before_session == 250
+    for promoted in (True, False):  # a run that resumes where it stopped, until its next checkpoint
+        history.start({"lr": 1.0}, source="optuna", seed=0)
+        number = max(history.trials)
+        history.report(number, {"num_samples_seen": 100, "val_error": 0.5, "done": False}, stopped=True)
+        history.checkpoint(number, "first", 100)
+        history.go_on(number, promoted=True)
+        if not promoted:
+            history.report(number, {"num_samples_seen": 150, "val_error": 0.5, "done": False}, stopped=False)
+            history.checkpoint(number, "second", 150)
+        assert history.trials[number].trained == history.trials[number].samples
+
+
 def test_metrics_are_kept_as_json_can_hold_them(tmp_path):
     metrics = SEARCH.metrics(0.5, 100) | {"fidelity": math.inf, "time_this_iter_s": 3.0, "config": {"lr": 1.0}}
     kept = plain_metrics(metrics)
