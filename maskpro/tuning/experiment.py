@@ -221,6 +221,7 @@ class Session:
             return
         search, history = self.experiment.search, self.experiment.history
         storage, _, name = self.context.storage.rpartition("/")
+        ladder = Ladder.of_record(search.describe())
         faults = FaultWatch(
             history,
             storage=self.context.storage,
@@ -239,12 +240,7 @@ class Session:
                 callbacks=[
                     faults,
                     HistoryCallback(source, self.experiment.checkpoints(), is_excused=faults.caused),
-                    SearchMonitor(
-                        history,
-                        num_trials=shown,
-                        max_samples=self.context.max_samples,
-                        ladder=Ladder.of_record(search.describe()),
-                    ),
+                    SearchMonitor(history, num_trials=shown, max_samples=self.context.max_samples, ladder=ladder),
                     *_trackers(search),
                 ],
             )
