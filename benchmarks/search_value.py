@@ -14,6 +14,7 @@ kept in a file, from which the same command resumes.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -35,10 +36,10 @@ from maskpro.errors import MaskproError
 from maskpro.fidelity import Estimate, estimate_fidelity, estimate_gain
 from maskpro.runs import RunCache, build_trainer
 from maskpro.schedule.history import METRIC
-from maskpro.schedule.rungs import rungs
-from maskpro.schedule.state import MIN_COMPLETED, Plan
+from maskpro.schedule.rungs import MIN_COMPLETED, rungs
+from maskpro.schedule.state import Plan
 from maskpro.search_options import SearchOptions
-from maskpro.trainer import MaskTrainer
+from maskpro.trainer import MaskTrainer, NonFiniteLossError
 from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.search import prepare_search
 from maskpro.tuning.shared import initial_masked
@@ -106,16 +107,21 @@ class _RealTrials:
         self.initial_errors = self._test.judge(masked.model).errors
         self._trainers: dict[str, MaskTrainer] = {}
         self._errors: dict[str, dict[int, float]] = {}
+        self._failed: set[str] = set()
 
     def validation_error(self, params: Mapping[str, Any], samples: int, budget: int) -> float:
-        """Lowest validation error within the first `samples` samples of a run with this budget."""
-        trainer, errors = self._trainer(params, budget), self._errors.setdefault(_key(params, budget), {})
-        while trainer.num_samples_seen < samples:
-            trainer.train(self.search.context.report_samples)
-            trainer.validate()
-            assert trainer.lowest is not None
-            errors[trainer.num_samples_seen] = trainer.lowest.error
-        return errors[samples]
+        """Lowest validation error within the first `samples` samples of a run with this budget; infinite once it fails."""
+        key, trainer = _key(params, budget), self._trainer(params, budget)
+        errors = self._errors.setdefault(key, {})
+        while trainer.num_samples_seen < samples and key not in self._failed:
+            try:
+                trainer.train(self.search.context.report_samples)
+                trainer.validate()
+                assert trainer.lowest is not None
+                errors[trainer.num_samples_seen] = trainer.lowest.error
+            except NonFiniteLossError:
+                self._failed.add(key)
+        return math.inf if key in self._failed and samples not in errors else errors[samples]
 
     def test_errors(self, params: Mapping[str, Any]) -> Tensor:
         """Error of each test sample, `[size]`, under the mask that a trial has kept at its full budget."""
@@ -174,15 +180,16 @@ def run_seed(asked: Comparison) -> list[dict[str, Any]]:
         return errors
 
     planned, restarts = search.planned, search.space.promotion == "restart"
-    candidates = list(planned)
+    candidates, cost = list(planned), len(planned) * full
     if asked.reference is not None:
         unit, factor = search.context.report_samples, search.space.reduction_factor
         rung = rungs(first_rung=unit, max_samples=full, reduction_factor=factor)[-1]
         budget = rung if restarts else full
         candidates.sort(key=lambda plan: trials.validation_error(plan.params, rung, budget))
         del candidates[asked.reference :]
+        cost = len(planned) * rung + len(candidates) * (full if restarts else full - rung)
     best = min(candidates, key=lambda plan: trials.validation_error(plan.params, full, full))
-    reference = row(_SEED_POINTS, best.params, len(planned) * full, len(planned), best.source)
+    reference = row(_SEED_POINTS, best.params, cost, len(candidates), best.source)
     if asked.beside:
         trials.validation_error(asked.beside, full, full)
         row(_BESIDE, asked.beside, full, 1, "hand")

@@ -1,11 +1,14 @@
 """The benchmarks train with every setting that a space may have."""
 
+import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import checkpoint_rounding, validation_precision
+from benchmarks import checkpoint_rounding, search_value, validation_precision
+from maskpro.trainer import NonFiniteLossError
 from maskpro.tuning.space import load_space
 
 
@@ -32,3 +35,28 @@ def test_the_cost_of_rounding_is_measured_with_targets_within_the_network(small,
 def test_the_precision_of_validation_is_measured_with_targets_within_the_network(small):
     found = validation_precision.masks_of_a_run(small, torch.device("cpu"), seed=0, max_samples=64)
     assert max(found) == 64
+
+
+class _Trainer:
+    """Its loss is not finite after 200 samples; before that its error is a hundredth of the samples."""
+
+    num_samples_seen = 0
+    lowest = None
+
+    def train(self, num_samples):
+        self.num_samples_seen += num_samples
+        if self.num_samples_seen > 200:
+            raise NonFiniteLossError("training loss is not finite")
+
+    def validate(self):
+        self.lowest = SimpleNamespace(error=self.num_samples_seen / 100)
+
+
+def test_a_trial_of_the_search_comparison_fails_where_its_loss_is_not_finite():
+    trials = object.__new__(search_value._RealTrials)
+    trials.search = SimpleNamespace(context=SimpleNamespace(report_samples=100))
+    trials._errors, trials._failed, trainer = {}, set(), _Trainer()
+    trials._trainer = lambda params, budget: trainer
+    errors = [trials.validation_error({"lr": 1.0}, samples, 900) for samples in (100, 300, 200, 900)]
+    assert errors == [1.0, math.inf, 2.0, math.inf]
+    assert trainer.num_samples_seen == 300, "nothing is trained after that"
