@@ -104,7 +104,7 @@ def reopen_search(folder: Path, *, refused: Mapping[str, Any], session: Mapping[
     )
     planned = tuple(Plan(**plan) for plan in described["planned"])
     search = load_search(options, load_space(options.space_file), planned=planned, num_trials=described["num_trials"])
-    return _of_same_model(replace(search, is_replay=described["is_replay"]), described)
+    return _of_same_trials(replace(search, is_replay=described["is_replay"]), described)
 
 
 def replay_search(
@@ -145,16 +145,26 @@ def replay_search(
         )
         num_trials, is_replay = len(planned), True
     search = load_search(options, space, planned=planned, num_trials=num_trials)
-    return _of_same_model(replace(search, is_replay=is_replay), described)
+    return _of_same_trials(replace(search, is_replay=is_replay), described)
 
 
-def _of_same_model(search: Search, described: Mapping[str, Any]) -> Search:
-    found, expected = search.workload.fingerprint(), described["workload"]["model_hash"]
+def _of_same_trials(search: Search, described: Mapping[str, Any]) -> Search:
+    """The search, if its trials can be compared with those that the experiment has had so far."""
+    mine = search.describe()
+    found, expected = mine["workload"]["model_hash"], described["workload"]["model_hash"]
     if found != expected:
         raise MaskproError(
             f"model {search.workload.model_source} has changed since the experiment began "
             f"(hash {found[:12]}, was {expected[:12]}); allowed: the same weights"
         )
+    for record, name in (("trial", "max_samples"), ("trial", "report_samples"), ("workload", "images")):
+        was, now = described[record].get(name), mine[record].get(name)
+        if name == "images":
+            was, now = (counts and counts.get("read") for counts in (was, now))
+        if was is not None and was != now:
+            raise MaskproError(
+                f"{name} of the experiment is {now}, but was {was} when it began; allowed: the same images and {SPACE_FILE}"
+            )
     return search
 
 

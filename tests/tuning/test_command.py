@@ -87,6 +87,24 @@ def test_only_the_rungs_of_asha_are_runs_of_their_own_also_when_it_is_done_again
     assert len(parse(warm_start=tmp_path / "none").warm_start) == 1
 
 
+@pytest.mark.parametrize(
+    ("record", "name", "value", "message"),
+    [
+        ("trial", "max_samples", 25_000, r"max_samples of the experiment is 25200, but was 25000 when it began; allowed: "),
+        ("trial", "report_samples", 900, r"report_samples of the experiment is 934, but was 900 when it began; allowed: "),
+        ("workload", "images", {"read": {"train": 7}}, r"images of the experiment is .*1197.*, but was {'train': 7} when"),
+    ],
+)
+def test_an_experiment_whose_trials_would_no_longer_be_comparable_is_refused(parse, tmp_path, record, name, value, message):
+    folder = begun(parse(experiment="first"))
+    described = json.loads((folder / "experiment.json").read_text())
+    described[record][name] = value
+    write_json(folder / "experiment.json", described)
+    for job in (JobOptions(resume=folder), JobOptions(replay=folder)):
+        with pytest.raises(MaskproError, match=message):
+            parse_command({"results_dir": tmp_path} if job.replay else {}, job, now=NOW)
+
+
 def test_a_search_without_a_trial_yet_is_done_again_by_its_seed_and_from_the_same_warm_start(parse, tmp_path):
     first = begun(parse(experiment="first"), [({"lr": 1.0, "batch_size": 16}, 934)])
     second = begun(parse(experiment="second", warm_start=first))
