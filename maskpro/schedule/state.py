@@ -197,6 +197,11 @@ class PlannedTrials:
         self._live: set[int] = set()
 
     @property
+    def num_new(self) -> int:
+        """Number of trials that are still to be started."""
+        return len(self._planned)
+
+    @property
     def num_left(self) -> int:
         """Number of trials that are still to be run or finished."""
         return len(self._waiting) + len(self._planned)

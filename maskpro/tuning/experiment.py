@@ -213,7 +213,7 @@ class Session:
         """Run trials beside the search to their full budget, but for those that have been run; True when all are done."""
         history = self.experiment.history
         trials = PlannedTrials(history, plans)
-        self._fit(trials, shown=len(history.trials) + trials.num_left)
+        self._fit(trials, shown=len(history.trials) + trials.num_new)
         return not self.experiment.is_left(plans)
 
     def _fit(self, source: TrialSource, *, shown: int) -> None:

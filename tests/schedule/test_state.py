@@ -438,6 +438,7 @@ def test_confirmations_are_run_once_each_and_go_on_after_a_kill(tmp_path):
         assert state.next_trial() is None, "an unfinished confirmation is not the search's to run"
         source = PlannedTrials(state.history, CONFIRMATIONS)
         left = source.num_left
+        assert len(state.history.trials) + source.num_new == 14 + 3, "those that were begun are no new ones"
         try:
             SEARCH.run(source)
         except KilledError:
