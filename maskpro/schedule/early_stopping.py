@@ -30,6 +30,9 @@ class SuccessiveHalving:
     With `restarts` a rung is the end of a run of its own. Every trial stops there, at the end of its schedules of step size
     and temperature. A promoted trial is trained anew, with the next rung as its budget. The reason: a run that is cut off
     in the middle of its schedules tells little of how it would end. Seed points then stop at the first rung like others.
+    And of n trials in a rung no more than `n // reduction_factor` are ever promoted. ASHA promotes each trial that is among
+    the best when it comes: most of them, where each suggestion is better than the one before. With restarts that costs a
+    whole run each time.
 
     Args:
         first_rung: samples at the lowest rung; each further rung lies at `reduction_factor` times the one before.
@@ -80,10 +83,18 @@ class SuccessiveHalving:
     ) -> TrialRecord | None:
         """The stopped trial to promote next: the best one of the highest rung that has any."""
         for samples in reversed(self._rungs):
-            for number in self._best(samples, trials):
+            best = self._best(samples, trials)
+            if self._restarts and self._num_promoted(samples, trials) >= len(best):
+                continue
+            for number in best:
                 if trials[number].samples == samples and is_waiting(trials[number]):
                     return trials[number]
         return None
+
+    def _num_promoted(self, samples: int, trials: Mapping[int, TrialRecord]) -> int:
+        """Number of trials that have been promoted from a rung, and have not failed since."""
+        records = [trials[number] for _, number in self._rungs[samples]]
+        return sum(not record.failure and (record.samples > samples or not record.stopped) for record in records)
 
     def _add(self, number: int, samples: int, value: float) -> None:
         if samples in self._rungs:

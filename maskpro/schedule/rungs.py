@@ -9,8 +9,9 @@ from typing import Any
 
 from maskpro.schedule.history import TrialRecord
 
-# Least number of trials that run to their full budget: from a single one nothing could be selected.
-MIN_COMPLETED = 3
+# Least number of trials that run to their full budget. From a single one nothing could be selected, and the first ones are
+# promoted before most others are known.
+MIN_COMPLETED = 4
 
 
 def rungs(*, first_rung: int, max_samples: int, reduction_factor: int) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ class Halving:
         source = f"seed point {number}" if seed_point else "optuna"
         record = self.trials.setdefault(number, TrialRecord(number=number, params={}, source=source, seed=0))
         record.samples = samples
-        stops = self.rule.stops(record, samples, loss, self.trials)
+        record.stopped = stops = self.rule.stops(record, samples, loss, self.trials)
         if stops:
             self.waiting.add(number)
         return stops
@@ -42,6 +42,7 @@ class Halving:
         if record is None:
             return None
         self.waiting.discard(record.number)
+        record.stopped = False
         return record.number
 
 
@@ -69,13 +70,12 @@ def test_where_promoted_trials_restart_every_trial_stops_at_its_rung_and_the_nex
         assert halving.report(number, 100, loss, seed_point=number == 1)
     assert halving.promote() == 3
     best = halving.trials[3]
-    best.stopped = False
     assert halving.rule.budget(best) == 300
     assert not halving.report(3, 200, 0.05), "between two rungs"
     assert halving.report(3, 300, 0.01)
-    assert halving.rule.budget(best) == 900
-    best.stopped = True  # stopped at 300, but the checkpoint of it was lost
-    assert halving.rule.budget(best) == 300
+    assert halving.rule.budget(best) == 300, "the checkpoint of its stop was lost"
+    best.stopped = False
+    assert halving.rule.budget(best) == 900, "promoted"
 
 
 @pytest.mark.parametrize("reduction_factor", [2, 3, 4])

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.simulated_search import DiedError, KilledError, SimulatedSearch, learning_curve
+from benchmarks.simulated_search import DISTRIBUTIONS, DiedError, KilledError, SimulatedSearch, learning_curve
 from maskpro.schedule.early_stopping import SCHEDULERS
 from maskpro.schedule.folder import HISTORY_FILE
 from maskpro.schedule.history import PARTS, History, drop_torn_line, read_events
@@ -184,6 +184,24 @@ def test_where_promoted_trials_restart_each_rung_holds_the_ends_of_runs_of_its_l
         assert record.samples == rungs[-1]
         for samples in rungs:
             assert record.reports[samples]["val_error"] == schedule_curve(record.params, samples, samples)
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_where_promoted_trials_restart_a_rung_promotes_no_more_than_its_share_even_of_ever_better_trials(tmp_path, slots):
+    """Each suggestion is better than the one before, so each is among the best of its rung when it comes."""
+    plans = tuple(Plan(params={"lr": 3.0 * 0.9**number}, source="replay", seed=0) for number in range(36))
+    search = replace(
+        RESTARTS,
+        planned=plans,
+        num_trials=36,
+        curve=lambda params, samples, budget: params["lr"],
+        pace=lambda params: 1.0,
+        slots=slots,
+        distributions={"lr": DISTRIBUTIONS["lr"]},
+    )
+    history, _ = run_through(search, tmp_path)
+    reached = Counter(record.samples for record in history.trials.values())
+    assert reached == {100: 36 - 12, 300: 12 - 4, 900: 4}
 
 
 def test_where_promoted_trials_restart_a_kill_after_any_line_changes_nothing(tmp_path):
