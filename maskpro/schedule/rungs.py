@@ -12,6 +12,8 @@ from maskpro.schedule.history import TrialRecord
 # Least number of trials that run to their full budget. From a single one nothing could be selected, and the first ones are
 # promoted before most others are known.
 MIN_COMPLETED = 4
+# The same in experiments that don't record it.
+UNRECORDED_MIN_COMPLETED = 3
 
 
 def rungs(*, first_rung: int, max_samples: int, reduction_factor: int) -> tuple[int, ...]:
@@ -52,7 +54,9 @@ class Ladder:
             ends=(*(found if scheduler == "asha" else ()), full),
             reduction_factor=factor,
             restarts=scheduler == "asha" and space.get("promotion") == "restart",
-            min_completed=max(MIN_COMPLETED, described["options"]["promote_top_k"]),
+            min_completed=max(
+                described.get("min_completed", UNRECORDED_MIN_COMPLETED), described["options"]["promote_top_k"]
+            ),
         )
 
     def samples_left(self, records: Sequence[TrialRecord], num_trials: int) -> int:

@@ -18,6 +18,7 @@ from maskpro.options import parsed
 from maskpro.schedule.folder import EXPERIMENT_FILE, HISTORY_FILE, SPACE_FILE
 from maskpro.schedule.history import METRIC, History
 from maskpro.schedule.remnants import is_remnant, refuse_begun
+from maskpro.schedule.rungs import UNRECORDED_MIN_COMPLETED
 from maskpro.schedule.state import Plan
 from maskpro.search_options import PLACE_OPTIONS, SESSION_OPTIONS, JobOptions, SearchOptions
 from maskpro.tuning.search import EXPERIMENT_FORMAT, Search, load_search, prepare_search
@@ -32,6 +33,7 @@ _RECORDED = {
     "num_trials": int,
     "planned": list,
     "is_replay": bool,
+    "min_completed": int,
 }
 
 
@@ -104,7 +106,8 @@ def reopen_search(folder: Path, *, refused: Mapping[str, Any], session: Mapping[
     )
     planned = tuple(Plan(**plan) for plan in described["planned"])
     search = load_search(options, load_space(options.space_file), planned=planned, num_trials=described["num_trials"])
-    return _of_same_trials(replace(search, is_replay=described["is_replay"]), described)
+    search = replace(search, is_replay=described["is_replay"], min_completed=described["min_completed"])
+    return _of_same_trials(search, described)
 
 
 def replay_search(
@@ -145,7 +148,8 @@ def replay_search(
         )
         num_trials, is_replay = len(planned), True
     search = load_search(options, space, planned=planned, num_trials=num_trials)
-    return _of_same_trials(replace(search, is_replay=is_replay), described)
+    search = replace(search, is_replay=is_replay, min_completed=described["min_completed"])
+    return _of_same_trials(search, described)
 
 
 def _of_same_trials(search: Search, described: Mapping[str, Any]) -> Search:
@@ -186,6 +190,7 @@ def read_experiment(folder: Path, field: str) -> dict[str, Any]:
             f"{folder / EXPERIMENT_FILE} is of another version; allowed: format {EXPERIMENT_FORMAT} (finish it with the "
             f"version that began it, or do it again with --space {folder / SPACE_FILE})"
         )
+    described.setdefault("min_completed", UNRECORDED_MIN_COMPLETED)
     for name, kind in _RECORDED.items():
         if not isinstance(described.get(name), kind):
             raise MaskproError(

@@ -24,7 +24,7 @@ from maskpro.schedule.folder import EXPERIMENT_FILE, HISTORY_FILE, SPACE_FILE, S
 from maskpro.schedule.history import History, TrialRecord, drop_torn_line
 from maskpro.schedule.lock import hold_lock
 from maskpro.schedule.remnants import clear_remnant, refuse_begun
-from maskpro.schedule.rungs import MIN_COMPLETED, Ladder
+from maskpro.schedule.rungs import Ladder
 from maskpro.schedule.searcher import SearchStudy
 from maskpro.schedule.state import Plan, PlannedTrials, SearchState, TrialSource
 from maskpro.schedule.trial_table import tabulate_trials
@@ -85,7 +85,7 @@ class Experiment:
             planned=search.planned,
             seed=search.options.seed,
             halving=halving if search.scheduler == "asha" else None,
-            min_completed=0 if search.is_replay else max(MIN_COMPLETED, search.options.promote_top_k),
+            min_completed=0 if search.is_replay else max(search.min_completed, search.options.promote_top_k),
             restarts=search.restarts,
         )
 

@@ -27,6 +27,7 @@ from maskpro.preflight import Preflight, check_record, run_preflight
 from maskpro.runs import MaskFormat
 from maskpro.schedule.early_stopping import Scheduler, scheduler_name
 from maskpro.schedule.remnants import refuse_begun
+from maskpro.schedule.rungs import MIN_COMPLETED
 from maskpro.schedule.searcher import Searcher, searcher_name
 from maskpro.schedule.state import Plan
 from maskpro.search_options import SearchOptions
@@ -53,6 +54,7 @@ class Search:
         warm_start: (parameters, value, source) of another experiment's trials; of a new search only.
         judged_by: what judges beside the held-out samples, as the evaluation says it.
         is_replay: True for a search that follows another one's history: it stops trials where that one did.
+        min_completed: least number of trials that run to their full budget.
     """
 
     options: SearchOptions
@@ -65,6 +67,7 @@ class Search:
     warm_start: tuple[tuple[dict[str, Any], float, str], ...] = ()
     judged_by: Mapping[str, Any] = field(default_factory=dict)
     is_replay: bool = False
+    min_completed: int = MIN_COMPLETED
 
     @property
     def dense_layers(self) -> DenseLayers:
@@ -120,6 +123,7 @@ class Search:
             "num_trials": self.num_trials,
             "planned": [asdict(plan) for plan in self.planned],
             "is_replay": self.is_replay,
+            "min_completed": self.min_completed,
             "trial": context,
             "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
             "hardware": hardware(),

@@ -103,6 +103,9 @@ def test_the_record_of_a_search_tells_its_ladder():
     assert Ladder.of_record(described) == ladder(min_completed=5)
     del described["space"]["promotion"]  # an older one
     assert Ladder.of_record(described) == ladder(min_completed=5, restarts=False)
+    described["options"]["promote_top_k"] = 1
+    assert Ladder.of_record(described).min_completed == 3
+    assert Ladder.of_record(described | {"min_completed": 4}).min_completed == 4
     assert Ladder.of_record(described | {"scheduler": "none"}).ends == (1600,)
     for changed in ({"scheduler": "median"}, {"is_replay": True}):
         assert Ladder.of_record(described | changed) is None

@@ -377,6 +377,7 @@ def test_an_experiment_of_the_version_before_is_resumed_and_done_again(tmp_path)
         assert again["workload"] == described["workload"] | {"budgets": described["workload"]["budgets"] | changed}
         assert again["judged_by"] == described["judged_by"]
         assert again["trial"] == described["trial"]
+        assert again["min_completed"] == 3, "so a complete search needs no more trials"
         assert [plan.params for plan in search.planned] == [plan["params"] for plan in described["planned"]]
 
 
@@ -388,6 +389,7 @@ def test_an_experiment_of_the_version_before_is_resumed_and_done_again(tmp_path)
         ("planned", None, "None"),
         ("workload", "digits", "'digits'"),
         ("is_replay", "gone", "None"),
+        ("min_completed", "4", "'4'"),
     ],
 )
 def test_a_record_that_somebody_has_changed_is_refused(parse, tmp_path, name, value, shown):
