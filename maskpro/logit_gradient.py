@@ -113,9 +113,7 @@ class LogitGradient:
             total += self._run(self._loss_and_backward, batch, count, hidden_weight)
         values = weight_gradient.mul_(self._masked.learned_base)
         gradient = self._parametrisation.gradient(logits, progress, draw, values)
-        if self._config.optimizer == "sgd":
-            gradient /= gradient.square().mean().sqrt().clamp(min=torch.finfo(gradient.dtype).tiny)
-        return gradient, total
+        return normalised(gradient) if self._config.optimizer == "sgd" else gradient, total
 
     @torch.no_grad()
     def _policy_gradient(self, logits: Tensor, progress: float, indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -225,3 +223,12 @@ class LogitGradient:
         if "reference" in state:
             self.refresh(self._initial_mask.of_bits(state["reference"]).unpack())
         self.tracker = Tracker(*(state[f"tracker.{name}"].to(device) for name in Tracker._fields))
+
+
+def normalised(gradient: Tensor) -> Tensor:
+    """The gradient, scaled in place to root mean square 1; zeros stay zeros."""
+    tiny = torch.finfo(gradient.dtype).tiny
+    # Squares of less than 1e-38 are zero in float32. A power of two rounds nothing.
+    largest = gradient.abs().amax().clamp(min=tiny)
+    gradient *= torch.frexp(largest).mantissa / largest
+    return gradient.div_(gradient.square().mean().sqrt().clamp(min=tiny))

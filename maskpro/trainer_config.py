@@ -25,6 +25,9 @@ from maskpro.options import check_options, option, options_of
 # Group of settings that belong to a run rather than to a way of learning: a search sets them.
 _OF_A_RUN = "run"
 
+# Bounds beyond which perturbed logits divided by the temperature would leave float32's range.
+_LARGEST_LOGITS, _COLDEST = 1e6, 1e-6
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
@@ -100,6 +103,10 @@ class TrainerConfig:
             value = getattr(self, name)
             if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
                 raise MaskproError(f"{name} is {value!r}; allowed: a number above 0")
+        if self.logits > _LARGEST_LOGITS:
+            raise MaskproError(f"logits is {self.logits}; allowed: a number above 0, up to {_LARGEST_LOGITS:g}")
+        if self.final_temperature < _COLDEST:
+            raise MaskproError(f"final_temperature is {self.final_temperature}; allowed: a number of at least {_COLDEST:g}")
         for name in ("magnitude_prior", "hidden_targets"):
             value = getattr(self, name)
             if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):

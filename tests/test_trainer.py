@@ -10,6 +10,7 @@ from maskpro.distribution import score
 from maskpro.errors import MaskproError
 from maskpro.estimators import Tracker
 from maskpro.initial_masks import magnitude_masked_model
+from maskpro.logit_gradient import normalised
 from maskpro.names import ESTIMATORS
 from maskpro.objectives import HeldOutSamples, HeldOutValues, baseline_losses
 from maskpro.objectives.diffusion import DiffusionObjective
@@ -394,6 +395,23 @@ def test_raw_step_is_exactly_the_specs_update(digits):
         assert (trainer.logits - logits).abs().max() < 1e-9
 
 
+@pytest.mark.parametrize("logits", [3.0, 50.0])
+def test_a_step_of_sgd_moves_the_logits_by_lr_in_units_of_a_tenth_however_small_the_gradient(tiny, logits):
+    """With logits of 50 the squares of the gradient, about 1e-27, are zero in float32."""
+    trainer = make_trainer(tiny, optimizer="sgd", logits=logits, lr=2.0, lr_decay="constant")
+    before = trainer.logits.clone()
+    trainer.train(8)
+    step = (trainer.logits - before).square().mean().sqrt().item()
+    assert step == pytest.approx(0.2, rel=1e-3)
+
+
+def test_scaling_a_gradient_rounds_no_more_than_a_division_by_its_root_mean_square(generator):
+    gradient = 1e-6 * torch.randn(1_000, 4, generator=generator)
+    expected = gradient / gradient.square().mean().sqrt()
+    assert torch.equal(normalised(gradient.clone()), expected)
+    assert torch.equal(normalised(torch.zeros(3, 4)), torch.zeros(3, 4))
+
+
 def test_policy_gradient_starts_at_rest_and_moves_by_lr_in_units_of_a_tenth(digits):
     trainer = make_trainer(
         digits, estimator="policy_gradient", target="noise", lr=1.0, lr_decay="constant", budget_samples=800
@@ -432,6 +450,11 @@ def test_a_logit_that_is_not_finite_stops_the_run(digits):
         ({"lr": -1.0}, "lr is -1.0; allowed: a number above 0"),
         ({"lr": math.nan}, "lr is nan; allowed"),
         ({"logits": 0}, "logits is 0; allowed: a number above 0"),
+        ({"logits": 1e39}, r"logits is 1e\+39; allowed: a number above 0, up to 1e\+06"),
+        (
+            {"final_temperature": 1e-40, "estimator": "relaxed_subset"},
+            "final_temperature is 1e-40; allowed: a number of at least 1e-06",
+        ),
         ({"batch_size": 0}, "batch_size is 0; allowed: a whole number"),
         ({"batch_size": 1.5}, "batch_size is 1.5; allowed: a whole number"),
         ({"batch_size": 64, "dataset_size": 32}, "batch_size is 64; allowed: at most dataset_size, 32"),
