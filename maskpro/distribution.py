@@ -26,7 +26,7 @@ from maskpro.pattern import NMPattern
 
 # Largest number of masks a group may have for sums over all of them: 4:8 has 70, 8:16 has 12,870.
 MOST_CANDIDATES = 70
-# Number of terms that `score` holds at a time (64 MiB in float32).
+# Number of terms that `score` and `entropy` hold at a time (64 MiB in float32).
 _LARGEST_BLOCK = 2**24
 
 
@@ -107,13 +107,18 @@ def score(logits: Tensor, mask: Tensor, n: int | None = None, factor: Tensor | N
 
 
 def _score(logits: Tensor, mask: Tensor, n: int) -> Tensor:
-    terms = n * comb(n, n // 2)
+    size = max(1, _LARGEST_BLOCK // _terms_of_a_mask(n))
     parts: list[Tensor] = []
-    for rows, masks in zip(*(values.split(max(1, _LARGEST_BLOCK // terms)) for values in (logits, mask)), strict=True):
+    for rows, masks in zip(logits.split(size), mask.split(size), strict=True):
         with torch.enable_grad():
             leaf = rows.detach().requires_grad_(True)
             parts.append(*torch.autograd.grad(log_prob(leaf, masks).sum(), leaf))
     return torch.cat(parts)
+
+
+def _terms_of_a_mask(n: int) -> int:
+    """Number of terms that `log_prob` holds at a time for a group."""
+    return n * comb(n, n // 2)
 
 
 def inclusion_probabilities(logits: Tensor, n: int) -> Tensor:
@@ -173,11 +178,18 @@ def estimate_inclusion_gradient(logits: Tensor, n: int, noisy: Tensor, values: T
 
 
 def entropy(logits: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """Entropy of each group's mask distribution in nats, `[G]`; with more than 70 masks -log p of one draw, unbiased."""
-    if NMPattern(n, logits.shape[1]).num_candidates > MOST_CANDIDATES:
-        return -log_prob(logits, sample(logits, n, generator))
-    log_probs = candidate_log_probs(logits, n)
-    return -(log_probs.exp() * log_probs).sum(dim=1)
+    """Entropy of each group's mask distribution in nats, `[G]`; beyond 4:8 -log p of one draw, unbiased."""
+    size = logits.shape[1]
+    is_enumerated = NMPattern(n, size).most_sets <= MOST_CANDIDATES
+    terms = max(comb(size, drawn) * (size - drawn) for drawn in range(n)) if is_enumerated else _terms_of_a_mask(n)
+    parts: list[Tensor] = []
+    for rows in logits.split(max(1, _LARGEST_BLOCK // terms)):
+        if is_enumerated:
+            log_probs = candidate_log_probs(rows, n)
+            parts.append(-(log_probs.exp() * log_probs).sum(dim=1))
+        else:
+            parts.append(-log_prob(rows, sample(rows, n, generator)))
+    return torch.cat(parts)
 
 
 def candidate_log_probs(logits: Tensor, n: int) -> Tensor:

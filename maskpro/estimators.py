@@ -36,9 +36,9 @@ from maskpro.relaxation import relaxed_inclusion, relaxed_inclusion_gradient
 
 _TRACKER_DECAY = 0.99
 
-# Largest number of masks a group may have for straight-through to sum over all of them. With the 70 of 4:8 a step takes
-# ten times as long as with the estimate.
-_EXACT_CANDIDATES = 16
+# Largest number of sets of positions (`most_sets`) for straight-through to sum over all masks of a group. With the 70 of
+# 4:8 a step takes ten times as long as with the estimate.
+_EXACT_SETS = 16
 
 # MaskLLM's temperature at the start. Its scale of the logits, 100 to 500 with logits near 0.01, corresponds to 1 to 5 here.
 _FIRST_TEMPERATURE = 4.0
@@ -196,7 +196,7 @@ class LinearSpace:
         """Straight-through: d/d logits of sum_i values_i pi_i(logits), pi the inclusion probabilities.
 
         The forward pass uses the sampled mask, the backward pass its expectation pi. pi is exact with n = 2 or up to 16
-        masks a group; otherwise it is an unbiased estimate from the noise of the draw.
+        sets of positions (`most_sets`); otherwise it is an unbiased estimate from the noise of the draw.
         """
         if self._is_exact:
             return inclusion_gradient(logits, self.pattern.n, values)
@@ -205,7 +205,7 @@ class LinearSpace:
 
     @property
     def _is_exact(self) -> bool:
-        return self.pattern.n == 2 or self.pattern.num_candidates <= _EXACT_CANDIDATES
+        return self.pattern.n == 2 or self.pattern.most_sets <= _EXACT_SETS
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,11 @@ class NMPattern:
         """C(m, n), the number of masks of a group."""
         return comb(self.m, self.n)
 
+    @property
+    def most_sets(self) -> int:
+        """The most sets that there are of up to n of m positions: all that an enumeration by single draws goes through."""
+        return max(comb(self.m, drawn) for drawn in range(1, self.n + 1))
+
     def candidates(self) -> Tensor:
         """All masks of a group, bool `[C(m, n), m]`, in lexicographic order of the kept positions."""
         masks = torch.zeros(self.num_candidates, self.m, dtype=torch.bool)

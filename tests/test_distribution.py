@@ -1,8 +1,10 @@
 import itertools
+import math
 
 import pytest
 import torch
 
+from maskpro import distribution
 from maskpro.distribution import (
     candidate_log_probs,
     entropy,
@@ -17,6 +19,7 @@ from maskpro.distribution import (
     score,
 )
 from maskpro.errors import MaskproError
+from maskpro.estimators import LinearSpace
 from maskpro.pattern import NMPattern
 
 PATTERNS = [(1, 4), (2, 4), (3, 4), (2, 8), (4, 8)]
@@ -164,6 +167,37 @@ def test_entropy_is_that_of_the_masks_probabilities(n, m, generator):
     expected = -(log_probs.exp() * log_probs).sum().item()
     found = entropy(logits.expand(4000, m), n, generator)
     assert found.mean().item() == pytest.approx(expected, abs=5 * found.std().item() / 4000**0.5 + 1e-9)
+
+
+@pytest.mark.parametrize(("n", "m"), [*PATTERNS, (1, 2), (7, 8), (8, 16), (14, 16)])
+def test_entropy_of_equal_logits_is_the_log_of_the_number_of_masks(n, m, generator):
+    found = entropy(torch.zeros(3, m), n, generator)
+    torch.testing.assert_close(found, torch.full((3,), math.log(math.comb(m, n))), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("n", "m", "largest"), [(4, 8, 14), (8, 16, 7)])
+def test_entropy_takes_few_groups_at_a_time_with_the_same_result(n, m, largest, monkeypatch):
+    """All groups of a large network at once would need tens of gigabytes at 8:16."""
+    logits = 2 * torch.randn(50, m, generator=torch.Generator().manual_seed(1))
+    expected = entropy(logits, n, torch.Generator().manual_seed(2))
+    taken = []
+    for name in ("candidate_log_probs", "log_prob"):
+        inner = getattr(distribution, name)
+        monkeypatch.setattr(distribution, name, lambda rows, *more, f=inner: taken.append(len(rows)) or f(rows, *more))
+    monkeypatch.setattr(distribution, "_LARGEST_BLOCK", 3_920)
+    torch.testing.assert_close(entropy(logits, n, torch.Generator().manual_seed(2)), expected, rtol=1e-5, atol=0)
+    assert (sum(taken), max(taken)) == (50, largest)
+
+
+def test_no_enumeration_goes_through_many_sets_on_its_way_to_few_masks(generator, monkeypatch):
+    """15:16 has 16 masks, but 12,870 sets of eight positions."""
+    monkeypatch.setattr(distribution, "candidate_log_probs", None)
+    assert entropy(torch.zeros(1, 12), 11, generator).item() == pytest.approx(math.log(12), rel=1e-5)
+    logits = torch.randn(5, 16, generator=generator)
+    space = LinearSpace(NMPattern(15, 16))
+    draw = space.draw(logits, 0.0, generator)
+    assert (draw.mask.sum(dim=1) == 15).all()
+    assert space.gradient(logits, 0.0, draw, torch.ones(5, 16)).isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
