@@ -21,7 +21,8 @@ from maskpro.pattern import PackedMask
 from maskpro.rounding import pack_upper
 from maskpro.trainer_config import TrainerConfig
 
-# lr 1 moves a logit by about 0.1 a step, whatever the estimator.
+# lr 1 moves a logit by about 0.1 a step, whatever the estimator. With Adam a gradient below its epsilon, 1e-8, moves its
+# logit by less. The more weights a network has, the more of its gradients are that small.
 LOGIT_STEP = 0.1
 
 # Largest prior, as a share of `logits`: priors alone can then never swap two positions of a group.

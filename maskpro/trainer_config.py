@@ -34,9 +34,9 @@ class TrainerConfig:
     """Settings of one run of mask learning.
 
     Attributes:
-        lr: step size in units of 0.1 of a logit. With SGD the gradient is scaled to root mean square 1 over all logits; for
-            policy_gradient it is that of the normalised advantage. With `raw_step` it is the spec's own learning rate (no
-            factor, no normalisation, no decay).
+        lr: step size in units of 0.1 of a logit; with Adam gradients below its epsilon, 1e-8, move theirs by less. With SGD
+            the gradient is scaled to root mean square 1 over all logits; for policy_gradient it is that of the normalised
+            advantage. With `raw_step` it is the spec's own learning rate (no factor, no normalisation, no decay).
         logits: logits = magnitude * initial mask.
         magnitude_prior: magnitude_prior * log(|w| / mean |w| of the group) is added to the initial logits, within
             +-0.49 * logits, so their mode is still the initial mask.
