@@ -102,7 +102,7 @@ def load_pretrained(source: str, *, ema: bool = False) -> Pretrained:
         notes.append("unet_ema/ beside unet/ holds weights averaged over the training; --ema takes them")
     config = _read_config(parts["unet"] / "config.json", source)
     try:
-        scheduler, note = read_noise_schedule(
+        scheduler, converted = read_noise_schedule(
             _read_config(parts["scheduler"] / "scheduler_config.json", source),
             named_class=_class_of(index, "scheduler"),
         )
@@ -114,7 +114,7 @@ def load_pretrained(source: str, *, ema: bool = False) -> Pretrained:
         unet=unet.eval().requires_grad_(False),
         scheduler=scheduler,
         ema="EMA weights" if ema else _ema(source, folder, config, is_on_hub),
-        notes=(*notes, *([note] if note else []), *said),
+        notes=(*notes, *converted, *said),
     )
 
 
@@ -152,13 +152,15 @@ def _read_index(folder: Path, source: str) -> dict[str, Any]:
             f"model folder {source} is not a diffusers pipeline: model_index.json holds no table (--model)"
         )
     classes = {name: value[1] for name, value in index.items() if isinstance(value, list) and len(value) == 2 and value[1]}
-    kind = _OTHER_PIPELINES.get(index.get("_class_name", ""))
+    named = index.get("_class_name") or "pipeline"
+    pipeline = str(named[-1] if isinstance(named, list) else named)
+    kind = _OTHER_PIPELINES.get(pipeline)
     for part in classes:
         kind = kind or _OTHER_PARTS.get(part)
     if kind:
         parts = ", ".join(f"{name} {found}" for name, found in classes.items())
         raise ModelNotFoundError(
-            f"model {source} is a {index.get('_class_name', 'pipeline')} of {parts} ({kind}); allowed: a DDPM of images, a "
+            f"model {source} is a {pipeline} of {parts} ({kind}); allowed: a DDPM of images, a "
             "pipeline of UNet2DModel and scheduler alone (--model)"
         )
     if classes.get("unet") != "UNet2DModel":
@@ -175,7 +177,9 @@ def _class_of(index: Mapping[str, Any], part: str) -> str | None:
 
 def _unused_parts(index: Mapping[str, Any]) -> list[str]:
     known = ("unet", "scheduler", "unet_ema")
-    return [name for name, value in index.items() if isinstance(value, list) and any(value) and name not in known]
+    unused = {name: value for name, value in index.items() if isinstance(value, list) and any(value) and name not in known}
+    # A pipeline with code of its own names its file and class.
+    return [f"{value[0]}.py" if name == "_class_name" else name for name, value in unused.items()]
 
 
 def _read_config(path: Path, source: str) -> dict[str, Any]:
@@ -228,6 +232,10 @@ def _load_unet(folder: Path, config: Mapping[str, Any], source: str) -> tuple[UN
 
 
 def _check_config(config: Mapping[str, Any], source: str) -> None:
+    if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
+        raise ModelNotFoundError(
+            f"model {source} has a config.json of class {config['_class_name']}; allowed: UNet2DModel (--model)"
+        )
     if config.get("class_embed_type") is not None or config.get("num_class_embeds") is not None:
         raise ModelNotFoundError(f"model {source} is class-conditional; allowed: an unconditional DDPM (--model)")
     if config.get("time_embedding_type") == "fourier":

@@ -8,9 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
+from maskpro.errors import MaskproError
 from maskpro.files import check_new
 from maskpro.machine.process import one_line, say_aside
 from maskpro.option_groups import SourceOptions
+
+PATTERN, LAYOUT = "2:4", "channel"  # where nothing is given
 
 Output = Annotated[Path, typer.Option("--output-dir", help="New folder for the results.")]
 Pattern = Annotated[str, typer.Option(help="n:m, n weights kept of every m.")]
@@ -41,6 +44,24 @@ def opened_workload(source: SourceOptions, output: Path | None = None, *, quiet:
     for note in () if quiet else opened.notes:
         print(one_line(f"model {opened.model_source}: {note}"))
     return opened
+
+
+def masks_for(workload: Any, path: Path, pattern: str, layout: str) -> Any:
+    """The masks of a file, checked to be made for the workload's model.
+
+    Raises:
+        MaskproError: they are not, or `pattern` or `layout` was given and is not the file's.
+    """
+    from maskpro.pipeline.masks import load_masks_for
+
+    content = load_masks_for(workload, path)
+    for name, given, default, found in (
+        ("pattern", pattern, PATTERN, str(content.pattern)),
+        ("layout", layout, LAYOUT, content.layout),
+    ):
+        if given not in (default, found):
+            raise MaskproError(f"{name} is {given} with mask file {path}, which has {found}; allowed: without --{name}")
+    return content
 
 
 def preflight(workload: Any, *, options: Mapping[str, Any] | None = None, device: str = "cpu", **form: Any) -> Any:

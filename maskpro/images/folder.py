@@ -33,7 +33,7 @@ Say = Callable[[str], None]
 IMAGE_CACHE = ".images"
 
 # Version to count up when the same files give other pixels, so that stored images are made again.
-_PIXELS_VERSION = 2
+_PIXELS_VERSION = 3
 # A larger set is read into a file that is mapped into memory.
 IN_MEMORY_BYTES = 2**30
 _LARGEST_THREADS = 16
