@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 import tempfile
 import time
@@ -145,7 +146,23 @@ def _listed(root: Path, skipped: Counter[str]) -> dict[Split, list[Path]]:
     if not folders:
         return {"train": find_images(root, skipped)}
     beside(folders, skipped)
-    return {split: find_images(folder, skipped) for split, folder in folders.items()}
+    listed = {split: find_images(folders[split], skipped) for split in _SPLITS if split in folders}
+    return _apart(listed, skipped)
+
+
+def _apart(listed: dict[Split, list[Path]], skipped: Counter[str]) -> dict[Split, list[Path]]:
+    """The pictures without those of held-out splits that are, by links, pictures of a split before."""
+    if not any(path.is_symlink() for paths in listed.values() for path in paths):
+        return listed
+    seen: set[str] = set()
+    apart: dict[Split, list[Path]] = {}
+    for split, paths in listed.items():
+        real = [os.path.realpath(path) for path in paths]
+        apart[split] = [path for path, file in zip(paths, real, strict=True) if file not in seen]
+        if len(apart[split]) < len(paths):
+            skipped["links to images of another split"] += len(paths) - len(apart[split])
+        seen.update(real)
+    return apart
 
 
 def _split_files(

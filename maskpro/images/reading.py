@@ -148,7 +148,7 @@ def read_image(path: Path, reading: ImageReading, *, resolution: int, channels: 
     try:
         with Image.open(path, formats=sorted({*picture_formats().values()})) as opened:
             if opened.format == "JPEG" and not _has_end(opened):
-                raise UnreadableImageError("truncated: a JPEG without an end, of which Pillow makes up the rest")
+                raise UnreadableImageError("truncated: a JPEG without its end")
             done = ["first of several frames"] if getattr(opened, "is_animated", False) else []
             deep_from = deep_tiles(opened)
             stored_as = _orientation(opened)
