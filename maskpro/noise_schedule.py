@@ -228,9 +228,10 @@ def _converted(original: Any) -> DDPMScheduler:
 
 def _check_betas(scheduler: DDPMScheduler) -> None:
     betas: Tensor = torch.as_tensor(scheduler.betas)
-    if not (betas.isfinite().all() and (betas >= 0).all() and (betas <= 1).all()):
+    if not (betas.isfinite().all() and (betas >= 0).all() and (betas <= 1).all() and betas.any()):
         raise NoiseScheduleError(
-            f"betas of the scheduler lie between {betas.min().item():g} and {betas.max().item():g}; allowed: 0 to 1"
+            f"betas of the scheduler lie between {betas.min().item():g} and {betas.max().item():g}; allowed: 0 to 1, not "
+            "all 0"
         )
     if scheduler.config["prediction_type"] == "epsilon" and not (scheduler.alphas_cumprod > 0).all():
         raise NoiseScheduleError(

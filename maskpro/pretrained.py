@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,7 @@ def load_pretrained(source: str, *, ema: bool = False) -> Pretrained:
     folder = Path(source)
     is_on_hub = not folder.is_dir()
     if is_on_hub:
-        if source.count("/") != 1 or folder.is_absolute() or source.startswith("."):
+        if source.count("/") != 1 or folder.is_absolute() or source.startswith(".") or os.path.lexists(folder):
             raise ModelNotFoundError(f"no model folder {source}; name a diffusers DDPM folder with --model")
         folder = _download(source)
     index = _read_index(folder, source)
@@ -216,12 +217,22 @@ def _load_unet(folder: Path, config: Mapping[str, Any], source: str) -> tuple[UN
     weights, said = matched_weights(found, expected, source)
     notes += said
     kinds = {value.dtype for value in weights.values()} - {torch.float32}
+    sparse: list[str] = []
     for name, value in weights.items():
         if value.dtype not in _FLOATS:
             raise ModelNotFoundError(
                 f"model {source} holds {str(value.dtype).removeprefix('torch.')} in {name}; allowed: floating-point "
                 "weights, not quantised (--model)"
             )
+        if value.is_meta:
+            raise ModelNotFoundError(
+                f"model {source} holds {name} without values (a tensor of the device meta); name a whole one with --model"
+            )
+        if value.layout != torch.strided:
+            weights[name] = value.to_dense()
+            sparse.append(name)
+    if sparse:
+        notes.append(f"weights stored as sparse tensors are dense with the same zeros: {some_names(sparse)}")
     if kinds:
         notes.append(
             f"weights stored as {', '.join(sorted(str(kind).removeprefix('torch.') for kind in kinds))} are float32"

@@ -275,6 +275,30 @@ def test_weights_of_layers_that_the_network_lacks_are_refused(folder, key):
         assert f"holds 1 weights of layers that its config.json does not have: {key}; allowed" in refusal(path)
 
 
+def test_a_middle_block_that_the_config_leaves_out_is_not_dropped(folder):
+    set_config(folder, "unet", mid_block_type=None)
+    assert "weights of layers that its config.json does not have: mid_block.attentions.0" in refusal(folder)
+
+
+def test_sparse_tensors_are_made_dense_and_tensors_without_values_refused(folder):
+    """As pruned networks are saved, and what an unfinished load leaves."""
+    tensors, convolution, linear = tensors_of(folder), "conv_in.weight", "time_embedding.linear_1.weight"
+    bin_file(
+        folder,
+        tensors | {convolution: tensors[convolution].to_sparse(), linear: tensors[linear].half().to_sparse()},
+    )
+    loaded = load_pretrained(str(folder))
+    state = loaded.unet.state_dict()
+    assert torch.equal(state[convolution], tensors[convolution])
+    assert torch.equal(state[linear], tensors[linear].half().float())
+    assert loaded.notes == (
+        f"weights stored as sparse tensors are dense with the same zeros: {convolution}, {linear}",
+        "weights stored as float16 are float32",
+    )
+    bin_file(folder, tensors | {convolution: tensors[convolution].to("meta")})
+    assert f"holds {convolution} without values (a tensor of the device meta)" in refusal(folder)
+
+
 def test_what_counters_and_masks_leave_in_a_network_is_left_out_and_said(folder):
     """As thop, and a mask kept beside its weight."""
     rewrite(
@@ -417,6 +441,14 @@ def test_a_network_is_loaded_without_touching_the_global_random_numbers(folder):
     state = torch.random.get_rng_state()
     load_pretrained(str(folder))
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_file_with_a_slash_in_its_name_is_not_looked_for_on_the_hub(folder, monkeypatch):
+    monkeypatch.setattr("maskpro.pretrained._download", lambda name: pytest.fail("asked the hub"))
+    monkeypatch.chdir(folder)
+    (folder / "unet" / "link").symlink_to("nowhere")
+    for name in (f"unet/{WEIGHTS}.safetensors", "unet/link"):
+        assert f"no model folder {name}; name" in refusal(name)
 
 
 def test_a_file_that_changes_later_leaves_the_network_alone(folder):
@@ -631,6 +663,7 @@ def test_the_index_alone_may_name_the_class_of_the_scheduler(folder):
         ),
         ({"trained_betas": "linear"}, "trained_betas of the scheduler is 'linear'; allowed"),
         ({"trained_betas": [2.0] * 1000}, "betas of the scheduler lie between 2 and 2; allowed: 0 to 1"),
+        ({"beta_start": 0, "beta_end": 0}, "betas of the scheduler lie between 0 and 0; allowed: 0 to 1, not all 0"),
         ({"beta_schedule": "cosine"}, "beta_schedule of the scheduler is 'cosine'; allowed: linear, scaled_linear"),
         ({"prediction_type": "flow_prediction"}, "prediction_type of the scheduler is 'flow_prediction'; allowed: epsilon"),
         ({"num_train_timesteps": 0}, "num_train_timesteps of the scheduler is 0; allowed"),

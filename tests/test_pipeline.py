@@ -419,6 +419,15 @@ def test_an_initial_mask_that_removes_more_weights_is_refused(tmp_path, digits):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["link", "file/below"])
+def test_a_cache_that_can_not_be_written_is_refused_before_anything_runs(tmp_path, name):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(MaskproError, match=rf"cache {tmp_path / name} can't be written \(.*; allowed: a folder"):
+        run("evaluate", "--output-dir", tmp_path / "out", "--masks", "none", "--cache", tmp_path / name)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_link_to_nothing_is_no_output_folder(tmp_path):
     (tmp_path / "out").symlink_to(tmp_path / "nowhere")
     with pytest.raises(MaskproError, match=r"output folder .*out exists already"):

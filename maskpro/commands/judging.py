@@ -20,6 +20,7 @@ from maskpro.commands.inputs import (
 )
 from maskpro.commands.running import results_first
 from maskpro.errors import MaskproError
+from maskpro.files import why_unwritable
 from maskpro.option_groups import FeatureOptions, JudgingOptions, SamplingOptions, SourceOptions
 from maskpro.options import expanded
 
@@ -60,6 +61,9 @@ def evaluate(
 
     if (masks is None) == (checkpoint_path is None):
         raise MaskproError("masks and checkpoint_path are both given or both missing; allowed: exactly one of them")
+    problem = "" if cache is None else why_unwritable(cache.absolute())
+    if problem:
+        raise MaskproError(f"cache {cache} can't be written ({problem}); allowed: a folder, new or there")
     for name in ("features", "inception_weights", "reference_statistics"):
         value = getattr(judging, name)
         if value is not None and not compute_fid:
