@@ -243,7 +243,7 @@ def _load_unet(folder: Path, config: Mapping[str, Any], source: str) -> tuple[UN
 
 
 def _check_config(config: Mapping[str, Any], source: str) -> None:
-    if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
+    if config.get("_class_name") not in (None, "UNet2DModel"):
         raise ModelNotFoundError(
             f"model {source} has a config.json of class {config['_class_name']}; allowed: UNet2DModel (--model)"
         )

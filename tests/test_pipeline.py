@@ -398,8 +398,8 @@ def test_a_pattern_or_layout_beside_a_mask_file_must_be_the_files(tmp_path, digi
     path = tmp_path / "masks.safetensors"
     save_mask_file(path, magnitude_mask_file(digits, pattern=NMPattern(1, 4), layout="channel"))
     for command in ("train", "baseline", "evaluate"):
-        with pytest.raises(MaskproError, match=r"pattern is 4:8 with mask file .*, which has 1:4; allowed: without --p"):
-            run(command, "--output-dir", tmp_path / "out", "--masks", path, "--pattern", "4:8")
+        with pytest.raises(MaskproError, match=r"pattern is 2:4 with mask file .*, which has 1:4; allowed: without --p"):
+            run(command, "--output-dir", tmp_path / "out", "--masks", path, "--pattern", "2:4")
         with pytest.raises(MaskproError, match=r"layout is flattened with mask file .*, which has channel; allowed"):
             run(command, "--output-dir", tmp_path / "out", "--masks", path, "--layout", "flattened")
     budget = ("--dataset-size", 32, "--pattern", "1:4")
