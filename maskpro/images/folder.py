@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -152,12 +152,14 @@ def _listed(root: Path, skipped: Counter[str]) -> dict[Split, list[Path]]:
 
 def _apart(listed: dict[Split, list[Path]], skipped: Counter[str]) -> dict[Split, list[Path]]:
     """The pictures without those of held-out splits that are, by links, pictures of a split before."""
-    if not any(path.is_symlink() for paths in listed.values() for path in paths):
-        return listed
+    real_folder = lru_cache(maxsize=None)(os.path.realpath)
     seen: set[str] = set()
     apart: dict[Split, list[Path]] = {}
     for split, paths in listed.items():
-        real = [os.path.realpath(path) for path in paths]
+        real = [
+            os.path.realpath(path) if path.is_symlink() else os.path.join(real_folder(path.parent), path.name)
+            for path in paths
+        ]
         apart[split] = [path for path, file in zip(paths, real, strict=True) if file not in seen]
         if len(apart[split]) < len(paths):
             skipped["links to images of another split"] += len(paths) - len(apart[split])

@@ -412,8 +412,10 @@ def test_held_out_links_to_training_images_are_passed_over(tmp_path):
     for index in range(4):
         (root / "val" / f"link{index}.png").symlink_to(root / "train" / f"00{index}.png")
     (root / "test" / "link.png").symlink_to(root / "val" / "030.png")
+    fill(root / "train" / "cats", 2, first=60)
+    (root / "val" / "cats").symlink_to("../train/cats")
     (root / "train" / "elsewhere.png").symlink_to(fill(tmp_path / "b", 1, first=50) / "050.png")
     splits = read(root)
-    assert sizes(splits) == [21, 3, 3]
+    assert sizes(splits) == [23, 3, 3]
     assert as_set(splits.validation) == pictures(30, 31, 32)
-    assert splits.counts.skipped == {"links to images of another split": 5}
+    assert splits.counts.skipped == {"links to images of another split": 7}
