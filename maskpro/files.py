@@ -21,6 +21,8 @@ from maskpro.errors import MaskproError
 _LFS_POINTER = b"version https://git-lfs.github.com/"
 # What the system says where a disk, a quota, or what a file may take by `ulimit -f`, is full.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Bytes of a name in all usual file systems.
+_LONGEST_NAME = 255
 # safetensors and torch have errors of their own, and Ray hands errors on as text.
 _NO_ROOM_TEXTS = (*(os.strerror(number) for number in NO_ROOM), "PytorchStreamWriter failed writing")
 
@@ -140,23 +142,29 @@ def _is_claimed(path: Path) -> bool:
 
 
 def refuse_existing(path: Path, what: str) -> None:
-    """Raise where `path` exists: results are never overwritten silently."""
-    if path.exists():
+    """Raise where `path` exists, or is a link to what doesn't: results are never overwritten silently."""
+    if os.path.lexists(path):
         raise MaskproError(f"{what} {path} exists already and is not overwritten; name another one or remove it")
 
 
 def check_new(path: Path, what: str) -> None:
     """Raise where `path` exists, or can't be made; nothing is left behind."""
     refuse_existing(path, what)
-    problem = why_unwritable(path.absolute().parent)
+    problem = why_unwritable(path.absolute().parent) or _name_problem(path)
     if problem:
         raise MaskproError(f"{what} {path} can't be written ({problem}); name another one")
+
+
+def _name_problem(path: Path) -> str:
+    """Why no temporary sibling of that path can be made, or ""."""
+    longest = len(os.fsencode(f".{path.name}.12345678{path.suffix}"))
+    return os.strerror(errno.ENAMETOOLONG) if longest > _LONGEST_NAME else ""
 
 
 def why_unwritable(folder: Path) -> str:
     """Why a folder that is there, or is still to be made, can't be written; "" where it can. Nothing is left behind."""
     try:
-        above = next(place for place in (folder, *folder.parents) if place.exists())
+        above = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
         tempfile.TemporaryFile(dir=above).close()
     except OSError as error:
         return error.strerror or str(error)
@@ -177,7 +185,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file; a missing or broken one is a MaskproError."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # Windows' programs write a mark in front
     except FileNotFoundError:
         raise MaskproError(f"no file {path}") from None
     except ValueError as error:

@@ -99,16 +99,22 @@ def inspect_mask_file(path: Path) -> tuple[MaskFile, dict[str, str]]:
     metadata, packed = _read(path)
     try:
         shapes = {name: torch.Size(shape) for name, shape in json.loads(metadata["shapes"]).items()}
-        checksums = json.loads(metadata["checksums"])
-        provenance = json.loads(metadata["provenance"])
+        for shape in shapes.values():
+            shape.numel()  # raises where no tensor is so large
+        checksums, provenance = (dict(json.loads(metadata[name])) for name in ("checksums", "provenance"))
         base_hash = metadata["base_hash"]
-    except (KeyError, TypeError, ValueError) as error:
+        pattern, layout = NMPattern.parse(metadata["pattern"]), parse_layout(metadata["layout"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise MaskproError(f"mask file {path} is damaged: its description can't be read ({error!r})") from error
     for name in [*shapes, *packed]:
         check_layer_name(name)
+    unnamed = sorted(packed.keys() - shapes.keys())
+    if unnamed or not shapes:
+        what = f"it holds {unnamed[0]}, which its description does not name" if unnamed else "it holds no layer"
+        raise MaskproError(f"mask file {path} is damaged: {what}")
     content = MaskFile(
-        pattern=NMPattern.parse(metadata.get("pattern", "")),
-        layout=parse_layout(metadata.get("layout", "")),
+        pattern=pattern,
+        layout=layout,
         base_hash=base_hash,
         masks={name: _unpack(path, name, packed.get(name), shape) for name, shape in shapes.items()},
         provenance=provenance,

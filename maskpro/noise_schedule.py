@@ -24,6 +24,9 @@ BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "si
 # The longest schedules in use have 4,000 timesteps. With a billion, a typing error, the betas alone would fill the memory.
 _MOST_TIMESTEPS = 1_000_000
 
+# Fields that set the betas; diffusers writes all of them.
+_BETA_FIELDS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
+
 _DDPM = ("DDPMScheduler", "DDPMParallelScheduler")
 # Sampler classes over the betas of a DDPM.
 _SAME_SCHEDULE = (
@@ -77,8 +80,8 @@ class NoiseScheduleError(MaskproError):
     """A scheduler folder does not describe a DDPM's noise schedule; the message names what it describes."""
 
 
-def read_noise_schedule(config: Mapping[str, Any], *, named_class: str | None) -> tuple[DDPMScheduler, str]:
-    """The DDPM noise schedule that a scheduler's config describes, and a note for the user ("" if none).
+def read_noise_schedule(config: Mapping[str, Any], *, named_class: str | None) -> tuple[DDPMScheduler, list[str]]:
+    """The DDPM noise schedule that a scheduler's config describes, and notes for the user.
 
     Args:
         config: content of `scheduler_config.json`.
@@ -90,19 +93,52 @@ def read_noise_schedule(config: Mapping[str, Any], *, named_class: str | None) -
     name = str(config.get("_class_name") or named_class or "DDPMScheduler")
     for found in (name, named_class or name):
         _check_class(found)
+    config, notes = _without_old_names(config)
     for option in ("use_flow_sigmas", "timestep_type"):
         if config.get(option) in (True, "continuous"):
             raise NoiseScheduleError(f"scheduler has {option} {config[option]}; allowed: the discrete timesteps of a DDPM")
     _check_fields(config)
-    if name in _DDPM:
-        allowed = inspect.signature(DDPMScheduler.__init__).parameters
-        scheduler = _made(DDPMScheduler, {key: value for key, value in config.items() if key in allowed})
-        _check_betas(scheduler)
-        return scheduler, ""
-    original = _made(getattr(schedulers, name), {key: value for key, value in config.items() if not key.startswith("_")})
-    converted = _converted(original)
-    _check_betas(converted)
-    return converted, f"{name} is read as the DDPM noise schedule of its betas; its own way of sampling is not used"
+    scheduler_class = DDPMScheduler if name in _DDPM else getattr(schedulers, name)
+    if not (config.get("_class_name") or named_class):
+        notes.append("no file names the class of the scheduler; it is read as a DDPMScheduler")
+    notes += _guesses(config, scheduler_class)
+    scheduler = _made(scheduler_class, config)
+    if name not in _DDPM:
+        scheduler = _converted(scheduler)
+        notes.append(f"{name} is read as the DDPM noise schedule of its betas; its own way of sampling is not used")
+    _check_betas(scheduler)
+    return scheduler, notes
+
+
+def _without_old_names(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
+    """The config with `prediction_type` in place of `predict_epsilon`, which diffusers had before it, and notes."""
+    if config.get("predict_epsilon") is None:
+        return config, []
+    values = dict(config)
+    old, new = values.pop("predict_epsilon"), config.get("prediction_type")
+    if not isinstance(old, bool) or (new is not None and (new == "epsilon") is not old):
+        raise NoiseScheduleError(
+            f"predict_epsilon of the scheduler is {old!r} and prediction_type {new!r}; allowed: true with epsilon, false "
+            "with sample or v_prediction, or prediction_type alone"
+        )
+    if new is None:
+        values["prediction_type"] = "epsilon" if old else "sample"
+    note = f"predict_epsilon {str(old).lower()} of the scheduler is read as prediction_type {values['prediction_type']}"
+    return values, [note]
+
+
+def _guesses(config: Mapping[str, Any], scheduler_class: Any) -> list[str]:
+    """What a config lacks of the betas, and what it has that its class doesn't know."""
+    known = inspect.signature(scheduler_class.__init__).parameters
+    name = scheduler_class.__name__
+    lacking = [field for field in _BETA_FIELDS if field in known and field not in config]
+    unknown = [field for field in config if field not in known and not field.startswith("_")]
+    notes = []
+    if lacking:
+        notes.append(f"scheduler_config.json lacks {', '.join(lacking)}; the values of diffusers' {name} are taken")
+    if unknown:
+        notes.append(f"entries of scheduler_config.json that {name} doesn't know are left out: {', '.join(unknown)}")
+    return notes
 
 
 def _check_class(name: str) -> None:
@@ -126,6 +162,9 @@ def _check_fields(config: Mapping[str, Any]) -> None:
         raise NoiseScheduleError(
             f"num_train_timesteps of the scheduler is {steps!r}; allowed: a whole number from 1 to {_MOST_TIMESTEPS:,}"
         )
+    for name in ("clip_sample", "thresholding", "rescale_betas_zero_snr"):
+        if config.get(name) not in (None, True, False):
+            raise NoiseScheduleError(f"{name} of the scheduler is {config[name]!r}; allowed: true or false")
     for name in ("beta_start", "beta_end"):
         if not _is_number(config.get(name, 0.0)):
             raise NoiseScheduleError(f"{name} of the scheduler is {config[name]!r}; allowed: a number")
@@ -189,9 +228,10 @@ def _converted(original: Any) -> DDPMScheduler:
 
 def _check_betas(scheduler: DDPMScheduler) -> None:
     betas: Tensor = torch.as_tensor(scheduler.betas)
-    if not (betas.isfinite().all() and (betas >= 0).all() and (betas <= 1).all()):
+    if not (betas.isfinite().all() and (betas >= 0).all() and (betas <= 1).all() and betas.any()):
         raise NoiseScheduleError(
-            f"betas of the scheduler lie between {betas.min().item():g} and {betas.max().item():g}; allowed: 0 to 1"
+            f"betas of the scheduler lie between {betas.min().item():g} and {betas.max().item():g}; allowed: 0 to 1, not "
+            "all 0"
         )
     if scheduler.config["prediction_type"] == "epsilon" and not (scheduler.alphas_cumprod > 0).all():
         raise NoiseScheduleError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,7 @@ def load_pretrained(source: str, *, ema: bool = False) -> Pretrained:
     folder = Path(source)
     is_on_hub = not folder.is_dir()
     if is_on_hub:
-        if source.count("/") != 1 or folder.is_absolute() or source.startswith("."):
+        if source.count("/") != 1 or folder.is_absolute() or source.startswith(".") or os.path.lexists(folder):
             raise ModelNotFoundError(f"no model folder {source}; name a diffusers DDPM folder with --model")
         folder = _download(source)
     index = _read_index(folder, source)
@@ -102,7 +103,7 @@ def load_pretrained(source: str, *, ema: bool = False) -> Pretrained:
         notes.append("unet_ema/ beside unet/ holds weights averaged over the training; --ema takes them")
     config = _read_config(parts["unet"] / "config.json", source)
     try:
-        scheduler, note = read_noise_schedule(
+        scheduler, converted = read_noise_schedule(
             _read_config(parts["scheduler"] / "scheduler_config.json", source),
             named_class=_class_of(index, "scheduler"),
         )
@@ -114,7 +115,7 @@ def load_pretrained(source: str, *, ema: bool = False) -> Pretrained:
         unet=unet.eval().requires_grad_(False),
         scheduler=scheduler,
         ema="EMA weights" if ema else _ema(source, folder, config, is_on_hub),
-        notes=(*notes, *([note] if note else []), *said),
+        notes=(*notes, *converted, *said),
     )
 
 
@@ -152,13 +153,15 @@ def _read_index(folder: Path, source: str) -> dict[str, Any]:
             f"model folder {source} is not a diffusers pipeline: model_index.json holds no table (--model)"
         )
     classes = {name: value[1] for name, value in index.items() if isinstance(value, list) and len(value) == 2 and value[1]}
-    kind = _OTHER_PIPELINES.get(index.get("_class_name", ""))
+    named = index.get("_class_name") or "pipeline"
+    pipeline = str(named[-1] if isinstance(named, list) else named)
+    kind = _OTHER_PIPELINES.get(pipeline)
     for part in classes:
         kind = kind or _OTHER_PARTS.get(part)
     if kind:
         parts = ", ".join(f"{name} {found}" for name, found in classes.items())
         raise ModelNotFoundError(
-            f"model {source} is a {index.get('_class_name', 'pipeline')} of {parts} ({kind}); allowed: a DDPM of images, a "
+            f"model {source} is a {pipeline} of {parts} ({kind}); allowed: a DDPM of images, a "
             "pipeline of UNet2DModel and scheduler alone (--model)"
         )
     if classes.get("unet") != "UNet2DModel":
@@ -175,7 +178,9 @@ def _class_of(index: Mapping[str, Any], part: str) -> str | None:
 
 def _unused_parts(index: Mapping[str, Any]) -> list[str]:
     known = ("unet", "scheduler", "unet_ema")
-    return [name for name, value in index.items() if isinstance(value, list) and any(value) and name not in known]
+    unused = {name: value for name, value in index.items() if isinstance(value, list) and any(value) and name not in known}
+    # A pipeline with code of its own names its file and class.
+    return [f"{value[0]}.py" if name == "_class_name" else name for name, value in unused.items()]
 
 
 def _read_config(path: Path, source: str) -> dict[str, Any]:
@@ -212,12 +217,22 @@ def _load_unet(folder: Path, config: Mapping[str, Any], source: str) -> tuple[UN
     weights, said = matched_weights(found, expected, source)
     notes += said
     kinds = {value.dtype for value in weights.values()} - {torch.float32}
+    sparse: list[str] = []
     for name, value in weights.items():
         if value.dtype not in _FLOATS:
             raise ModelNotFoundError(
                 f"model {source} holds {str(value.dtype).removeprefix('torch.')} in {name}; allowed: floating-point "
                 "weights, not quantised (--model)"
             )
+        if value.is_meta:
+            raise ModelNotFoundError(
+                f"model {source} holds {name} without values (a tensor of the device meta); name a whole one with --model"
+            )
+        if value.layout != torch.strided:
+            weights[name] = value.to_dense()
+            sparse.append(name)
+    if sparse:
+        notes.append(f"weights stored as sparse tensors are dense with the same zeros: {some_names(sparse)}")
     if kinds:
         notes.append(
             f"weights stored as {', '.join(sorted(str(kind).removeprefix('torch.') for kind in kinds))} are float32"
@@ -228,6 +243,10 @@ def _load_unet(folder: Path, config: Mapping[str, Any], source: str) -> tuple[UN
 
 
 def _check_config(config: Mapping[str, Any], source: str) -> None:
+    if config.get("_class_name") not in (None, "UNet2DModel"):
+        raise ModelNotFoundError(
+            f"model {source} has a config.json of class {config['_class_name']}; allowed: UNet2DModel (--model)"
+        )
     if config.get("class_embed_type") is not None or config.get("num_class_embeds") is not None:
         raise ModelNotFoundError(f"model {source} is class-conditional; allowed: an unconditional DDPM (--model)")
     if config.get("time_embedding_type") == "fourier":

@@ -4,33 +4,39 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from maskpro.errors import ModelNotFoundError
 from maskpro.files import is_lfs_pointer, read_json
+from maskpro.weight_keys import some_names
 
 _WEIGHTS = "diffusion_pytorch_model"
 # Names of weight files, those of diffusers first.
 _STEMS = (_WEIGHTS, "model", "pytorch_model")
+# Variants that are the plain weights in another precision.
+_PRECISIONS = ("fp16", "bf16", "fp32")
 
 
 def read_weights(folder: Path, source: str) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors of a folder's weights, and notes for the user."""
     files = {path.name for path in folder.iterdir() if path.is_file()}
-    for ending in ("safetensors", "bin"):
-        for stem in _STEMS:
+    for stem in _STEMS:
+        for ending in ("safetensors", "bin"):
             for variant in _variants(files, stem, ending):
                 names = _files_of(folder, files, stem, variant, ending, source)
-                weights: dict[str, Tensor] = {}
-                for name in names:
-                    weights |= _read_file(folder / name, source)
-                return weights, [f"weights of the variant {variant} are taken, the only ones there"] if variant else []
+                others = _other_weights(files, names, stem, variant, ending)
+                alone = "" if others else ", the only ones there"
+                notes = [f"weights of the variant {variant} are taken{alone}"] if variant else []
+                if others:
+                    notes.append(f"other files of weights beside {names[0]} are not used: {some_names(others)}")
+                return _read_files(folder, names, source), notes
     others = sorted(name for name in files if name.endswith((".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx")))
     there = f"; there are {', '.join(others)}" if others else ""
     raise ModelNotFoundError(
@@ -51,47 +57,104 @@ def _variants(files: set[str], stem: str, ending: str) -> list[str]:
 
 
 def _files_of(folder: Path, files: set[str], stem: str, variant: str, ending: str, source: str) -> list[str]:
-    """The files with a variant's weights: one file, or shards, as listed in an index or found by their numbers."""
+    """The files with a variant's weights: the shards of an index, one file, or shards by their numbers.
+
+    diffusers takes the shards, too, where one file lies beside them. An index whose shards are gone is then passed over.
+    """
     dotted = f".{variant}" if variant else ""
     single = f"{stem}{dotted}.{ending}"
-    if single in files:
-        return [single]
     index = folder / f"{stem}.{ending}.index{dotted}.json"
     if index.name in files:
         table = read_json(index)
-        shards = (
-            sorted(set(table["weight_map"].values()))
-            if isinstance(table, dict) and isinstance(table.get("weight_map"), dict)
-            else []
-        )
+        weight_map = table.get("weight_map") if isinstance(table, dict) else None
+        shards = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
+        if single in files and not (shards and files.issuperset(shards)):
+            return [single]
+    elif single in files:
+        return [single]
     else:
         pattern = re.compile(rf"{re.escape(stem + dotted)}-(\d+)-of-(\d+)\.{ending}")
         numbered = [match for name in sorted(files) if (match := pattern.fullmatch(name))]
-        width, count = len(numbered[0][1]), int(numbered[0][2])
-        shards = [f"{stem}{dotted}-{k:0{width}}-of-{numbered[0][2]}.{ending}" for k in range(1, min(count, 10_000) + 1)]
-    missing = [str(name) for name in shards if name not in files]
+        counts = sorted({match[2] for match in numbered})
+        if len(counts) > 1:
+            sets = " and of ".join(str(int(count)) for count in counts)
+            raise ModelNotFoundError(
+                f"model {source} can't be loaded (shards of {sets} files lie beside each other in {folder}, without an "
+                "index); allowed: those of one set (--model)"
+            )
+        width, count = len(numbered[0][1]), int(counts[0])
+        shards = [f"{stem}{dotted}-{k:0{width}}-of-{counts[0]}.{ending}" for k in range(1, min(count, 10_000) + 1)]
+    missing = [name for name in shards if name not in files]
     if missing or not shards:
         lacking = f"shard {missing[0]} is missing" if missing else f"{index.name} names no shard"
         raise ModelNotFoundError(f"model {source} can't be loaded ({lacking} in {folder}); name another with --model")
     return shards
 
 
+def _other_weights(files: set[str], used: list[str], stem: str, variant: str, ending: str) -> list[str]:
+    """Files with weights that may differ from the used ones: of another name, variant or saving."""
+    pattern = re.compile(rf"({'|'.join(_STEMS)})(?:\.(\w+))?(?:-\d+-of-\d+)?\.(safetensors|bin)")
+    others = []
+    for name in sorted(files - set(used)):
+        match = pattern.fullmatch(name)
+        if match is None:
+            continue
+        is_same = match[1] == stem and (match[2] or "") in (variant, *_PRECISIONS)
+        if not is_same or (match[3] == ending and (match[2] or "") == variant):
+            others.append(name)
+    return others
+
+
+def _read_files(folder: Path, names: list[str], source: str) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {}
+    for name in names:
+        part = _read_file(folder / name, source)
+        twice = sorted(weights.keys() & part.keys())
+        if twice:
+            raise ModelNotFoundError(
+                f"model {source} can't be loaded (shard {name} holds {some_names(twice)}, as another shard does); name "
+                "another with --model"
+            )
+        weights |= part
+    return weights
+
+
 def _read_file(path: Path, source: str) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:200]
-        if path.is_file() and is_lfs_pointer(path):
-            reason = "a pointer of Git LFS, to be fetched with git lfs pull"
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Validating sparse tensor|Sparse CSR tensor")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # torch raises any error for a broken file
         raise ModelNotFoundError(
-            f"model {source} can't be loaded ({path.name}: {reason}); name another with --model"
+            f"model {source} can't be loaded ({path.name}: {_why_unreadable(path, error)}); name another with --model"
         ) from error
-    tables = [content, *(content.values() if isinstance(content, Mapping) else ())]
-    for table in tables:  # weights may lie in an inner table, as {"state_dict": ...}
-        if isinstance(table, Mapping) and table and all(isinstance(value, Tensor) for value in table.values()):
-            return {str(name): value for name, value in table.items()}
-    raise ModelNotFoundError(
-        f"model {source} can't be loaded ({path.name} is no table of tensors); name another with --model"
-    )
+    # Weights may lie in an inner table, as {"state_dict": ...}; its name is then a prefix of theirs.
+    tensors = dict(_tensors(content)) if isinstance(content, Mapping) else {}
+    if not tensors:
+        raise ModelNotFoundError(
+            f"model {source} can't be loaded ({path.name} is no table of tensors); name another with --model"
+        )
+    return tensors
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    if path.is_file() and path.stat().st_size == 0:
+        return "an empty file"
+    if path.is_file() and is_lfs_pointer(path):
+        return "a pointer of Git LFS, to be fetched with git lfs pull"
+    if isinstance(error, pickle.UnpicklingError):  # whose text advises to run what is in the file
+        return "no torch file of tensors alone, such as a network's state_dict(); others may hold code and are not opened"
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _tensors(table: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a table and of the tables within it; other values are no weights."""
+    for name, value in table.items():
+        if isinstance(value, Tensor):
+            yield f"{prefix}{name}", value
+        elif isinstance(value, Mapping):
+            yield from _tensors(value, f"{prefix}{name}.")

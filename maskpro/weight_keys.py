@@ -14,6 +14,8 @@ from maskpro.errors import ModelNotFoundError
 _WRAPPER_PARTS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # diffusers' names for the parts of attention before 0.15, found in older checkpoints on the hub.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+# Parts of a network that its config may leave out.
+_FURTHER_PARTS = {"mid_block", "class_embedding"}
 _NAMED_KEYS = 3
 
 
@@ -23,7 +25,7 @@ def matched_weights(
     """The tensors under the network's own names, and notes on what was done to their names.
 
     Raises:
-        ModelNotFoundError: a key is missing, occurs twice, or has another shape.
+        ModelNotFoundError: a key is missing, occurs twice, has another shape, or belongs to a layer that the network lacks.
     """
     notes = []
     named = {_without_wrappers(name, expected): name for name in found}
@@ -61,6 +63,13 @@ def matched_weights(
         raise ModelNotFoundError(
             f"model {source} holds {len(wrong)} weights of another shape than its config.json: {name} is "
             f"{list(found[named[name]].shape)}, allowed: {list(expected[name])} (--model)"
+        )
+    parts = {name.split(".")[0] for name in expected} | _FURTHER_PARTS
+    foreign = [name for name in extra if name.split(".")[0] in parts and name.endswith((".weight", ".bias"))]
+    if foreign:
+        raise ModelNotFoundError(
+            f"model {source} holds {len(foreign)} weights of layers that its config.json does not have: "
+            f"{some_names(foreign)}; allowed: weights and config.json of one network, adapters (LoRA) merged (--model)"
         )
     if extra:
         notes.append(f"{len(extra)} keys belong to no layer and are left out: {some_names(extra)}")

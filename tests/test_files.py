@@ -1,4 +1,4 @@
-"""Whole or absent files on a disk that is full."""
+"""Whole or absent files: on a disk that is full, and under names that can't be written."""
 
 import errno
 import os
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from maskpro.files import atomic_folder, atomic_path, replaced_folder
+from maskpro.errors import MaskproError
+from maskpro.files import atomic_folder, atomic_path, check_new, read_json, replaced_folder
 from maskpro.schedule import lock
 
 
@@ -51,3 +52,34 @@ def test_a_lock_that_finds_no_room_is_named(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left on device") as caught, lock.hold_lock(tmp_path):
         pass
     assert Path(caught.value.filename) == tmp_path / lock.LOCK_FILE
+
+
+@pytest.mark.parametrize("target", ["nowhere", "link"])
+def test_a_link_to_nothing_is_no_free_name(tmp_path, target):
+    """A folder can't be renamed to it, which would be noticed after hours."""
+    (tmp_path / "link").symlink_to(target)
+    with pytest.raises(MaskproError, match=r"output folder .*link exists already"):
+        check_new(tmp_path / "link", "output folder")
+    with pytest.raises(MaskproError, match=r"output folder .*below can't be written \("):
+        check_new(tmp_path / "link" / "below", "output folder")
+
+
+@pytest.mark.parametrize(("length", "suffix"), [(246, ""), (256, ""), (245, ".npz")])
+def test_a_name_too_long_for_the_temporary_sibling_is_refused_at_once(tmp_path, length, suffix):
+    path = tmp_path / ("n" * (length - len(suffix)) + suffix)
+    with pytest.raises(MaskproError, match=r"can't be written \(File name too long\)"):
+        check_new(path, "output")
+
+
+@pytest.mark.parametrize(("length", "suffix"), [(245, ""), (241, ".npz")])
+def test_the_longest_names_can_be_written(tmp_path, length, suffix):
+    path = tmp_path / ("n" * (length - len(suffix)) + suffix)
+    check_new(path, "output")
+    with atomic_path(path) as temporary:
+        temporary.write_text("x")
+    assert path.read_text() == "x"
+
+
+def test_json_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(tmp_path / "a.json") == {"a": 1}

@@ -4,11 +4,12 @@ import pytest
 import torch
 from conftest import seeded_unet
 from diffusers.models.unets.unet_2d import UNet2DModel
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from maskpro.errors import MaskproError
 from maskpro.initial_masks import random_mask
-from maskpro.mask_file import MaskFile, inspect_mask_file, load_mask_file, save_mask_file
+from maskpro.mask_file import MaskFile, _description_checksum, inspect_mask_file, load_mask_file, save_mask_file
 from maskpro.masked_model import MaskedModel, maskable_layers, model_hash
 from maskpro.pattern import NMPattern, weight_view
 
@@ -89,6 +90,40 @@ def test_damage_is_told_layer_by_layer(content, tmp_path):
     assert problem.startswith("does not match its checksum and is not 2:4 in layout channel: 1 of ")
     with pytest.raises(MaskproError, match=r"is damaged: layer \S+ does not match its checksum"):
         load_mask_file(path)
+
+
+def edited(path, change):
+    """The file after a change of its description and tensors, with the right checksum of the description."""
+    with safe_open(path, framework="pt") as opened:
+        metadata, packed = dict(opened.metadata()), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    change(metadata, packed)
+    metadata.pop("checksum")
+    save_file(packed, path, metadata=metadata | {"checksum": _description_checksum(metadata)})
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda about, packed: about.update(shapes="[1]"), "its description can't be read"),
+        (lambda about, packed: about.update(shapes=f'{{"a.b": [{10**20}]}}'), "its description can't be read"),
+        (lambda about, packed: about.update(checksums="[1]"), "its description can't be read"),
+        (lambda about, packed: about.update(provenance="3"), "its description can't be read"),
+        (lambda about, packed: about.pop("pattern"), "its description can't be read"),
+        (lambda about, packed: about.update(layout="row"), "its description can't be read .*layout is 'row'; allowed"),
+        (
+            lambda about, packed: packed.update({"a.b": torch.zeros(8, dtype=torch.uint8)}),
+            "it holds a.b, which its description does not name",
+        ),
+        (lambda about, packed: (packed.clear(), about.update(shapes="{}")), "it holds no layer"),
+    ],
+)
+def test_a_file_that_was_edited_is_refused_in_one_sentence(content, tmp_path, change, problem):
+    path = tmp_path / "masks.safetensors"
+    save_mask_file(path, content)
+    edited(path, change)
+    with pytest.raises(MaskproError, match=f"mask file .* is damaged: {problem}") as caught:
+        load_mask_file(path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/tmp/x", "a/b", "conv 1", "", "a..b", "a\nb", "ä", "a[0]", "%"])

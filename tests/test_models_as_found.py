@@ -221,6 +221,198 @@ def test_shards_load_with_their_index_and_without_it(tmp_path, form, variant):
     assert f"shard {shards[1].name} is missing" in refusal(tmp_path)
 
 
+def test_weights_in_several_tables_are_told_apart_by_their_names(folder):
+    """As training scripts save them; the raw network is taken, wherever it stands."""
+    tensors = tensors_of(folder)
+    averaged = {name: value + 1 for name, value in tensors.items()}
+    steps = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]}
+    bin_file(
+        folder, {"ema": averaged, "noise": {"betas": torch.zeros(3)}, "optimizer": steps, "model": tensors, "epoch": 3}
+    )
+    loaded = load_pretrained(str(folder))
+    assert model_hash(loaded.unet) == model_hash(small_unet())
+    assert loaded.notes[:2] == (
+        "keys also come with the prefix ema.; those are not used",
+        "prefixes of keys are removed: model.",
+    )
+    bin_file(folder, {**tensors, "epoch": 3})
+    assert model_hash(load_pretrained(str(folder)).unet) == model_hash(small_unet())
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "an empty file"),
+        (b"<!DOCTYPE html><html>404", "no torch file of tensors alone, such as a network's state_dict()"),
+        (small_unet, "no torch file of tensors alone, such as a network's state_dict()"),
+    ],
+    ids=["empty", "a web page", "a whole module"],
+)
+def test_a_bin_file_that_is_not_opened_says_why(folder, content, said):
+    bin_file(folder, None if isinstance(content, bytes) else content())
+    if isinstance(content, bytes):
+        (folder / "unet" / f"{WEIGHTS}.bin").write_bytes(content)
+    assert f"({WEIGHTS}.bin: {said}" in refusal(folder)
+    assert "weights_only" not in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "down_blocks.0.attentions.0.to_q.weight",
+        "down_blocks.1.attentions.0.to_q.lora.down.weight",
+        "down_blocks.1.attentions.0.to_q.lora_A.default.weight",
+        "class_embedding.weight",
+    ],
+)
+def test_weights_of_layers_that_the_network_lacks_are_refused(folder, key):
+    """Without them it would be another network."""
+    for prefix in ("", "module.", "model."):
+        tensors = {f"{prefix}{name}": value for name, value in {**tensors_of(folder), key: torch.zeros(4, 16)}.items()}
+        path = folder.with_name(f"with_{prefix}")
+        shutil.copytree(folder, path)
+        rewrite(path, tensors)
+        assert f"holds 1 weights of layers that its config.json does not have: {key}; allowed" in refusal(path)
+
+
+def test_a_middle_block_that_the_config_leaves_out_is_not_dropped(folder):
+    set_config(folder, "unet", mid_block_type=None)
+    assert "weights of layers that its config.json does not have: mid_block.attentions.0" in refusal(folder)
+
+
+def test_sparse_tensors_are_made_dense_and_tensors_without_values_refused(folder):
+    """As pruned networks are saved, and what an unfinished load leaves."""
+    tensors, convolution, linear = tensors_of(folder), "conv_in.weight", "time_embedding.linear_1.weight"
+    bin_file(
+        folder,
+        tensors | {convolution: tensors[convolution].to_sparse(), linear: tensors[linear].half().to_sparse()},
+    )
+    loaded = load_pretrained(str(folder))
+    state = loaded.unet.state_dict()
+    assert torch.equal(state[convolution], tensors[convolution])
+    assert torch.equal(state[linear], tensors[linear].half().float())
+    assert loaded.notes == (
+        f"weights stored as sparse tensors are dense with the same zeros: {convolution}, {linear}",
+        "weights stored as float16 are float32",
+    )
+    bin_file(folder, tensors | {convolution: tensors[convolution].to("meta")})
+    assert f"holds {convolution} without values (a tensor of the device meta)" in refusal(folder)
+
+
+def test_what_counters_and_masks_leave_in_a_network_is_left_out_and_said(folder):
+    """As thop, and a mask kept beside its weight."""
+    rewrite(
+        folder,
+        tensors_of(folder)
+        | {"mid_block.total_ops": torch.zeros(1), "total_params": torch.zeros(1), "conv_in.weight_mask": torch.ones(1)},
+    )
+    loaded = load_pretrained(str(folder))
+    assert model_hash(loaded.unet) == model_hash(small_unet())
+    assert loaded.notes == (
+        "3 keys belong to no layer and are left out: conv_in.weight_mask, mid_block.total_ops, total_params",
+    )
+
+
+@pytest.mark.parametrize("name", ["ema.safetensors", "non_ema.safetensors", "non_ema.bin"])
+def test_other_variants_beside_the_weights_are_said(folder, name):
+    tensors, path = tensors_of(folder), folder / "unet" / f"{WEIGHTS}.{name}"
+    if path.suffix == ".bin":
+        torch.save(tensors, path)
+    else:
+        save_file(tensors, path)
+    said = f"other files of weights beside {WEIGHTS}.safetensors are not used: {path.name}"
+    assert load_pretrained(str(folder)).notes == (said,)
+
+
+def test_the_same_weights_in_another_form_or_precision_go_without_a_word(folder):
+    torch.save(tensors_of(folder), folder / "unet" / f"{WEIGHTS}.bin")
+    save_file(
+        {name: value.half() for name, value in tensors_of(folder).items()}, folder / "unet" / f"{WEIGHTS}.fp16.safetensors"
+    )
+    assert load_pretrained(str(folder)).notes == ()
+
+
+def test_of_several_variants_none_is_said_to_be_the_only_one(folder):
+    path = folder / "unet" / f"{WEIGHTS}.safetensors"
+    shutil.copy(path, folder / "unet" / f"{WEIGHTS}.non_ema.safetensors")
+    path.rename(folder / "unet" / f"{WEIGHTS}.ema.safetensors")
+    assert load_pretrained(str(folder)).notes == (
+        "weights of the variant ema are taken",
+        f"other files of weights beside {WEIGHTS}.ema.safetensors are not used: {WEIGHTS}.non_ema.safetensors",
+    )
+
+
+def test_diffusers_own_file_goes_before_that_of_another_library(folder):
+    tensors = tensors_of(folder)
+    bin_file(folder, tensors)
+    save_file({name: value + 1 for name, value in tensors.items()}, folder / "unet" / "model.safetensors")
+    loaded = load_pretrained(str(folder))
+    assert model_hash(loaded.unet) == model_hash(small_unet())
+    assert loaded.notes == (f"other files of weights beside {WEIGHTS}.bin are not used: model.safetensors",)
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    """A pipeline folder with shards, and its index."""
+    save_pipeline(tmp_path, small_unet(), DDPMScheduler())
+    shutil.rmtree(tmp_path / "unet")
+    small_unet().save_pretrained(tmp_path / "unet", max_shard_size="20KB")
+    return tmp_path, tmp_path / "unet" / f"{WEIGHTS}.safetensors.index.json"
+
+
+def test_an_index_goes_before_one_file_as_in_diffusers_unless_its_shards_are_gone(sharded):
+    folder, index = sharded
+    other = small_unet(seed=1)
+    save_file(
+        {name: value.contiguous() for name, value in other.state_dict().items()}, folder / "unet" / f"{WEIGHTS}.safetensors"
+    )
+    loaded = load_pretrained(str(folder))
+    assert model_hash(loaded.unet) == model_hash(small_unet())
+    assert model_hash(UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)) == model_hash(small_unet())
+    assert loaded.notes[0].endswith(f"are not used: {WEIGHTS}.safetensors")
+    for shard in set(json.loads(index.read_text())["weight_map"].values()):
+        (folder / "unet" / shard).unlink()
+    loaded = load_pretrained(str(folder))
+    assert model_hash(loaded.unet) == model_hash(other)
+    assert loaded.notes == ()
+
+
+@pytest.mark.parametrize("name", [None, ["a"], 3])
+def test_an_index_with_other_things_than_names_is_refused(sharded, name):
+    folder, index = sharded
+    table = json.loads(index.read_text())
+    table["weight_map"]["conv_in.weight"] = name
+    write_json(index, table)
+    assert f"shard {name} is missing" in refusal(folder)
+
+
+def test_shards_that_do_not_belong_together_are_refused(sharded):
+    folder, index = sharded
+    shards = sorted((folder / "unet").glob("*.safetensors"))
+    last = load_file(shards[-1])
+    twice = next(iter(load_file(shards[0])))
+    save_file({**{name: value.clone() for name, value in last.items()}, twice: torch.zeros(1)}, shards[-1])
+    assert f"shard {shards[-1].name} holds {twice}, as another shard does" in refusal(folder)
+    index.unlink()
+    (folder / "unet" / f"{WEIGHTS}-00001-of-00002.safetensors").touch()
+    assert f"shards of 2 and of {len(shards)} files lie beside each other" in refusal(folder)
+
+
+def test_json_with_a_byte_order_mark_is_read(folder):
+    """As Windows' programs write it."""
+    write_json(folder / WEIGHTS_RECORD, {"ema": True})
+    for path in folder.rglob("*.json"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    loaded = load_pretrained(str(folder))
+    assert model_hash(loaded.unet) == model_hash(small_unet())
+    assert loaded.ema == "EMA weights"
+
+
+def test_a_config_of_another_class_is_refused(folder):
+    set_config(folder, "unet", _class_name="UNet2DConditionModel")
+    assert "has a config.json of class UNet2DConditionModel; allowed: UNet2DModel" in refusal(folder)
+
+
 def test_an_index_names_no_file_outside_its_folder(folder):
     (folder / "unet" / f"{WEIGHTS}.safetensors").rename(folder / "elsewhere.safetensors")
     index = {"weight_map": dict.fromkeys(small_unet().state_dict(), "../elsewhere.safetensors")}
@@ -249,6 +441,14 @@ def test_a_network_is_loaded_without_touching_the_global_random_numbers(folder):
     state = torch.random.get_rng_state()
     load_pretrained(str(folder))
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_file_with_a_slash_in_its_name_is_not_looked_for_on_the_hub(folder, monkeypatch):
+    monkeypatch.setattr("maskpro.pretrained._download", lambda name: pytest.fail("asked the hub"))
+    monkeypatch.chdir(folder)
+    (folder / "unet" / "link").symlink_to("nowhere")
+    for name in (f"unet/{WEIGHTS}.safetensors", "unet/link"):
+        assert f"no model folder {name}; name" in refusal(name)
 
 
 def test_a_file_that_changes_later_leaves_the_network_alone(folder):
@@ -357,6 +557,14 @@ def test_pipelines_of_unet_and_scheduler_alone_are_served(folder, name):
     assert load_pretrained(str(folder)).notes == ("mel of the pipeline is not used",)
 
 
+def test_a_pipeline_with_code_of_its_own_is_named_by_module_and_class(folder):
+    path = folder / "model_index.json"
+    write_json(path, json.loads(path.read_text()) | {"_class_name": ["my_pipeline", "MyDDPM"]})
+    assert load_pretrained(str(folder)).notes == ("my_pipeline.py of the pipeline is not used",)
+    write_json(path, json.loads(path.read_text()) | {"_class_name": ["my_pipeline", "LDMPipeline"]})
+    assert "is a LDMPipeline of" in refusal(folder)
+
+
 def test_the_unet_folder_of_a_pipeline_points_to_the_pipeline(folder):
     assert f"the pipeline is {folder}" in refusal(folder / "unet")
 
@@ -455,9 +663,12 @@ def test_the_index_alone_may_name_the_class_of_the_scheduler(folder):
         ),
         ({"trained_betas": "linear"}, "trained_betas of the scheduler is 'linear'; allowed"),
         ({"trained_betas": [2.0] * 1000}, "betas of the scheduler lie between 2 and 2; allowed: 0 to 1"),
+        ({"beta_start": 0, "beta_end": 0}, "betas of the scheduler lie between 0 and 0; allowed: 0 to 1, not all 0"),
         ({"beta_schedule": "cosine"}, "beta_schedule of the scheduler is 'cosine'; allowed: linear, scaled_linear"),
         ({"prediction_type": "flow_prediction"}, "prediction_type of the scheduler is 'flow_prediction'; allowed: epsilon"),
         ({"num_train_timesteps": 0}, "num_train_timesteps of the scheduler is 0; allowed"),
+        ({"clip_sample": "false"}, "clip_sample of the scheduler is 'false'; allowed: true or false"),
+        ({"thresholding": "no"}, "thresholding of the scheduler is 'no'; allowed: true or false"),
         ({"beta_start": "low"}, "beta_start of the scheduler is 'low'; allowed: a number"),
         ({"rescale_betas_zero_snr": True}, "leave nothing of the image at the last timestep"),
     ],
@@ -478,6 +689,42 @@ def test_flow_sigmas_and_continuous_timesteps_are_refused(folder):
 def test_every_beta_schedule_of_ddpm_is_served(folder, schedule):
     set_config(folder, "scheduler", beta_schedule=schedule)
     assert torch.equal(load_pretrained(str(folder)).scheduler.betas, DDPMScheduler(beta_schedule=schedule).betas)
+
+
+def test_the_old_name_of_the_prediction_type_is_known(folder):
+    """predict_epsilon; today's diffusers passes it over, and takes such a network for one that predicts noise."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text())
+    for old, new in ((True, "epsilon"), (False, "sample")):
+        old_config = {name: value for name, value in config.items() if name != "prediction_type"}
+        write_json(path, old_config | {"predict_epsilon": old})
+        loaded = load_pretrained(str(folder))
+        assert loaded.scheduler.config["prediction_type"] == new
+        note = f"predict_epsilon {str(old).lower()} of the scheduler is read as prediction_type {new}"
+        assert loaded.notes == (note,)
+    write_json(path, config | {"predict_epsilon": False, "prediction_type": "v_prediction"})
+    assert load_pretrained(str(folder)).scheduler.config["prediction_type"] == "v_prediction"
+    for old, new in ((False, "epsilon"), (True, "sample"), ("false", "epsilon")):
+        write_json(path, config | {"predict_epsilon": old, "prediction_type": new})
+        assert f"predict_epsilon of the scheduler is {old!r} and prediction_type {new!r}; allowed" in refusal(folder)
+
+
+def test_what_is_guessed_or_left_out_of_a_schedule_is_said(folder):
+    path = folder / "scheduler" / "scheduler_config.json"
+    set_config(folder, "scheduler", timesteps=500, _diffusers_version="0.0.1")
+    assert load_pretrained(str(folder)).notes == (
+        "entries of scheduler_config.json that DDPMScheduler doesn't know are left out: timesteps",
+    )
+    write_json(path, {})
+    assert load_pretrained(str(folder)).notes == (
+        "scheduler_config.json lacks num_train_timesteps, beta_start, beta_end, beta_schedule; the values of diffusers' "
+        "DDPMScheduler are taken",
+    )
+    index = folder / "model_index.json"
+    write_json(index, json.loads(index.read_text()) | {"scheduler": [None, None]})
+    assert load_pretrained(str(folder)).notes[0] == (
+        "no file names the class of the scheduler; it is read as a DDPMScheduler"
+    )
 
 
 def test_a_folder_without_a_scheduler_is_refused(folder):

@@ -385,6 +385,56 @@ def test_a_mask_for_another_model_is_refused(tmp_path, model_folder, image_folde
     run("baseline", "--output-dir", tmp_path / "out", "--masks", masks, "--dataset-size", 32, *cifar10)
 
 
+def test_a_mask_that_names_no_model_is_refused_for_a_network_without_its_layers(tmp_path, digits):
+    masks = magnitude_mask_file(digits, pattern=NMPattern(2, 4), layout="channel")
+    foreign = {f"other.{name}": mask for name, mask in masks.masks.items()}
+    save_mask_file(tmp_path / "masks.safetensors", replace(masks, base_hash="", masks=foreign))
+    with pytest.raises(MaskproError, match=r"mask of layer other\.\S+ is for another model, which has that layer"):
+        run("train", "--output-dir", tmp_path / "out", "--masks", tmp_path / "masks.safetensors")
+
+
+def test_a_pattern_or_layout_beside_a_mask_file_must_be_the_files(tmp_path, digits):
+    """It was passed over without a word."""
+    path = tmp_path / "masks.safetensors"
+    save_mask_file(path, magnitude_mask_file(digits, pattern=NMPattern(1, 4), layout="channel"))
+    for command in ("train", "baseline", "evaluate"):
+        with pytest.raises(MaskproError, match=r"pattern is 2:4 with mask file .*, which has 1:4; allowed: without --p"):
+            run(command, "--output-dir", tmp_path / "out", "--masks", path, "--pattern", "2:4")
+        with pytest.raises(MaskproError, match=r"layout is flattened with mask file .*, which has channel; allowed"):
+            run(command, "--output-dir", tmp_path / "out", "--masks", path, "--layout", "flattened")
+    budget = ("--dataset-size", 32, "--pattern", "1:4")
+    run("baseline", "--output-dir", tmp_path / "out", "--masks", path, *budget)
+    assert json.loads((tmp_path / "out" / "baseline.json").read_text())["pattern"] == "1:4"
+
+
+def test_an_initial_mask_that_removes_more_weights_is_refused(tmp_path, digits):
+    """Any mask would look good beside it."""
+    for name, pattern in (("learned", NMPattern(2, 4)), ("initial", NMPattern(1, 4))):
+        save_mask_file(tmp_path / name, magnitude_mask_file(digits, pattern=pattern, layout="channel"))
+    with pytest.raises(MaskproError, match="initial mask is 1:4, the learned one 2:4; allowed: one that removes as many"):
+        run(
+            *("evaluate", "--output-dir", tmp_path / "out", "--masks", tmp_path / "learned"),
+            *("--initial-masks", tmp_path / "initial"),
+        )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["link", "file/below"])
+def test_a_cache_that_can_not_be_written_is_refused_before_anything_runs(tmp_path, name):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(MaskproError, match=rf"cache {tmp_path / name} can't be written \(.*; allowed: a folder"):
+        run("evaluate", "--output-dir", tmp_path / "out", "--masks", "none", "--cache", tmp_path / name)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_link_to_nothing_is_no_output_folder(tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(MaskproError, match=r"output folder .*out exists already"):
+        run("prune", "--output-dir", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_existing_folders_are_never_overwritten(tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(MaskproError, match=r"output folder .*out exists already and is not overwritten"):

@@ -8,13 +8,23 @@ from typing import Annotated, Any
 
 import typer
 
+from maskpro.errors import MaskproError
 from maskpro.files import check_new
 from maskpro.machine.process import one_line, say_aside
 from maskpro.option_groups import SourceOptions
 
+# Of one-shot masks, where no mask file has its own.
+PATTERN, LAYOUT = "2:4", "channel"
+
 Output = Annotated[Path, typer.Option("--output-dir", help="New folder for the results.")]
 Pattern = Annotated[str, typer.Option(help="n:m, n weights kept of every m.")]
 LayoutName = Annotated[str, typer.Option("--layout", help="channel or flattened.")]
+GivenPattern = Annotated[
+    str | None, typer.Option("--pattern", help=f"n:m, n weights kept of every m; default: the mask file's, else {PATTERN}.")
+]
+GivenLayout = Annotated[
+    str | None, typer.Option("--layout", help=f"channel or flattened; default: the mask file's, else {LAYOUT}.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Masks = Annotated[Path | None, typer.Option(help="Mask file; default: the magnitude mask.")]
 Seed = Annotated[int, typer.Option(help="Of calibration samples and sampled masks.")]
@@ -41,6 +51,25 @@ def opened_workload(source: SourceOptions, output: Path | None = None, *, quiet:
     for note in () if quiet else opened.notes:
         print(one_line(f"model {opened.model_source}: {note}"))
     return opened
+
+
+def masks_for(workload: Any, path: Path, pattern: str | None, layout: str | None) -> Any:
+    """The masks of a file, checked to be made for the workload's model.
+
+    Raises:
+        MaskproError: they are not, or `pattern` or `layout` was given and is not the file's.
+    """
+    from maskpro.pattern import NMPattern, parse_layout
+    from maskpro.pipeline.masks import load_masks_for
+
+    content = load_masks_for(workload, path)
+    for name, given, found in (
+        ("pattern", pattern and NMPattern.parse(pattern), content.pattern),
+        ("layout", layout and parse_layout(layout), content.layout),
+    ):
+        if given not in (None, found):
+            raise MaskproError(f"{name} is {given} with mask file {path}, which has {found}; allowed: without --{name}")
+    return content
 
 
 def preflight(workload: Any, *, options: Mapping[str, Any] | None = None, device: str = "cpu", **form: Any) -> Any:

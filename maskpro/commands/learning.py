@@ -9,12 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from maskpro.commands.inputs import (
+    LAYOUT,
+    PATTERN,
     Device,
-    LayoutName,
+    GivenLayout,
+    GivenPattern,
     Masks,
     Output,
-    Pattern,
     Seed,
+    masks_for,
     opened_workload,
     preflight,
 )
@@ -31,8 +34,8 @@ def baseline(
     output_dir: Output,
     source: SourceOptions,
     masks: Masks = None,
-    pattern: Pattern = "2:4",
-    layout: LayoutName = "channel",
+    pattern: GivenPattern = None,
+    layout: GivenLayout = None,
     dataset_size: Annotated[int, typer.Option(help="Calibration samples.")] = 512,
     batch_size: int = 32,
     max_batches: Annotated[int | None, typer.Option(help="Stop after so many batches.")] = None,
@@ -66,8 +69,8 @@ def train(
     source: SourceOptions,
     settings: Given[TrainerConfig],
     masks: Masks = None,
-    pattern: Pattern = "2:4",
-    layout: LayoutName = "channel",
+    pattern: GivenPattern = None,
+    layout: GivenLayout = None,
     targets: Annotated[
         list[str] | None, typer.Option(help="Layers to learn, by parts of their names; repeatable; default: all.")
     ] = None,
@@ -92,7 +95,6 @@ def train(
     from maskpro.machine.hardware import parse_device
     from maskpro.pattern import NMPattern, parse_layout
     from maskpro.pipeline import learning as steps
-    from maskpro.pipeline.masks import load_masks_for
     from maskpro.trackers import swanlab_log
 
     for name, value in (("epoch", epoch), ("max_step", max_step)):
@@ -105,10 +107,10 @@ def train(
     budget = min(epoch * config.dataset_size * config.masks_per_step, max_step * config.step_samples)
     config = replace(config, budget_samples=budget)
     opened = opened_workload(source, output_dir)
-    initial = None if masks is None else load_masks_for(opened, masks)
+    initial = None if masks is None else masks_for(opened, masks, pattern, layout)
     form: dict[str, Any] = {
-        "pattern": NMPattern.parse(pattern) if initial is None else initial.pattern,
-        "layout": parse_layout(layout) if initial is None else initial.layout,
+        "pattern": NMPattern.parse(pattern or PATTERN) if initial is None else initial.pattern,
+        "layout": parse_layout(layout or LAYOUT) if initial is None else initial.layout,
         "targets": tuple(part for text in targets or ["all"] for part in text.split()),
     }
     preflight(opened, **form, covered=None if initial is None else list(initial.masks), device=device)
@@ -129,11 +131,11 @@ def train(
     print(f"held-out fidelity {shown}, after {summary['num_samples_seen']:,} samples: {output_dir}")
 
 
-def _masks_or_magnitude(workload: Any, masks: Path | None, pattern: str, layout: str) -> Any:
+def _masks_or_magnitude(workload: Any, masks: Path | None, pattern: str | None, layout: str | None) -> Any:
     """The masks of a file, checked to be made for the workload's model; without one the magnitude mask."""
     from maskpro.pattern import NMPattern, parse_layout
-    from maskpro.pipeline.masks import load_masks_for, magnitude_mask_file
+    from maskpro.pipeline.masks import magnitude_mask_file
 
     if masks is not None:
-        return load_masks_for(workload, masks)
-    return magnitude_mask_file(workload, pattern=NMPattern.parse(pattern), layout=parse_layout(layout))
+        return masks_for(workload, masks, pattern, layout)
+    return magnitude_mask_file(workload, pattern=NMPattern.parse(pattern or PATTERN), layout=parse_layout(layout or LAYOUT))

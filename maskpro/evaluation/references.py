@@ -22,6 +22,7 @@ from maskpro.errors import MaskproError
 from maskpro.evaluation.distances import SAMPLE_SEED, SAMPLE_SIZE, FeatureSet
 from maskpro.evaluation.features import FeatureExtractor
 from maskpro.files import atomic_path
+from maskpro.weight_keys import some_names
 
 if TYPE_CHECKING:
     from maskpro.workloads.diffusion import DiffusionWorkload
@@ -112,10 +113,12 @@ def read_reference(path: Path, extractor: FeatureExtractor) -> Reference:
     try:
         # The content is handed over, not the path: where a file is broken numpy leaves it open.
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
+            names = list(archive.files)
             found = {name: _real(archive[name]) for name in ("mu", "sigma")}
     except KeyError as error:
         raise MaskproError(
-            f"reference_statistics {path} lacks {error.args[0].split()[0]}; allowed: mu and sigma"
+            f"reference_statistics {path} lacks {error.args[0].split()[0]} (it holds {some_names(names) or 'nothing'}); "
+            "allowed: mu and sigma"
         ) from error
     except _UNREADABLE as error:
         raise MaskproError(

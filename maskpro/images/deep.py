@@ -14,6 +14,12 @@ LARGEST = 65535
 # TIFF's tag of the bits a channel.
 _BITS_TAG = 258
 _PLANES_TAG = 284
+# TIFF's tag of the meaning of values, and its value where the lowest one is white.
+_PHOTOMETRIC_TAG = 262
+_LOWEST_IS_WHITE = 0
+# TIFF's tag of the kind of numbers, and its value for signed ones.
+_KIND_TAG = 339
+_SIGNED = 2
 # Pillow's raw modes of 16 bits that exist in both byte orders.
 _BOTH_ORDERS = [f"{mode};16{order}" for mode in ("RGB", "RGBA") for order in "BLN"]
 _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
@@ -21,8 +27,23 @@ _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "
 
 def tiff_bits(opened: Image.Image) -> int | None:
     """Bits a channel of a TIFF, None for other formats."""
-    bits = opened.tag_v2.get(_BITS_TAG) if hasattr(opened, "tag_v2") and opened.format == "TIFF" else None
+    bits = _tiff_tag(opened, _BITS_TAG)
     return None if bits is None else int(max(bits) if isinstance(bits, tuple) else bits)
+
+
+def is_signed(opened: Image.Image) -> bool:
+    """Whether a TIFF's integers are signed; Pillow reads those of 8 bits as if they weren't."""
+    kind = _tiff_tag(opened, _KIND_TAG)
+    return bool(_SIGNED in kind if isinstance(kind, tuple) else kind == _SIGNED)
+
+
+def lowest_is_white(opened: Image.Image) -> bool:
+    """Whether the lowest value of a TIFF is white; Pillow turns such values of up to 8 bits around, and no others."""
+    return bool(_tiff_tag(opened, _PHOTOMETRIC_TAG) == _LOWEST_IS_WHITE)
+
+
+def _tiff_tag(opened: Image.Image, tag: int) -> Any:
+    return opened.tag_v2.get(tag) if hasattr(opened, "tag_v2") and opened.format == "TIFF" else None
 
 
 def deep_tiles(opened: Image.Image) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 import tempfile
 import time
@@ -12,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ Say = Callable[[str], None]
 IMAGE_CACHE = ".images"
 
 # Version to count up when the same files give other pixels, so that stored images are made again.
-_PIXELS_VERSION = 2
+_PIXELS_VERSION = 3
 # A larger set is read into a file that is mapped into memory.
 IN_MEMORY_BYTES = 2**30
 _LARGEST_THREADS = 16
@@ -145,7 +146,25 @@ def _listed(root: Path, skipped: Counter[str]) -> dict[Split, list[Path]]:
     if not folders:
         return {"train": find_images(root, skipped)}
     beside(folders, skipped)
-    return {split: find_images(folder, skipped) for split, folder in folders.items()}
+    listed = {split: find_images(folders[split], skipped) for split in _SPLITS if split in folders}
+    return _apart(listed, skipped)
+
+
+def _apart(listed: dict[Split, list[Path]], skipped: Counter[str]) -> dict[Split, list[Path]]:
+    """The pictures without those of held-out splits that are, by links, pictures of a split before."""
+    real_folder = lru_cache(maxsize=None)(os.path.realpath)
+    seen: set[str] = set()
+    apart: dict[Split, list[Path]] = {}
+    for split, paths in listed.items():
+        real = [
+            os.path.realpath(path) if path.is_symlink() else os.path.join(real_folder(path.parent), path.name)
+            for path in paths
+        ]
+        apart[split] = [path for path, file in zip(paths, real, strict=True) if file not in seen]
+        if len(apart[split]) < len(paths):
+            skipped["links to images of another split"] += len(paths) - len(apart[split])
+        seen.update(real)
+    return apart
 
 
 def _split_files(

@@ -6,6 +6,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterator
+from itertools import permutations
 from pathlib import Path
 
 from maskpro.images.reading import picture_formats
@@ -103,7 +104,18 @@ def split_folders(root: Path) -> dict[Split, Path]:
             f"{root} holds {' and '.join(f'{path.name}/' for path in found.values())} but no train/; allowed: train/ "
             "beside them, or a folder with none of these"
         )
+    _check_apart(found)
     return found
+
+
+def _check_apart(folders: dict[Split, Path]) -> None:
+    """Raise where one split's folder is, or lies in, another's, by links: its images would be held out and learned from."""
+    for first, second in permutations(folders.values(), 2):
+        if first.resolve().is_relative_to(second.resolve()):
+            raise DataNotFoundError(
+                f"{first} is, or lies in, the folder of {second}; allowed: folders of splits apart from each other, or "
+                "train/ alone (images are then held out from it)"
+            )
 
 
 def beside(folders: dict[Split, Path], skipped: Counter[str]) -> None:

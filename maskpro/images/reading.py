@@ -15,7 +15,7 @@ from torchvision.transforms.v2.functional import center_crop, resize
 
 from maskpro.errors import MaskproError
 from maskpro.files import is_lfs_pointer
-from maskpro.images.deep import LARGEST, deep_tiles, deep_values, tiff_bits
+from maskpro.images.deep import LARGEST, deep_tiles, deep_values, is_signed, lowest_is_white, tiff_bits
 
 FILTERS = ("bilinear", "bicubic", "lanczos", "box", "hamming", "nearest")
 # (left, top, right, bottom) of named crops. CelebA's aligned images are 178x218; this is the crop of DDIM's authors.
@@ -36,6 +36,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION_TAG = 0x0112
+_JPEG_END = b"\xff\xd9"
 _GREY = ("1", "L", "LA", "La")
 # Ratio of an image's sides above which only its middle is resized, as the whole would take gigabytes.
 _LARGEST_RATIO = 16
@@ -146,6 +147,8 @@ def read_image(path: Path, reading: ImageReading, *, resolution: int, channels: 
     """
     try:
         with Image.open(path, formats=sorted({*picture_formats().values()})) as opened:
+            if opened.format == "JPEG" and not _has_end(opened):
+                raise UnreadableImageError("truncated: a JPEG without its end")
             done = ["first of several frames"] if getattr(opened, "is_animated", False) else []
             deep_from = deep_tiles(opened)
             stored_as = _orientation(opened)
@@ -172,6 +175,14 @@ def read_image(path: Path, reading: ImageReading, *, resolution: int, channels: 
         raise UnreadableImageError(" ".join(str(error).split())[:100] or type(error).__name__) from error
 
 
+def _has_end(opened: Any) -> bool:
+    """Whether a JPEG that was just opened ends somewhere after its header; a download that broke off ends in zeros."""
+    place = opened.fp.tell()
+    rest = opened.fp.read()
+    opened.fp.seek(place)
+    return _JPEG_END in rest
+
+
 def _orientation(opened: Image.Image) -> int:
     try:
         return int(opened.getexif().get(_ORIENTATION_TAG, 1))
@@ -181,18 +192,20 @@ def _orientation(opened: Image.Image) -> int:
 
 def _eight_bits(opened: Image.Image, done: list[str]) -> Image.Image:
     """The image with 8 bits a channel: the full range of its values is scaled to 0 to 255 and rounded."""
+    if is_signed(opened) or (opened.mode == "I" and opened.format not in ("PNG", "PPM")):
+        raise UnreadableImageError("32-bit or signed integers, whose range isn't known; save it with 8 or 16 bits")
     if opened.mode.startswith("I;16"):
-        bits = tiff_bits(opened) or 16
-        return _scaled(np.asarray(opened), 2**bits - 1, _transparent(opened), done)
+        largest = 2 ** (tiff_bits(opened) or 16) - 1
+        values = np.asarray(opened)
+        return _scaled(largest - values if lowest_is_white(opened) else values, largest, _transparent(opened), done)
     if opened.mode == "I":
-        if opened.format not in ("PNG", "PPM"):
-            raise UnreadableImageError("32-bit or signed integers, whose range isn't known; save it with 8 or 16 bits")
         return _scaled(np.asarray(opened), 65535, _transparent(opened), done)
     if opened.mode == "F":
         values = np.asarray(opened)
         if not (values.min() >= 0 and values.max() <= 1):
             raise UnreadableImageError(f"floating-point values from {values.min():g} to {values.max():g}; allowed: 0 to 1")
         done.append("scaled from floating-point values 0 to 1")
+        values = 1.0 - values if lowest_is_white(opened) else values
         return Image.fromarray(np.rint(values * 255.0).astype(np.uint8))
     return opened
 

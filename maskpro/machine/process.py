@@ -131,15 +131,20 @@ def keep_warnings(environment: MutableMapping[str, str]) -> str:
 
 
 def check_texts(texts: Iterable[str], encoding: str | None = None) -> None:
-    """Raise where an argument, or the current folder, has characters that files can't be named by on all of Python's ways.
+    """Raise where an argument is empty, or where it or the current folder has characters that can't name files everywhere.
 
-    Ray and pyarrow name files in UTF-8 whatever the locale; a name in another encoding would be two files.
+    An empty name of a folder would be the current folder. Ray and pyarrow name files in UTF-8 whatever the locale; a name
+    in another encoding would be two files.
 
     Args:
         encoding: of file names; default: the locale's.
     """
     encoding = encoding or sys.getfilesystemencoding()
     for text in texts:
+        if not text or (text.startswith("--") and text.find("=") == len(text) - 1):
+            raise MaskproError(
+                f"argument {text!r} is empty, as of a variable that isn't set; allowed: a value, or none of that option"
+            )
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:  # bytes that the encoding lacks

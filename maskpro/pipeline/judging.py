@@ -45,12 +45,16 @@ def evaluate(
         options: how networks are judged (`Workload.evaluation`).
 
     Raises:
-        MaskproError: `initial` lacks one of these layers, or `output` exists.
+        MaskproError: `initial` lacks one of these layers or removes more or fewer weights, or `output` exists.
     """
     if test_samples is not None:
         workload = replace(workload, budgets=replace(workload.budgets, test_samples=test_samples))
     evaluation = workload.evaluation(options or {})
     workload = evaluation.workload
+    if initial is not None and initial.pattern.sparsity != pattern.sparsity:
+        raise MaskproError(
+            f"initial mask is {initial.pattern}, the learned one {pattern}; allowed: one that removes as many weights"
+        )
     first = initial or magnitude_mask_file(workload, pattern=pattern, layout=layout, covered=covered)
     if covered is not None:
         first = _of_layers(first, covered, say)

@@ -15,7 +15,7 @@ from maskpro.files import atomic_folder, check_new
 from maskpro.initial_masks import InitialMaskMethod, extract_masks, magnitude_masked_model, one_shot_mask
 from maskpro.machine.process import Say
 from maskpro.mask_file import MaskFile, inspect_mask_file, load_mask_file, save_mask_file
-from maskpro.masked_model import MaskedModel, layer_problems, maskable_layers, model_hash
+from maskpro.masked_model import MaskedModel, check_layer_masks, layer_problems, maskable_layers, model_hash
 from maskpro.pattern import Layout, NMPattern
 from maskpro.workload import LoadedNetwork, Workload
 from maskpro.workloads import DEFAULT_WORKLOAD, workload_kind
@@ -31,6 +31,10 @@ def load_masks_for(workload: Workload, path: Path) -> MaskFile:
     """
     content = load_mask_file(path)
     check_base(content, path, workload)
+    # Such as of a file that names no base model.
+    weights = maskable_layers(workload.model)
+    shapes = {name: weights[name].shape for name in content.masks if name in weights}
+    check_layer_masks(content.masks, shapes, content.pattern, content.layout)
     MaskedModel(
         copy.deepcopy(workload.model), pattern=content.pattern, layout=content.layout, covered=content.masks.keys()
     ).groups(content.masks)
@@ -156,8 +160,10 @@ def unmasked_layers(path: Path, workload: Workload | None = None) -> dict[str, s
     """
     content, _ = inspect_mask_file(path)
     if workload is None:
-        named = content.provenance.get("dense_layers", {}).get("layers", [])
-        return {row["layer"]: row["why"] for row in named}
+        try:
+            return {row["layer"]: row["why"] for row in content.provenance.get("dense_layers", {}).get("layers", [])}
+        except (AttributeError, KeyError, TypeError) as error:
+            raise MaskproError(f"mask file {path} is damaged: dense_layers of its provenance can't be read") from error
     left = workload.dense_layers(content.masks, pattern=content.pattern, layout=content.layout)
     return {row.layer: row.why for row in left.layers}
 

@@ -145,7 +145,7 @@ def load_space(path: Path) -> SearchSpace:
             f"allowed: {', '.join([*_REQUIRED, *_OPTIONAL])}, and names that begin with _"
         )
     try:
-        return _checked_space(path.read_text(encoding="utf-8"), _OPTIONAL | values)
+        return _checked_space(path.read_text(encoding="utf-8-sig"), _OPTIONAL | values)
     except UnicodeDecodeError as error:  # Python itself takes what a comment in its first lines names
         raise MaskproError(f"space file {path} is not in UTF-8 ({error}); allowed: a file in UTF-8") from error
     except MaskproError as error:

@@ -106,8 +106,8 @@ def _digits(model: str | None, data: Path | None, read: FolderReader, ema: bool)
 def _cifar10(model: str | None, data: Path | None, read: FolderReader, ema: bool) -> DiffusionWorkload:
     source_model = model or (str(CIFAR10_EMA_FOLDER) if CIFAR10_EMA_FOLDER.is_dir() else CIFAR10_HUB_MODEL)
     dense = load_pretrained(source_model, ema=ema)
-    if data is not None and data.name == CIFAR10_FOLDER:
-        data = data.parent
+    if data is not None and data.is_dir() and CIFAR10_FOLDER in (data.name, data.resolve().name):
+        data = data.parent if data.name == CIFAR10_FOLDER else data.resolve().parent  # as of "." or a link
     if data is None or (data / CIFAR10_FOLDER).is_dir():
         root = data or CIFAR10_ROOT
         images, source = cifar10_images(root, download=data is None), f"CIFAR-10 in {root}"

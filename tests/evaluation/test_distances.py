@@ -211,7 +211,9 @@ class Payload:
 
 GOOD = {"mu": np.zeros(3), "sigma": np.eye(3)}
 BAD = {
-    "lacks": ({"mu": np.zeros(3)}, "lacks sigma; allowed: mu and sigma"),
+    "lacks": ({"mu": np.zeros(3)}, r"lacks sigma \(it holds mu\); allowed: mu and sigma"),
+    "other names": ({"MU": np.zeros(3), "arr_0": np.eye(3)}, r"lacks mu \(it holds MU, arr_0\); allowed: mu and sigma"),
+    "empty": ({}, r"lacks mu \(it holds nothing\); allowed: mu and sigma"),
     "width": ({"mu": np.zeros(4), "sigma": np.eye(4)}, r"holds mu \[4\] and sigma \[4, 4\]; allowed with the 3 features"),
     "rank": ({**GOOD, "sigma": np.ones(3)}, r"sigma \[3\]; allowed"),
     "nan": ({**GOOD, "mu": np.full(3, np.nan)}, "values that are not finite"),

@@ -72,3 +72,13 @@ def tiff(
         entries.append(struct.pack(f"{order}HHI", tag, code, len(numbers)) + data.ljust(4, b"\0"))
     magic = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8 + len(body))
     return magic + body + struct.pack(f"{order}H", len(entries)) + b"".join(entries) + b"\0" * 4
+
+
+def grey_tiff(values: np.ndarray, *, kind: int = 1, photometric: int = 1) -> bytes:
+    """A TIFF of one channel: kind 1 unsigned, 2 signed, 3 floats; photometric 0: the lowest value is white."""
+    height, width = values.shape
+    data = values.astype(values.dtype.newbyteorder("<")).tobytes()
+    numbers = [(256, width), (257, height), (258, 8 * values.itemsize), (259, 1), (262, photometric), (273, 8)]
+    numbers += [(277, 1), (278, height), (279, len(data)), (339, kind)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, number) for tag, number in numbers)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(numbers)) + entries + b"\0" * 4

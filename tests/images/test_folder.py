@@ -385,3 +385,37 @@ def test_pointers_of_git_lfs_are_known(tmp_path):
     (root / "x.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n")
     with pytest.raises(DataNotFoundError, match=r"x.png \(a pointer of Git LFS, to be fetched with git lfs pull\)"):
         read(root)
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "said"),
+    [
+        ("val", "train", r"train is, or lies in, the folder of .*val; allowed: folders of splits apart from each other"),
+        ("test", "train/cats", r"test is, or lies in, the folder of .*train; allowed"),
+        ("test", ".", r"train is, or lies in, the folder of .*test; allowed"),
+    ],
+)
+def test_splits_that_share_images_by_links_are_refused(tmp_path, name, target, said):
+    """Held-out images would be those that are learned from."""
+    root = tmp_path / "a"
+    fill(root / "train" / "cats", 20)
+    (root / name).symlink_to(target)
+    with pytest.raises(DataNotFoundError, match=said):
+        read(root)
+
+
+def test_held_out_links_to_training_images_are_passed_over(tmp_path):
+    root = tmp_path / "a"
+    fill(root / "train", 20)
+    fill(root / "val", 3, first=30)
+    fill(root / "test", 3, first=40)
+    for index in range(4):
+        (root / "val" / f"link{index}.png").symlink_to(root / "train" / f"00{index}.png")
+    (root / "test" / "link.png").symlink_to(root / "val" / "030.png")
+    fill(root / "train" / "cats", 2, first=60)
+    (root / "val" / "cats").symlink_to("../train/cats")
+    (root / "train" / "elsewhere.png").symlink_to(fill(tmp_path / "b", 1, first=50) / "050.png")
+    splits = read(root)
+    assert sizes(splits) == [23, 3, 3]
+    assert as_set(splits.validation) == pictures(30, 31, 32)
+    assert splits.counts.skipped == {"links to images of another split": 7}

@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import needs_cifar10_sample
 
 from maskpro.images import DataNotFoundError, cifar10_images, digits_images, folder_images
+from maskpro.workloads import open_workload
 
 
 def test_digits_split_is_disjoint_and_fixed():
@@ -67,6 +70,16 @@ def test_a_broken_cifar10_names_its_files_and_is_never_unpickled(tmp_path, monke
         r"published one\), .*data_batch_5 is missing, test_batch is broken",
     ):
         cifar10_images(tmp_path, download=False)
+
+
+@pytest.mark.parametrize("given", ["data", "data/cifar-10-batches-py", ".", "link"])
+def test_cifar10_is_known_by_its_folder_however_it_is_named(tmp_path, monkeypatch, given, model_folder):
+    (tmp_path / "data").mkdir()
+    folder = broken_cifar10(tmp_path / "data")
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(folder if given == "." else tmp_path)
+    with pytest.raises(DataNotFoundError, match=r"CIFAR-10 in .*cifar-10-batches-py is not whole"):
+        open_workload("cifar10", model=str(model_folder), data=Path(given))
 
 
 def test_counts_of_the_data_sets_that_are_read_as_they_are():

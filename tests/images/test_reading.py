@@ -3,7 +3,7 @@ import zlib
 
 import numpy as np
 import pytest
-from pictures import picture, png, png_chunk, tiff
+from pictures import grey_tiff, picture, png, png_chunk, tiff
 from PIL import Image
 
 from maskpro.errors import MaskproError
@@ -159,6 +159,38 @@ def test_32_bit_integers_of_an_unknown_range_are_refused(tmp_path):
     Image.fromarray(RAMP.astype(np.int32)).save(tmp_path / "a.tif")
     with pytest.raises(UnreadableImageError, match="32-bit or signed integers, whose range isn't known"):
         read(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
+def test_a_tiff_whose_lowest_value_is_white_is_turned_around(tmp_path, kind):
+    values = (RAMP / 65535).astype(kind) if kind == "float32" else RAMP if kind == "uint16" else EIGHT
+    number = 3 if kind == "float32" else 1
+    expected = np.rint(RAMP / 257) if kind != "uint8" else EIGHT
+    for photometric, wanted in ((1, expected), (0, 255 - expected)):
+        (tmp_path / "a.tif").write_bytes(grey_tiff(values, kind=number, photometric=photometric))
+        assert np.abs(read(tmp_path / "a.tif", channels=1)[0][0] - wanted).max() == 0
+
+
+@pytest.mark.parametrize("kind", ["int8", "int16", "int32"])
+def test_signed_integers_of_a_tiff_are_refused(tmp_path, kind):
+    (tmp_path / "a.tif").write_bytes(grey_tiff(np.arange(-32, 32).reshape(8, 8).astype(kind), kind=2))
+    with pytest.raises(UnreadableImageError, match="signed integers, whose range isn't known"):
+        read(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_ends_in_zeros_is_truncated(tmp_path, progressive):
+    """As a download leaves it that broke off in a file of full length; Pillow makes up the rest of a baseline JPEG."""
+    exif = Image.Exif()
+    exif[0x010E] = "\xff\xd9 of a thumbnail"
+    picture(size=64).save(tmp_path / "a.jpg", progressive=progressive, quality=95, exif=exif)
+    whole = (tmp_path / "a.jpg").read_bytes()
+    assert read(tmp_path / "a.jpg")[1] == ["reduced"]
+    (tmp_path / "a.jpg").write_bytes(whole + b"\0" * 9)
+    assert read(tmp_path / "a.jpg")[1] == ["reduced"], "bytes after the end harm nothing"
+    (tmp_path / "a.jpg").write_bytes(whole[: len(whole) // 2].ljust(len(whole), b"\0"))
+    with pytest.raises(UnreadableImageError, match="truncated: a JPEG without its end"):
+        read(tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -82,6 +82,16 @@ def test_names_that_are_the_same_for_all_are_taken(text, encoding):
     check_texts(["tune_main.py", text], encoding)
 
 
+@pytest.mark.parametrize("text", ["", "--data="])
+def test_an_empty_argument_is_refused(text):
+    """As an empty path it would be the current folder, with all images in it."""
+    with pytest.raises(
+        MaskproError, match=f"argument '{text}' is empty, as of a variable that isn't set; allowed: a value"
+    ):
+        check_texts(["doctor", "model", text])
+    check_texts(["--features=a=", "--background=#fff"])
+
+
 @pytest.mark.parametrize(
     ("text", "encoding", "shown"),
     [

@@ -242,6 +242,13 @@ def test_mistakes_are_named_with_file_field_and_value(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_space_with_a_byte_order_mark_is_its_text_without_it(tmp_path):
+    path = write(tmp_path, GOOD)
+    plain = load_space(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_space(path).source == plain.source == GOOD
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
