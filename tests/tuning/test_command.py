@@ -13,6 +13,7 @@ from maskpro.errors import MaskproError
 from maskpro.files import write_json
 from maskpro.machine.interruption import parse_duration
 from maskpro.schedule.history import History
+from maskpro.schedule.rungs import Ladder
 from maskpro.search_options import JobOptions, SearchOptions
 from maskpro.tuning.command import parse_command
 from maskpro.tuning.search import EXPERIMENT_FORMAT, prepare_search
@@ -78,6 +79,10 @@ def test_only_the_rungs_of_asha_are_runs_of_their_own_also_when_it_is_done_again
         again = parse_command({"results_dir": tmp_path}, JobOptions(replay=folder), now=NOW)
         assert (again.is_replay, again.scheduler, [plan.samples for plan in again.planned]) == (True, "none", [934])
         assert search.restarts == again.restarts == restarts
+        found = Ladder.of_record(search.describe())
+        assert (found and (len(found.ends), found.restarts)) == {"asha": (4, True), "median": None, "none": (1, False)}[
+            scheduler
+        ]
     assert not parse(space=tmp_path / "restart.py", only_seed_points=True).restarts
     with pytest.raises(
         MaskproError, match=r"warm_start is .*median, a search with another promotion \(resume\); allowed: r"
