@@ -36,14 +36,8 @@ _COMPARED = (
 
 
 def samples_to_reach(curves: pd.DataFrame, fidelity: float) -> float:
-    """Calibration samples of all trials, in order of their start, until one reached the fidelity; NaN: none did."""
-    spent = 0.0
-    for _, curve in curves.groupby("trial_id", sort=False):
-        reached = curve[curve["fidelity"] >= fidelity]
-        if len(reached):
-            return spent + float(reached["num_samples_trained"].iloc[0])
-        spent += float(curve["num_samples_trained"].max())
-    return math.nan
+    """Calibration samples that all trials together had been trained on when one reached the fidelity; NaN: none did."""
+    return float(curves.loc[curves["fidelity"] >= fidelity, "num_samples_spent"].min())
 
 
 def compare(experiments: list[OpenedExperiment], *, fidelity: float) -> pd.DataFrame:

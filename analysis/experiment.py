@@ -22,6 +22,7 @@ from maskpro.schedule.trial_table import FIGURES, tabulate_trials
 _CURVE_COLUMNS = [
     "num_samples_seen",
     "num_samples_trained",
+    "num_samples_spent",
     "fidelity",
     METRIC,
     "val_error_now",
@@ -94,10 +95,19 @@ class OpenedExperiment:
 
     @cached_property
     def curves(self) -> pd.DataFrame:
-        """A row per report, with all parts of a trial: trial_id, samples seen, fidelity, errors, losses, seconds."""
+        """A row per report, with all parts of a trial: trial_id, samples, fidelity, errors, losses, seconds.
+
+        `num_samples_spent` is what all trials together had been trained on at that report.
+        """
+        spent = self._spent()
         rows = [
             # An older history has one run a trial, and one number of samples.
-            {"trial_id": trial.name, "num_samples_trained": samples, **trial.reports[samples]}
+            {
+                "trial_id": trial.name,
+                "num_samples_trained": samples,
+                "num_samples_spent": spent[trial.number, samples],
+                **trial.reports[samples],
+            }
             for trial in self.history.searched
             for samples in sorted(trial.reports)
         ]
@@ -106,6 +116,19 @@ class OpenedExperiment:
             table["trial_id"] = table["trial_id"].astype(object)
         numbers = table[_CURVE_COLUMNS].apply(pd.to_numeric, errors="coerce")
         return self._named(pd.concat([table[["trial_id"]], numbers], axis=1))
+
+    def _spent(self) -> dict[tuple[int, int], int]:
+        """Trial's number and samples of each report to the samples that all trials together had been trained on by then."""
+        trials = {trial.number: trial for trial in self.history.searched}
+        trained = dict.fromkeys(trials, 0)
+        total, spent = 0, {}
+        for number, samples in self.history.reported:
+            if number in trials:
+                now = int(trials[number].reports[samples].get("num_samples_trained", samples))
+                total += now - trained[number]
+                trained[number] = now
+                spent[number, samples] = total
+        return spent
 
     @property
     def best_trial(self) -> str | None:

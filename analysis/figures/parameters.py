@@ -16,7 +16,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 
 from analysis.experiment import judged_trials
-from analysis.figures.theme import Theme, new_figure, themed
+from analysis.figures.theme import Theme, lowest_shown, new_figure, themed
 from maskpro.errors import MaskproError
 from maskpro.schedule.history import METRIC
 
@@ -56,9 +56,8 @@ def parallel_coordinates(trials: pd.DataFrame, parameters: Mapping[str, Any], *,
     """A line per trial through its parameters to its fidelity, which sets the colour; stopped trials are faint."""
     figure, axes = new_figure("Parallel coordinates")
     ax, judged = axes[0, 0], judged_trials(trials)
-    shades = Normalize(
-        max(judged["fidelity"].min(), -0.2) if len(judged) else 0, judged["fidelity"].max() if len(judged) else 1
-    )
+    lowest, highest = (lowest_shown(judged["fidelity"], -0.2), judged["fidelity"].max()) if len(judged) else (0, 1)
+    shades = Normalize(lowest, highest)
     colors = ScalarMappable(shades, ListedColormap(colormaps["cividis"](np.linspace(*theme.shades, 256))))
     columns = [_positions(judged[name], distribution) for name, distribution in parameters.items()]
     heights = pd.Series(shades(judged["fidelity"].to_numpy()), index=judged.index).clip(0, 1)
