@@ -164,6 +164,12 @@ class OpenedExperiment:
             raise MaskproError(f"{path} compares no networks; allowed: the file as it was written")
         return report
 
+    @property
+    def evaluated_trial(self) -> int | None:
+        """Number of the trial whose mask was evaluated, which need not be the best one; None: the search has not ended."""
+        name = (self.final_evaluation or {}).get("protocol", {}).get("trial_id")
+        return next((number for number, trial in self.history.trials.items() if trial.name == name), None)
+
     @cached_property
     def evaluation(self) -> pd.DataFrame:
         """A row per evaluated model (dense, initial, learned); recovery and loss_improvement for the learned one."""
@@ -216,6 +222,11 @@ class OpenedExperiment:
     def _named(self, table: pd.DataFrame) -> pd.DataFrame:
         table.insert(0, "experiment", self.name)
         return table
+
+
+def without_nan(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame for people to read: "-" where there is no value."""
+    return frame.astype(object).where(frame.notna(), "-")
 
 
 def judged_trials(trials: pd.DataFrame) -> pd.DataFrame:

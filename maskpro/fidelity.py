@@ -57,11 +57,13 @@ def advice(kept: float | None, *, initial_error: float, last_error: float, chang
 
 def learned_against_dense(report: Mapping[str, Any]) -> str:
     """What a final evaluation says of the learned mask, in a sentence."""
-    if report.get("fidelity") is None:
-        text = f"Fidelity is undefined: {NO_DIFFERENCE}"
+    text = f"recovery {format_share(report['recovery'])}, loss improvement {report['loss_improvement']:.1%}"
+    if "fidelity" not in report:  # an older version's
+        text = f"The learned mask has {text}"
+    elif report["fidelity"] is None:
+        text = f"Fidelity is undefined: {NO_DIFFERENCE}; {text}"
     else:
-        text = f"Fidelity of the learned mask {Estimate(report['fidelity'], report['fidelity_error'])}"
-    text += f"; recovery {format_share(report['recovery'])}, loss improvement {report['loss_improvement']:.1%}"
+        text = f"Fidelity of the learned mask {Estimate(report['fidelity'], report['fidelity_error'])}; {text}"
     found = (report.get("distance_to_dense") or {}).get("frechet_distance")
     if found is not None:
         difference = f"{found['value']:+.2f} ± {found['standard_error']:.2f}"

@@ -126,6 +126,24 @@ def test_experiments_are_compared_by_what_they_found_and_how_they_differ(tmp_pat
         write_comparison([first])
 
 
+def test_evaluations_that_cannot_be_compared_are_said_to_differ(tmp_path):
+    folders = [make_experiment(tmp_path / name / "same", trials=4, seed=1) for name in "ab"]
+    for folder, images, promotion in zip(folders, (1000, 50_000), ("resume", "restart"), strict=True):
+        protocol = {"num_generated": images, "sampler": "ddim", "trial_id": f"trial_0000{images // 1000}"}
+        for name, path, change in (
+            ("final_evaluation.json", "protocol", protocol),
+            ("experiment.json", "space", {"promotion": promotion}),
+        ):
+            content = json.loads((folder / name).read_text())
+            content[path] |= change
+            (folder / name).write_text(json.dumps(content))
+    opened = [analysis.open(folder) for folder in folders]
+    found = differences(opened)
+    assert found.loc["evaluation: num_generated"].tolist() == [1000, 50_000]
+    assert found.index.tolist() == ["space.promotion", "evaluation: num_generated"]
+    assert compare(opened, fidelity=0.5)["evaluated trial"].tolist()[0] == 1
+
+
 def test_experiments_that_do_not_differ_are_said_to(tmp_path, capsys):
     first, second = (make_experiment(tmp_path / name / "same", trials=4, seed=1) for name in "ab")
     write_comparison([first, second])
@@ -278,9 +296,12 @@ def test_an_experiment_that_came_to_nothing_is_shown_by_every_command(tmp_path, 
         elif state == "all died":
             history.error(number, "no memory")
     print_trials([tmp_path])
-    assert "no final evaluation yet" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "no final evaluation yet" in shown
     write_figures(tmp_path)
     write_report(tmp_path)
     assert (tmp_path / "report.html").is_file()
     write_comparison([tmp_path, tmp_path])
-    assert "trials" in capsys.readouterr().out
+    compared = capsys.readouterr().out
+    assert "trials" in compared
+    assert not any(nothing in shown + compared for nothing in ("NaN", "nan", "None", "<NA>"))

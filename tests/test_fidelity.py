@@ -88,6 +88,8 @@ def test_a_report_says_fidelity_first_and_the_distance_beside_the_dense_network(
         "+0.60 ± 0.20 beside the dense network's, on the same sets of images."
     )
     undefined = report | {"fidelity": None, "recovery": None, "distance_to_dense": {"frechet_distance": None}}
+    older = {name: report[name] for name in ("recovery", "loss_improvement")}
+    assert learned_against_dense(older) == "The learned mask has recovery 0.950, loss improvement 19.0%."
     assert learned_against_dense(undefined).startswith(
         "Fidelity is undefined: the initial mask's output is the dense network's; recovery undefined"
     )
