@@ -82,14 +82,18 @@ def images_judged_by(protocol: Mapping[str, Any]) -> str:
     )
 
 
-def estimate_fidelity(initial: Tensor, learned: Tensor) -> Estimate | None:
-    """`fidelity` of the samples' errors `[size]`, and its standard error over samples.
+def estimate_fidelity(initial: Tensor, learned: Tensor, *, images: int | None = None) -> Estimate | None:
+    """`fidelity` of the samples' errors `[size]`, and its standard error.
 
     Both masks are judged on the same samples, so the ratio's error is that of the paired residuals
     (delta method: Cochran 1977, Sampling Techniques, equation 6.13).
+
+    Args:
+        images: number of images that the samples are of, in turn. Samples of one image are alike, so the standard error is
+            that over images (Cochran 1977, chapter 9: clusters). None: each sample is independent of the others.
     """
     value = fidelity(initial.mean().item(), learned.mean().item())
-    return value if value is None else Estimate(value, _standard_error(learned - (1 - value) * initial, initial))
+    return value if value is None else Estimate(value, _standard_error(learned - (1 - value) * initial, initial, images))
 
 
 def estimate_gain(initial: Tensor, first: Tensor, second: Tensor) -> Estimate | None:
@@ -109,6 +113,12 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Estima
     return Estimate(statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences)))
 
 
-def _standard_error(residuals: Tensor, initial: Tensor) -> float:
+def _standard_error(residuals: Tensor, initial: Tensor, images: int | None = None) -> float:
     """Standard error of a ratio to the mean of `initial`; NaN for a single sample."""
-    return residuals.std().item() / math.sqrt(len(residuals)) / initial.mean().item() if len(residuals) > 1 else math.nan
+    size = len(residuals)
+    if size < 2:
+        return math.nan
+    if images is None or not 1 < images < size:
+        return float(residuals.std().item() / math.sqrt(size) / initial.mean().item())
+    of_images = [residuals[image::images].sum().item() for image in range(images)]
+    return statistics.stdev(of_images) * math.sqrt(images) / size / initial.mean().item()

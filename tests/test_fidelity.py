@@ -49,6 +49,21 @@ def test_standard_errors_are_the_spread_over_sets_of_samples(generator):
         assert errors.mean().item() == pytest.approx(values.std().item(), rel=0.1)
 
 
+def test_the_standard_error_of_several_samples_of_an_image_is_the_spread_over_sets_of_images(generator):
+    """50 images, 10 samples of each in turn; samples of an image share a part of their error, which 500 would not."""
+    initial, learned, _ = draws(generator, 1000, 500)
+    shared = torch.randn(1000, 50, generator=generator, dtype=torch.float64).mul(0.5).exp().repeat(1, 10)
+    sets = list(zip(initial, learned * shared, strict=True))
+    by_image, by_sample = (
+        torch.tensor([estimate_fidelity(*errors, images=images) for errors in sets], dtype=torch.float64)
+        for images in (50, None)
+    )
+    spread = by_image[:, 0].std().item()
+    assert by_image[:, 1].mean().item() == pytest.approx(spread, rel=0.1)
+    assert by_sample[:, 1].mean().item() < 0.8 * spread
+    assert estimate_fidelity(*sets[0], images=500) == estimate_fidelity(*sets[0])
+
+
 def test_the_gain_is_the_difference_of_two_fidelities_and_far_quieter_where_masks_are_alike(generator):
     initial, first, _ = (part[0] for part in draws(generator, 1, 500))
     second = 0.99 * first
