@@ -239,6 +239,13 @@ def test_names_of_whole_layers_are_drawn_short(draw):
     assert layer not in texts
 
 
+def test_large_numbers_are_drawn_as_numbers():
+    trials = pd.DataFrame({"dataset_size": [2000, 50_000], "fidelity": [0.1, 0.5], "val_error": [0.9, 0.5]})
+    parameters = {"dataset_size": {"attributes": {"low": 2000, "high": 50_000, "log": True}}}
+    drawn = parallel_coordinates(trials.assign(status="completed"), parameters, theme=LIGHT)
+    assert {"2,000", "10,000", "50,000"} <= {text.get_text() for text in drawn.findobj(Text)}
+
+
 @pytest.fixture
 def two_formats():
     """Trials whose initial masks differ: the rougher one leaves a fidelity more room, and ends with the larger error."""

@@ -34,6 +34,10 @@ def _turned(labels: Sequence[str], room: int) -> dict[str, Any]:
     return {"rotation": 25, "ha": "right"} if sum(map(len, labels)) > room else {}
 
 
+def _number(tick: float) -> str:
+    return f"{tick:,.0f}" if 1000 <= abs(tick) < 1e6 else f"{tick:.3g}"
+
+
 def _positions(values: pd.Series, distribution: Mapping[str, Any]) -> tuple[pd.Series, list[float], list[str]]:
     """Places of a parameter's values from 0 to 1 in its range, and ticks with their names."""
     attributes = distribution["attributes"]
@@ -46,9 +50,9 @@ def _positions(values: pd.Series, distribution: Mapping[str, Any]) -> tuple[pd.S
     numbers = pd.to_numeric(values, errors="coerce")
     if attributes.get("log"):
         ticks = np.geomspace(low, high, 3)
-        return np.log(numbers / low) / np.log(high / low), [0.0, 0.5, 1.0], [f"{tick:.3g}" for tick in ticks]
+        return np.log(numbers / low) / np.log(high / low), [0.0, 0.5, 1.0], [_number(tick) for tick in ticks]
     ticks = np.linspace(low, high, 3)
-    return (numbers - low) / (high - low or 1.0), [0.0, 0.5, 1.0], [f"{tick:.3g}" for tick in ticks]
+    return (numbers - low) / (high - low or 1.0), [0.0, 0.5, 1.0], [_number(tick) for tick in ticks]
 
 
 @themed
@@ -96,7 +100,7 @@ def slices(trials: pd.DataFrame, parameters: Mapping[str, Any], *, theme: Theme)
             continue
         places, ticks, labels = _positions(judged[name], parameters[name])
         for marker, color, label, chosen in (
-            ("x", theme.suggested, "stopped early", judged["status"] != "completed"),
+            ("x", theme.suggested, "stopped early or unfinished", judged["status"] != "completed"),
             ("o", theme.best, "ran to its budget", judged["status"] == "completed"),
         ):
             ax.plot(places[chosen], judged.loc[chosen, "fidelity"], marker, color=color, label=label, markersize=4)
