@@ -137,6 +137,11 @@ class OpenedExperiment:
         return None if best is None else best.name
 
     @property
+    def is_going_on(self) -> bool:
+        """Whether a trial is unfinished or has yet to be started."""
+        return len(self.history.searched) < self.history.num_trials or bool(self.history.unfinished)
+
+    @property
     def searched_parameters(self) -> dict[str, dict[str, Any]]:
         """Parameter to its distribution, as Optuna describes it in JSON; fixed ones are left out."""
         return {

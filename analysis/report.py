@@ -93,6 +93,10 @@ def gather(experiment: OpenedExperiment) -> Report:
     missing = ["the description of the search (experiment.json)"] if description is None else []
     if not evaluated:
         missing.append("the final evaluation (the search has not come to its end)")
+    elif experiment.is_going_on:
+        missing.append(
+            "the final evaluation of the whole search, which goes on: the one that is shown is an earlier session's"
+        )
     try:
         config = experiment.best_config
     except MaskproError:

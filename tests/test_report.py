@@ -10,6 +10,7 @@ from analysis.experiment import OpenedExperiment
 from analysis.report import CAPTIONS, gather, write_report
 from benchmarks.made_up_experiment import make_experiment
 from maskpro.errors import MaskproError
+from maskpro.schedule.history import History
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,14 @@ def test_the_evaluated_trial_and_all_that_it_was_picked_from_are_shown(tmp_path)
     assert "| 7 | <optuna> | 13 |" in markdown
     path.write_text(json.dumps(evaluated | {"candidates": rows[:1]}))
     assert gather(OpenedExperiment(folder)).candidates.empty, "of one there was no choice"
+
+
+def test_an_evaluation_from_before_the_search_was_extended_is_said_to_be(tmp_path):
+    folder = make_experiment(tmp_path / "extended")
+    text = "the one that is shown is an earlier session's"
+    assert not any(text in what for what in gather(OpenedExperiment(folder)).missing)
+    History(folder / "history.jsonl").session(20, time="later")
+    assert any(text in what for what in gather(OpenedExperiment(folder)).missing)
 
 
 def test_texts_of_any_length_are_whole_and_escaped(tmp_path):
