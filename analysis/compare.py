@@ -53,6 +53,7 @@ def compare(experiments: list[OpenedExperiment], *, fidelity: float) -> pd.DataF
     rows = []
     for experiment in experiments:
         trials, curves, name = experiment.trials, experiment.curves, experiment.best_trial
+        kept = curves[curves["trial_id"].isin(trials.loc[trials["status"] != "failed", "trial_id"])]
         best = trials[trials["trial_id"] == name].iloc[0] if name else None
         report = experiment.final_evaluation or {}
         learned = report.get("models", {}).get("learned", {})
@@ -64,7 +65,7 @@ def compare(experiments: list[OpenedExperiment], *, fidelity: float) -> pd.DataF
                 "validation fidelity": math.nan if best is None else best["fidelity"],
                 "evaluated trial": experiment.evaluated_trial,
                 "samples": int(trials["num_samples_trained"].sum()),
-                f"samples to fidelity {fidelity:g}": samples_to_reach(curves, fidelity),
+                f"samples to fidelity {fidelity:g}": samples_to_reach(kept, fidelity),
                 "trial seconds": trials["seconds"].sum(),
                 "test fidelity": report.get("fidelity"),
                 "test recovery": report.get("recovery"),

@@ -76,9 +76,10 @@ def images_judged_by(protocol: Mapping[str, Any]) -> str:
     features = protocol.get("frechet_features")
     if not features:
         return ""
+    others = ", kernel distance, precision and recall" if protocol.get("num_kernel_precision_recall") else ""
     return (
-        f"Frechet distance, kernel distance, precision and recall: {protocol['num_generated']:,} images of each network "
-        f"against {protocol['frechet_reference']}, in the features {features}."
+        f"Frechet distance{others}: {protocol['num_generated']:,} images of each network against "
+        f"{protocol['frechet_reference']}, in the features {features}."
     )
 
 

@@ -204,6 +204,14 @@ def test_the_cost_of_a_fidelity_is_what_all_trials_had_spent_when_one_reached_it
     assert math.isnan(samples_to_reach(promoted.curves, 0.9))
 
 
+def test_a_trial_that_failed_has_reached_nothing(promoted):
+    assert compare([promoted], fidelity=0.3)["samples to fidelity 0.3"].tolist() == [100]
+    History(promoted.folder / "history.jsonl").error(1, "it died")
+    failed = analysis.open(promoted.folder)
+    assert compare([failed], fidelity=0.2)["samples to fidelity 0.2"].tolist() == [200]
+    assert math.isnan(compare([failed], fidelity=0.3)["samples to fidelity 0.3"].iloc[0])
+
+
 def test_the_best_so_far_rises_when_a_report_was_made_and_not_where_its_trial_began(promoted):
     drawn = best_so_far(promoted.trials, promoted.curves, theme=LIGHT)
     line = next(line for line in drawn.axes[0].lines if line.get_label() == "best so far")

@@ -10,6 +10,7 @@ from maskpro.fidelity import (
     estimate_gain,
     fidelity,
     format_share,
+    images_judged_by,
     learned_against_dense,
     paired_difference,
 )
@@ -108,6 +109,15 @@ def test_a_report_says_fidelity_first_and_the_distance_beside_the_dense_network(
     assert learned_against_dense(undefined).startswith(
         "Fidelity is undefined: the initial mask's output is the dense network's; recovery undefined"
     )
+
+
+def test_images_are_judged_by_what_the_reference_allows():
+    protocol = {"frechet_features": "f", "num_generated": 2000, "frechet_reference": "training and validation images"}
+    text = ": 2,000 images of each network against training and validation images, in the features f."
+    assert images_judged_by({}) == ""
+    assert images_judged_by(protocol | {"num_kernel_precision_recall": None}) == f"Frechet distance{text}"
+    every = f"Frechet distance, kernel distance, precision and recall{text}"
+    assert images_judged_by(protocol | {"num_kernel_precision_recall": 2000}) == every
 
 
 def test_a_run_that_came_to_nothing_says_what_to_change():
