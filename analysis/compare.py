@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from analysis.experiment import OpenedExperiment
+from analysis.experiment import OpenedExperiment, without_nan
 from maskpro.commands.running import run_command
 from maskpro.errors import MaskproError
 
@@ -26,24 +26,26 @@ _COMPARED = (
     "workload.images.reading.background",
     "space.pattern",
     "space.layout",
+    "space.initial_mask",
+    "space.targets",
+    "space.promotion",
+    "space.reduction_factor",
     "searcher",
     "scheduler",
     "num_trials",
     "trial.max_samples",
+    "trial.report_samples",
+    "trial.validation_precision",
     "options.seed",
     "versions.maskpro",
 )
+# Entries of an evaluation's protocol that tell of the trial and its search, not of how masks are judged.
+_OF_THE_TRIAL = ("trial_id", "trial_seed", "search_seed")
 
 
 def samples_to_reach(curves: pd.DataFrame, fidelity: float) -> float:
-    """Calibration samples of all trials, in order of their start, until one reached the fidelity; NaN: none did."""
-    spent = 0.0
-    for _, curve in curves.groupby("trial_id", sort=False):
-        reached = curve[curve["fidelity"] >= fidelity]
-        if len(reached):
-            return spent + float(reached["num_samples_trained"].iloc[0])
-        spent += float(curve["num_samples_trained"].max())
-    return math.nan
+    """Calibration samples that all trials together had been trained on when one reached the fidelity; NaN: none did."""
+    return float(curves.loc[curves["fidelity"] >= fidelity, "num_samples_spent"].min())
 
 
 def compare(experiments: list[OpenedExperiment], *, fidelity: float) -> pd.DataFrame:
@@ -51,6 +53,7 @@ def compare(experiments: list[OpenedExperiment], *, fidelity: float) -> pd.DataF
     rows = []
     for experiment in experiments:
         trials, curves, name = experiment.trials, experiment.curves, experiment.best_trial
+        kept = curves[curves["trial_id"].isin(trials.loc[trials["status"] != "failed", "trial_id"])]
         best = trials[trials["trial_id"] == name].iloc[0] if name else None
         report = experiment.final_evaluation or {}
         learned = report.get("models", {}).get("learned", {})
@@ -60,8 +63,9 @@ def compare(experiments: list[OpenedExperiment], *, fidelity: float) -> pd.DataF
                 "trials": f"{len(trials)} of {experiment.history.num_trials}",
                 "best trial": None if best is None else best["trial"],
                 "validation fidelity": math.nan if best is None else best["fidelity"],
+                "evaluated trial": experiment.evaluated_trial,
                 "samples": int(trials["num_samples_trained"].sum()),
-                f"samples to fidelity {fidelity:g}": samples_to_reach(curves, fidelity),
+                f"samples to fidelity {fidelity:g}": samples_to_reach(kept, fidelity),
                 "trial seconds": trials["seconds"].sum(),
                 "test fidelity": report.get("fidelity"),
                 "test recovery": report.get("recovery"),
@@ -76,17 +80,21 @@ def compare(experiments: list[OpenedExperiment], *, fidelity: float) -> pd.DataF
 
 
 def differences(experiments: list[OpenedExperiment]) -> pd.DataFrame:
-    """What differs between the experiments' searches and between the configurations of their best masks.
+    """What differs between the experiments' searches, the protocols of their evaluations, and their best masks' settings.
 
-    A row per setting, a column per experiment.
+    A row per setting, a column per experiment. Protocols are compared if all experiments have been evaluated.
     """
     columns: dict[str, dict[str, Any]] = {}
+    protocols = [(experiment.final_evaluation or {}).get("protocol", {}) for experiment in experiments]
     for number, experiment in enumerate(experiments):
         described = _flat(experiment.description or {})
         settings = {name: described.get(name) for name in _COMPARED}
         settings |= {name: value for name, value in described.items() if name.startswith("space.param_space.")}
         best = experiment.best_config or {}
         settings |= {f"best mask: {name}": value for name, value in best.get("config", {}).items()}
+        if all(protocols):
+            found = _flat(protocols[number])
+            settings |= {f"evaluation: {name}": value for name, value in found.items() if name not in _OF_THE_TRIAL}
         columns[f"{number + 1}: {experiment.name}"] = settings
     table = pd.DataFrame(columns)
     return table[table.apply(lambda row: len({str(value) for value in row}) > 1, axis=1)]
@@ -110,10 +118,10 @@ def main(
     with pd.option_context(
         "display.width", 200, "display.max_columns", 30, "display.max_rows", 500, "display.precision", 4
     ):
-        print(compare(opened, fidelity=fidelity).set_index("experiment").T.to_string())
+        print(without_nan(compare(opened, fidelity=fidelity).set_index("experiment").T).to_string())
         print()
         differing = differences(opened)
-        print(differing.to_string() if len(differing) else "no difference of their searches and best masks")
+        print(without_nan(differing).to_string() if len(differing) else "no difference of their searches and best masks")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from maskpro.schedule.trial_table import FIGURES, tabulate_trials
 _CURVE_COLUMNS = [
     "num_samples_seen",
     "num_samples_trained",
+    "num_samples_spent",
     "fidelity",
     METRIC,
     "val_error_now",
@@ -94,10 +95,19 @@ class OpenedExperiment:
 
     @cached_property
     def curves(self) -> pd.DataFrame:
-        """A row per report, with all parts of a trial: trial_id, samples seen, fidelity, errors, losses, seconds."""
+        """A row per report, with all parts of a trial: trial_id, samples, fidelity, errors, losses, seconds.
+
+        `num_samples_spent` is what all trials together had been trained on at that report.
+        """
+        spent = self._spent()
         rows = [
             # An older history has one run a trial, and one number of samples.
-            {"trial_id": trial.name, "num_samples_trained": samples, **trial.reports[samples]}
+            {
+                "trial_id": trial.name,
+                "num_samples_trained": samples,
+                "num_samples_spent": spent[trial.number, samples],
+                **trial.reports[samples],
+            }
             for trial in self.history.searched
             for samples in sorted(trial.reports)
         ]
@@ -107,11 +117,29 @@ class OpenedExperiment:
         numbers = table[_CURVE_COLUMNS].apply(pd.to_numeric, errors="coerce")
         return self._named(pd.concat([table[["trial_id"]], numbers], axis=1))
 
+    def _spent(self) -> dict[tuple[int, int], int]:
+        """Trial's number and samples of each report to the samples that all trials together had been trained on by then."""
+        trials = {trial.number: trial for trial in self.history.searched}
+        trained = dict.fromkeys(trials, 0)
+        total, spent = 0, {}
+        for number, samples in self.history.reported:
+            if number in trials:
+                now = int(trials[number].reports[samples].get("num_samples_trained", samples))
+                total += now - trained[number]
+                trained[number] = now
+                spent[number, samples] = total
+        return spent
+
     @property
     def best_trial(self) -> str | None:
         """trial_id of the best trial (`maskpro.schedule.ranking.best_trial`); None: no trial has reported yet."""
         best = best_trial(self.history.searched)
         return None if best is None else best.name
+
+    @property
+    def is_going_on(self) -> bool:
+        """Whether a trial is unfinished or has yet to be started."""
+        return len(self.history.searched) < self.history.num_trials or bool(self.history.unfinished)
 
     @property
     def searched_parameters(self) -> dict[str, dict[str, Any]]:
@@ -140,6 +168,12 @@ class OpenedExperiment:
         if not (isinstance(report, dict) and isinstance(report.get("models"), dict)):
             raise MaskproError(f"{path} compares no networks; allowed: the file as it was written")
         return report
+
+    @property
+    def evaluated_trial(self) -> int | None:
+        """Number of the trial whose mask was evaluated, which need not be the best one; None: the search has not ended."""
+        name = (self.final_evaluation or {}).get("protocol", {}).get("trial_id")
+        return next((number for number, trial in self.history.trials.items() if trial.name == name), None)
 
     @cached_property
     def evaluation(self) -> pd.DataFrame:
@@ -193,6 +227,11 @@ class OpenedExperiment:
     def _named(self, table: pd.DataFrame) -> pd.DataFrame:
         table.insert(0, "experiment", self.name)
         return table
+
+
+def without_nan(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame for people to read: "-" where there is no value."""
+    return frame.astype(object).where(frame.notna(), "-")
 
 
 def judged_trials(trials: pd.DataFrame) -> pd.DataFrame:

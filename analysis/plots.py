@@ -30,11 +30,11 @@ def all_figures(experiment: OpenedExperiment, *themes: Theme) -> tuple[list[dict
     parameters = {name: value for name, value in experiment.searched_parameters.items() if name in trials.columns}
     best, marks = experiment.best_trial, experiment.rungs
     missing: dict[str, str] = {}
-    no_reports = "no trial has reported yet" if judged_trials(trials).empty else ""
+    no_reports = "no trial without a failure has reported a fidelity" if judged_trials(trials).empty else ""
     no_parameters = no_reports or ("" if parameters else "no parameter was searched")
     found = cache(lambda: importances(trials, parameters))  # computed once for all themes
     drawn: tuple[tuple[str, str, Callable[[Theme], Figure]], ...] = (
-        ("best_so_far", no_reports, lambda theme: best_so_far(trials, theme=theme)),
+        ("best_so_far", no_reports, lambda theme: best_so_far(trials, curves, theme=theme)),
         ("learning_curves", no_reports, lambda theme: learning_curves(trials, curves, best=best, rungs=marks, theme=theme)),
         (
             "learning_curves_by_time",

@@ -40,7 +40,8 @@ _FAILURES_SHOWN = 50
 
 CAPTIONS = {
     "best_so_far": "How good the search's best mask was after how many calibration samples of all trials together.",
-    "learning_curves": "Every trial's fidelity as it learned. Dotted lines: rungs, where early stopping judged it.",
+    "learning_curves": "Every trial's fidelity as it learned. Dotted lines: rungs, where early stopping judged it. Where "
+    "promoted trials are trained anew, their curves fall behind a rung and rise again.",
     "learning_curves_by_time": "The same by the trial's own seconds.",
     "fidelity_against_cost": "What each trial came to for its seconds.",
     "parallel_coordinates": "Parameters of every trial and its fidelity; trials that were stopped are faint.",
@@ -59,6 +60,8 @@ class Report:
     Attributes:
         facts: (name, value) of what matters first.
         missing: what can't be shown, and why.
+        candidates: the masks of which one was picked; empty where there was one alone.
+        picked_by: what picked it.
         warnings: what the final evaluation's figures can't tell.
         pictures: file name to caption of what the final evaluation has drawn; other versions have captions by name alone.
     """
@@ -72,6 +75,8 @@ class Report:
     protocol: Mapping[str, Any]
     description: Mapping[str, Any]
     failures: list[str]
+    candidates: pd.DataFrame
+    picked_by: str
     missing: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     pictures: Mapping[str, str] = field(default_factory=dict)
@@ -88,6 +93,10 @@ def gather(experiment: OpenedExperiment) -> Report:
     missing = ["the description of the search (experiment.json)"] if description is None else []
     if not evaluated:
         missing.append("the final evaluation (the search has not come to its end)")
+    elif experiment.is_going_on:
+        missing.append(
+            "the final evaluation of the whole search, which goes on: the one that is shown is an earlier session's"
+        )
     try:
         config = experiment.best_config
     except MaskproError:
@@ -99,16 +108,19 @@ def gather(experiment: OpenedExperiment) -> Report:
     columns += [name for name in (*FIGURES, "seconds", "source") if name in trials]
     ordered = trials.sort_values(METRIC)[columns] if len(trials) else trials
     failed = trials[trials["status"] == "failed"] if len(trials) else trials
+    candidates = evaluated.get("candidates", [])
     return Report(
         title=one_line(experiment.name),
         headline=_headline(evaluated, trials, experiment.best_trial),
-        facts=_facts(trials, experiment.history.num_trials, description or {}, evaluated),
+        facts=_facts(experiment, trials, description or {}, evaluated),
         trials=ordered,
         evaluation=single_figures(experiment.evaluation).drop(columns="experiment"),
         config=config or {},
         protocol=evaluated.get("protocol", {}),
         description=description or {},
         failures=[f"trial {row.trial}: {row.failure}" for row in failed.itertuples()],
+        candidates=pd.DataFrame(candidates if len(candidates) > 1 else []),
+        picked_by=str(evaluated.get("picked_by", "")),
         missing=missing,
         warnings=evaluated.get("warnings", []),
         pictures=evaluated.get("pictures", {}),
@@ -125,10 +137,10 @@ def _headline(evaluated: Mapping[str, Any], trials: pd.DataFrame, best: str | No
 
 
 def _facts(
-    trials: pd.DataFrame, num_trials: int, description: Mapping[str, Any], evaluated: Mapping[str, Any]
+    experiment: OpenedExperiment, trials: pd.DataFrame, description: Mapping[str, Any], evaluated: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
     states = trials["status"].value_counts() if len(trials) else pd.Series(dtype="int64")
-    facts = [("trials", f"{len(trials)} of {num_trials}")]
+    facts = [("trials", f"{len(trials)} of {experiment.history.num_trials}")]
     facts += [(str(state), str(count)) for state, count in states.items()]
     if len(trials):
         spent = int(trials["num_samples_trained"].sum())
@@ -140,6 +152,8 @@ def _facts(
     if dense.get("layers"):
         shares = f"{dense['weights_share']:.1%} of the weights, {dense['multiply_adds_share']:.1%} of the multiply-adds"
         facts.append(("layers that stay dense", f"{len(dense['layers'])} ({shares})"))
+    if experiment.evaluated_trial is not None:
+        facts.insert(0, ("evaluated trial", str(experiment.evaluated_trial)))
     for name in ("recovery", "fidelity"):
         if evaluated.get(name) is not None:
             facts.insert(0, (f"test {name}", format_share(evaluated[name])))
@@ -205,6 +219,7 @@ def render_html(report: Report, figures: Mapping[str, tuple[str, str]], grids: M
         report=report,
         evaluation=_html_table(report.evaluation, "evaluation"),
         judged_by=images_judged_by(report.protocol),
+        candidates=_html_table(report.candidates, "candidates"),
         grids=list(grids.items()),
         figures=[(name, *pair) for name, pair in figures.items()],
         captions=CAPTIONS,
@@ -224,6 +239,7 @@ def render_markdown(report: Report) -> str:
         lines.append(f"- not here: {what}")
     for title, frame in (
         ("Final evaluation on test samples", report.evaluation),
+        (f"Candidates, picked by {report.picked_by}", report.candidates),
         (f"Trials, the best {_BEST_SHOWN}", report.trials.head(_BEST_SHOWN)),
     ):
         if len(frame):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.experiment import OpenedExperiment
+from analysis.experiment import OpenedExperiment, without_nan
 from maskpro.commands.running import run_command
 from maskpro.schedule.history import METRIC
 from maskpro.schedule.trial_table import single_figures
@@ -24,9 +24,9 @@ def _text(experiments: list[Path]) -> Iterator[str]:
         trials = experiment.trials
         yield f"{folder}: {len(trials)} trials, {json.dumps(trials['status'].value_counts().to_dict())}"
         columns = [name for name in trials.columns if name not in ("experiment", "trial_id", "failure")]
-        yield trials.nsmallest(5, METRIC)[columns].to_string(index=False)
+        yield without_nan(trials.nsmallest(5, METRIC)[columns]).to_string(index=False)
         if experiment.final_evaluation is not None:
-            yield single_figures(experiment.evaluation).drop(columns="experiment").to_string(index=False)
+            yield without_nan(single_figures(experiment.evaluation).drop(columns="experiment")).to_string(index=False)
         else:
             yield "no final evaluation yet"
         yield ""

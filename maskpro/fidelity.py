@@ -57,11 +57,13 @@ def advice(kept: float | None, *, initial_error: float, last_error: float, chang
 
 def learned_against_dense(report: Mapping[str, Any]) -> str:
     """What a final evaluation says of the learned mask, in a sentence."""
-    if report.get("fidelity") is None:
-        text = f"Fidelity is undefined: {NO_DIFFERENCE}"
+    text = f"recovery {format_share(report['recovery'])}, loss improvement {report['loss_improvement']:.1%}"
+    if "fidelity" not in report:  # an older version's
+        text = f"The learned mask has {text}"
+    elif report["fidelity"] is None:
+        text = f"Fidelity is undefined: {NO_DIFFERENCE}; {text}"
     else:
-        text = f"Fidelity of the learned mask {Estimate(report['fidelity'], report['fidelity_error'])}"
-    text += f"; recovery {format_share(report['recovery'])}, loss improvement {report['loss_improvement']:.1%}"
+        text = f"Fidelity of the learned mask {Estimate(report['fidelity'], report['fidelity_error'])}; {text}"
     found = (report.get("distance_to_dense") or {}).get("frechet_distance")
     if found is not None:
         difference = f"{found['value']:+.2f} ± {found['standard_error']:.2f}"
@@ -74,20 +76,25 @@ def images_judged_by(protocol: Mapping[str, Any]) -> str:
     features = protocol.get("frechet_features")
     if not features:
         return ""
+    others = ", kernel distance, precision and recall" if protocol.get("num_kernel_precision_recall") else ""
     return (
-        f"Frechet distance, kernel distance, precision and recall: {protocol['num_generated']:,} images of each network "
-        f"against {protocol['frechet_reference']}, in the features {features}."
+        f"Frechet distance{others}: {protocol['num_generated']:,} images of each network against "
+        f"{protocol['frechet_reference']}, in the features {features}."
     )
 
 
-def estimate_fidelity(initial: Tensor, learned: Tensor) -> Estimate | None:
-    """`fidelity` of the samples' errors `[size]`, and its standard error over samples.
+def estimate_fidelity(initial: Tensor, learned: Tensor, *, images: int | None = None) -> Estimate | None:
+    """`fidelity` of the samples' errors `[size]`, and its standard error.
 
     Both masks are judged on the same samples, so the ratio's error is that of the paired residuals
     (delta method: Cochran 1977, Sampling Techniques, equation 6.13).
+
+    Args:
+        images: number of images that the samples are of, in turn. Samples of one image are alike, so the standard error is
+            that over images (Cochran 1977, chapter 9: clusters). None: each sample is independent of the others.
     """
     value = fidelity(initial.mean().item(), learned.mean().item())
-    return value if value is None else Estimate(value, _standard_error(learned - (1 - value) * initial, initial))
+    return value if value is None else Estimate(value, _standard_error(learned - (1 - value) * initial, initial, images))
 
 
 def estimate_gain(initial: Tensor, first: Tensor, second: Tensor) -> Estimate | None:
@@ -107,6 +114,12 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Estima
     return Estimate(statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences)))
 
 
-def _standard_error(residuals: Tensor, initial: Tensor) -> float:
+def _standard_error(residuals: Tensor, initial: Tensor, images: int | None = None) -> float:
     """Standard error of a ratio to the mean of `initial`; NaN for a single sample."""
-    return residuals.std().item() / math.sqrt(len(residuals)) / initial.mean().item() if len(residuals) > 1 else math.nan
+    size = len(residuals)
+    if size < 2:
+        return math.nan
+    if images is None or not 1 < images < size:
+        return float(residuals.std().item() / math.sqrt(size) / initial.mean().item())
+    of_images = [residuals[image::images].sum().item() for image in range(images)]
+    return statistics.stdev(of_images) * math.sqrt(images) / size / initial.mean().item()

@@ -136,11 +136,12 @@ def _timed_passes(
 ) -> tuple[float, float, int]:
     """Seconds of a sample's forward pass, of it with its backward pass, and the bytes that it keeps in between."""
     batch = objective.batch(torch.arange(size))
-    kept = 0
+    kept, weights = 0, {parameter.untyped_storage().data_ptr() for parameter in masked.model.parameters()}
 
     def count(value: Tensor) -> Tensor:
         nonlocal kept
-        kept += value.numel() * value.element_size()
+        if value.untyped_storage().data_ptr() not in weights:  # they are there once, however many samples there are
+            kept += value.numel() * value.element_size()
         return value
 
     started = seconds_now(device)

@@ -8,7 +8,7 @@ from matplotlib.text import Text
 import analysis
 from analysis.compare import compare, differences, samples_to_reach
 from analysis.compare import main as write_comparison
-from analysis.figures.learning import best_so_far
+from analysis.figures.learning import best_so_far, fidelity_against_cost, learning_curves
 from analysis.figures.parameters import importances, parallel_coordinates, slices
 from analysis.figures.theme import LIGHT
 from analysis.plots import main as write_figures
@@ -126,6 +126,24 @@ def test_experiments_are_compared_by_what_they_found_and_how_they_differ(tmp_pat
         write_comparison([first])
 
 
+def test_evaluations_that_cannot_be_compared_are_said_to_differ(tmp_path):
+    folders = [make_experiment(tmp_path / name / "same", trials=4, seed=1) for name in "ab"]
+    for folder, images, promotion in zip(folders, (1000, 50_000), ("resume", "restart"), strict=True):
+        protocol = {"num_generated": images, "sampler": "ddim", "trial_id": f"trial_0000{images // 1000}"}
+        for name, path, change in (
+            ("final_evaluation.json", "protocol", protocol),
+            ("experiment.json", "space", {"promotion": promotion}),
+        ):
+            content = json.loads((folder / name).read_text())
+            content[path] |= change
+            (folder / name).write_text(json.dumps(content))
+    opened = [analysis.open(folder) for folder in folders]
+    found = differences(opened)
+    assert found.loc["evaluation: num_generated"].tolist() == [1000, 50_000]
+    assert found.index.tolist() == ["space.promotion", "evaluation: num_generated"]
+    assert compare(opened, fidelity=0.5)["evaluated trial"].tolist()[0] == 1
+
+
 def test_experiments_that_do_not_differ_are_said_to(tmp_path, capsys):
     first, second = (make_experiment(tmp_path / name / "same", trials=4, seed=1) for name in "ab")
     write_comparison([first, second])
@@ -158,17 +176,63 @@ def test_an_empty_table_of_layers_gives_one_sentence(tmp_path):
         write_figures(folder)
 
 
-def test_the_cost_of_a_fidelity_is_what_all_trials_spent_until_one_reached_it():
-    curves = pd.DataFrame(
-        {
-            "trial_id": ["x", "x", "y", "y"],
-            "num_samples_trained": [100, 200, 100, 200],
-            "fidelity": [0.1, None, 0.4, 0.8],
-        }
+def add_report(history, number, samples, fidelity, *, trained=None, stopped=False):
+    metrics = {"num_samples_seen": samples, "fidelity": fidelity, "val_error": 0.02 * (1 - fidelity)}
+    history.report(number, metrics | ({} if trained is None else {"num_samples_trained": trained}), stopped=stopped)
+
+
+@pytest.fixture
+def promoted(tmp_path):
+    """Three trials that stop after 100 samples; then the first is trained anew, to 300, and becomes the best."""
+    history = History(tmp_path / "history.jsonl")
+    history.session(3, time="now")
+    for number, reached in ((1, 0.3), (2, 0.2), (3, 0.1)):
+        history.start({"lr": 1.0}, source="optuna", seed=0)
+        add_report(history, number, 100, reached, stopped=True)
+    history.go_on(1, promoted=True)
+    add_report(history, 1, 200, 0.25, trained=300)
+    history.start({"lr": 1.0}, source="confirmation of trial 1", seed=1)
+    add_report(history, 4, 100, 0.99)
+    add_report(history, 1, 300, 0.8, trained=400)
+    return analysis.open(tmp_path)
+
+
+def test_the_cost_of_a_fidelity_is_what_all_trials_had_spent_when_one_reached_it(promoted):
+    assert promoted.curves["num_samples_spent"].tolist() == [100, 500, 600, 200, 300]
+    assert samples_to_reach(promoted.curves, 0.3) == 100
+    assert samples_to_reach(promoted.curves, 0.5) == 600
+    assert math.isnan(samples_to_reach(promoted.curves, 0.9))
+
+
+def test_a_trial_that_failed_has_reached_nothing(promoted):
+    assert compare([promoted], fidelity=0.3)["samples to fidelity 0.3"].tolist() == [100]
+    History(promoted.folder / "history.jsonl").error(1, "it died")
+    failed = analysis.open(promoted.folder)
+    assert compare([failed], fidelity=0.2)["samples to fidelity 0.2"].tolist() == [200]
+    assert math.isnan(compare([failed], fidelity=0.3)["samples to fidelity 0.3"].iloc[0])
+
+
+def test_the_best_so_far_rises_when_a_report_was_made_and_not_where_its_trial_began(promoted):
+    drawn = best_so_far(promoted.trials, promoted.curves, theme=LIGHT)
+    line = next(line for line in drawn.axes[0].lines if line.get_label() == "best so far")
+    assert line.get_xydata().tolist() == [[100, 0.3], [200, 0.3], [300, 0.3], [500, 0.3], [600, 0.8]]
+    ends = next(line for line in drawn.axes[0].lines if line.get_label() == "suggested by the searcher")
+    assert ends.get_xydata().tolist() == [[600, 0.8], [200, 0.2], [300, 0.1]]
+
+
+@pytest.mark.parametrize("fidelities", [[-0.5, -0.3, -0.9], [-4.0, -3.0, -2.0]])
+def test_trials_that_are_all_worse_than_their_initial_masks_are_drawn_upright(fidelities):
+    trials = pd.DataFrame({"lr": [1.0, 2.0, 3.0], "fidelity": fidelities, "val_error": [1 - value for value in fidelities]})
+    trials = trials.assign(trial_id=["x", "y", "z"], status="completed", seed_point=pd.NA, seconds=1.0)
+    trials = trials.assign(num_samples_seen=100, num_samples_spent=[100, 200, 300])
+    parameters = {"lr": {"attributes": {"low": 0.5, "high": 4.0}}}
+    for drawn in (best_so_far(trials, trials, theme=LIGHT), learning_curves(trials, trials, theme=LIGHT)):
+        bottom, top = drawn.axes[0].get_ylim()
+        assert bottom < min(fidelities) < max(fidelities) < top
+    assert fidelity_against_cost(trials, theme=LIGHT).axes[0].get_ylim()[0] < min(fidelities)
+    assert parallel_coordinates(trials, parameters, theme=LIGHT).axes[1].get_ylim() == pytest.approx(
+        (min(fidelities), max(fidelities))
     )
-    assert samples_to_reach(curves, 0.4) == 300
-    assert samples_to_reach(curves, 0.5) == 400
-    assert math.isnan(samples_to_reach(curves, 0.9))
 
 
 @pytest.mark.parametrize("draw", [slices, parallel_coordinates])
@@ -181,6 +245,13 @@ def test_names_of_whole_layers_are_drawn_short(draw):
     texts = {text.get_text() for text in draw(trials, parameters, theme=LIGHT).findobj(Text)}
     assert {"all", "conv_shortcut", "up_blo…hortcut"} <= texts
     assert layer not in texts
+
+
+def test_large_numbers_are_drawn_as_numbers():
+    trials = pd.DataFrame({"dataset_size": [2000, 50_000], "fidelity": [0.1, 0.5], "val_error": [0.9, 0.5]})
+    parameters = {"dataset_size": {"attributes": {"low": 2000, "high": 50_000, "log": True}}}
+    drawn = parallel_coordinates(trials.assign(status="completed"), parameters, theme=LIGHT)
+    assert {"2,000", "10,000", "50,000"} <= {text.get_text() for text in drawn.findobj(Text)}
 
 
 @pytest.fixture
@@ -196,7 +267,7 @@ def two_formats():
             "lr": [1.0, 2.0, 1.0, 2.0, 3.0, 3.0],
             "val_error": errors,
             "fidelity": [1 - error / initial[pattern] for error, pattern in zip(errors, patterns, strict=True)],
-            "num_samples_trained": 100,
+            "num_samples_spent": range(100, 700, 100),
             "status": "completed",
             "seed_point": pd.NA,
         }
@@ -204,7 +275,11 @@ def two_formats():
 
 
 def test_the_best_so_far_is_the_best_by_validation_error(two_formats):
-    line = next(line for line in best_so_far(two_formats, theme=LIGHT).axes[0].lines if line.get_label() == "best so far")
+    line = next(
+        line
+        for line in best_so_far(two_formats, two_formats, theme=LIGHT).axes[0].lines
+        if line.get_label() == "best so far"
+    )
     expected = two_formats["fidelity"].to_numpy()[[0, 1, 1, 1, 4, 4]]
     assert line.get_ydata().tolist() == expected.tolist()
     assert two_formats["fidelity"].idxmax() != 4
@@ -236,9 +311,12 @@ def test_an_experiment_that_came_to_nothing_is_shown_by_every_command(tmp_path, 
         elif state == "all died":
             history.error(number, "no memory")
     print_trials([tmp_path])
-    assert "no final evaluation yet" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "no final evaluation yet" in shown
     write_figures(tmp_path)
     write_report(tmp_path)
     assert (tmp_path / "report.html").is_file()
     write_comparison([tmp_path, tmp_path])
-    assert "trials" in capsys.readouterr().out
+    compared = capsys.readouterr().out
+    assert "trials" in compared
+    assert not any(nothing in shown + compared for nothing in ("NaN", "nan", "None", "<NA>"))

@@ -10,6 +10,7 @@ from maskpro.fidelity import (
     estimate_gain,
     fidelity,
     format_share,
+    images_judged_by,
     learned_against_dense,
     paired_difference,
 )
@@ -47,6 +48,21 @@ def test_standard_errors_are_the_spread_over_sets_of_samples(generator):
     ):
         values, errors = torch.tensor(found, dtype=torch.float64).unbind(dim=1)
         assert errors.mean().item() == pytest.approx(values.std().item(), rel=0.1)
+
+
+def test_the_standard_error_of_several_samples_of_an_image_is_the_spread_over_sets_of_images(generator):
+    """50 images, 10 samples of each in turn; samples of an image share a part of their error, which 500 would not."""
+    initial, learned, _ = draws(generator, 1000, 500)
+    shared = torch.randn(1000, 50, generator=generator, dtype=torch.float64).mul(0.5).exp().repeat(1, 10)
+    sets = list(zip(initial, learned * shared, strict=True))
+    by_image, by_sample = (
+        torch.tensor([estimate_fidelity(*errors, images=images) for errors in sets], dtype=torch.float64)
+        for images in (50, None)
+    )
+    spread = by_image[:, 0].std().item()
+    assert by_image[:, 1].mean().item() == pytest.approx(spread, rel=0.1)
+    assert by_sample[:, 1].mean().item() < 0.8 * spread
+    assert estimate_fidelity(*sets[0], images=500) == estimate_fidelity(*sets[0])
 
 
 def test_the_gain_is_the_difference_of_two_fidelities_and_far_quieter_where_masks_are_alike(generator):
@@ -88,9 +104,20 @@ def test_a_report_says_fidelity_first_and_the_distance_beside_the_dense_network(
         "+0.60 ± 0.20 beside the dense network's, on the same sets of images."
     )
     undefined = report | {"fidelity": None, "recovery": None, "distance_to_dense": {"frechet_distance": None}}
+    older = {name: report[name] for name in ("recovery", "loss_improvement")}
+    assert learned_against_dense(older) == "The learned mask has recovery 0.950, loss improvement 19.0%."
     assert learned_against_dense(undefined).startswith(
         "Fidelity is undefined: the initial mask's output is the dense network's; recovery undefined"
     )
+
+
+def test_images_are_judged_by_what_the_reference_allows():
+    protocol = {"frechet_features": "f", "num_generated": 2000, "frechet_reference": "training and validation images"}
+    text = ": 2,000 images of each network against training and validation images, in the features f."
+    assert images_judged_by({}) == ""
+    assert images_judged_by(protocol | {"num_kernel_precision_recall": None}) == f"Frechet distance{text}"
+    every = f"Frechet distance, kernel distance, precision and recall{text}"
+    assert images_judged_by(protocol | {"num_kernel_precision_recall": 2000}) == every
 
 
 def test_a_run_that_came_to_nothing_says_what_to_change():

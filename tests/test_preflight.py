@@ -22,7 +22,7 @@ from maskpro.errors import MaskproError
 from maskpro.evaluation.comparison import resolve_sampling
 from maskpro.evaluation.sampling import SamplingPlan
 from maskpro.fidelity import format_share
-from maskpro.initial_masks import extract_masks, magnitude_mask
+from maskpro.initial_masks import extract_masks, magnitude_mask, magnitude_masked_model
 from maskpro.mask_file import load_mask_file, save_mask_file
 from maskpro.masked_model import MaskedModel, maskable_layers, model_hash
 from maskpro.metrics import recovery
@@ -30,7 +30,7 @@ from maskpro.noise_schedule import BETA_SCHEDULES, PREDICTION_TYPES
 from maskpro.objectives.diffusion import DiffusionObjective
 from maskpro.pattern import NMPattern
 from maskpro.pipeline.masks import magnitude_mask_file
-from maskpro.preflight import run_preflight
+from maskpro.preflight import _timed_passes, run_preflight
 from maskpro.pretrained import load_pretrained, save_pipeline
 from maskpro.search_options import SearchOptions
 from maskpro.tuning.search import prepare_search
@@ -115,6 +115,11 @@ def test_a_preflight_measures_a_job_and_leaves_the_network_alone(opened):
     assert found.dense.layers == ()
     assert found.forward_seconds > 0
     assert found.step_bytes > 4 * (2 * found.parameters + 6 * found.masked_weights)
+    # Activations are counted by the sample, weights are not: a slow network is tried on a single one.
+    masked = magnitude_masked_model(workload.model, pattern=TWO_OF_FOUR, layout="channel")
+    objective = workload.training_objective(seed=0, device=torch.device("cpu"))
+    one, four = (_timed_passes(workload, objective, masked, size, torch.device("cpu"))[2] for size in (1, 4))
+    assert one == four > 0
     minutes = found.trial_minutes(max_samples=100, report_samples=50, validation_samples=10)
     assert minutes == pytest.approx((100 * found.training_seconds + 130 * found.forward_seconds) / 60)
 

@@ -6,9 +6,11 @@ import shutil
 
 import pytest
 
-from analysis.report import CAPTIONS, write_report
+from analysis.experiment import OpenedExperiment
+from analysis.report import CAPTIONS, gather, write_report
 from benchmarks.made_up_experiment import make_experiment
 from maskpro.errors import MaskproError
+from maskpro.schedule.history import History
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +99,34 @@ def test_warnings_and_features_stand_beside_the_distances(tmp_path):
     assert "Warning: 2 generated images are too few for &lt;64&gt; features." in html
     assert "**Warning:** 2 generated images are too few for <64> features." in markdown
     for text in (html, markdown):
-        assert "1,024 images of each network against file real.npz, in the features mine.pt (TorchScript)." in text
+        assert "Frechet distance: 1,024 images of each network against file real.npz, in the features mine.pt (" in text
         assert "FID" not in re.sub(r"data:image[^\"]*", "", text)
+
+
+def test_the_evaluated_trial_and_all_that_it_was_picked_from_are_shown(tmp_path):
+    folder = make_experiment(tmp_path / "top")
+    path = folder / "final_evaluation.json"
+    evaluated = json.loads(path.read_text())
+    rows = [{"trial": number, "source": "<optuna>", "frechet_distance": 20.0 - number} for number in (4, 7)]
+    evaluated |= {"picked_by": "Frechet distance", "candidates": rows}
+    evaluated["protocol"]["trial_id"] = "trial_00007"
+    path.write_text(json.dumps(evaluated))
+    assert gather(OpenedExperiment(folder)).facts[2] == ("evaluated trial", "7")
+    html, markdown = write_report(folder).read_text(), (folder / "report.md").read_text()
+    assert "<h2>Candidates, picked by Frechet distance</h2>" in html
+    assert "<td>&lt;optuna&gt;</td>" in html
+    assert "## Candidates, picked by Frechet distance\n\n| trial | source | frechet_distance |" in markdown
+    assert "| 7 | <optuna> | 13 |" in markdown
+    path.write_text(json.dumps(evaluated | {"candidates": rows[:1]}))
+    assert gather(OpenedExperiment(folder)).candidates.empty, "of one there was no choice"
+
+
+def test_an_evaluation_from_before_the_search_was_extended_is_said_to_be(tmp_path):
+    folder = make_experiment(tmp_path / "extended")
+    text = "the one that is shown is an earlier session's"
+    assert not any(text in what for what in gather(OpenedExperiment(folder)).missing)
+    History(folder / "history.jsonl").session(20, time="later")
+    assert any(text in what for what in gather(OpenedExperiment(folder)).missing)
 
 
 def test_texts_of_any_length_are_whole_and_escaped(tmp_path):

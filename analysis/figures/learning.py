@@ -11,7 +11,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from analysis.experiment import judged_trials
-from analysis.figures.theme import FIDELITY_LABEL, Theme, new_figure, themed
+from analysis.figures.theme import FIDELITY_LABEL, Theme, lowest_shown, new_figure, themed
 from maskpro.schedule.history import METRIC
 
 
@@ -64,34 +64,41 @@ def learning_curves(
     ax.set(xlabel=label, ylabel=FIDELITY_LABEL)
     ax.margins(x=0.1)  # room for the names of seed points
     # A curve that fell far at once would leave the others no room.
-    lowest = curves["fidelity"].quantile(0.02) if curves["fidelity"].notna().any() else 0.0
-    ax.set_ylim(bottom=max(min(lowest, 0.0), -1.0) - 0.05)
+    shown = curves["fidelity"].dropna()
+    shown = shown.clip(lower=shown.quantile(0.02))
+    ax.set_ylim(bottom=(min(lowest_shown(shown, -1.0), 0.0) if len(shown) else 0.0) - 0.05)
     ax.legend(loc="lower right")
     return figure
 
 
 @themed
-def best_so_far(trials: pd.DataFrame, *, theme: Theme) -> Figure:
-    """The best trial's fidelity by samples spent, trial after trial in order of their start; seed points are marked.
+def best_so_far(trials: pd.DataFrame, curves: pd.DataFrame, *, theme: Theme) -> Figure:
+    """The fidelity of the best mask that was reported, by samples that all trials had spent; seed points are marked.
 
-    The best trial is the one with the lowest val_error, as in promotion. A trial's fidelity is in units of its own initial
+    The best mask is the one with the lowest val_error, as in promotion. A trial's fidelity is in units of its own initial
     mask's error. So with different initial masks another trial may have a higher fidelity.
     """
     figure, axes = new_figure("Best so far")
     ax = axes[0, 0]
     judged = trials[(trials["status"] != "failed") & trials["fidelity"].notna()]
-    spent = trials["num_samples_trained"].cumsum().loc[judged.index]
-    is_best = judged[METRIC] == judged[METRIC].cummin()
+    reports = curves[curves["trial_id"].isin(judged["trial_id"])].sort_values("num_samples_spent")
+    is_best = reports[METRIC] == reports[METRIC].cummin()
     ax.step(
-        spent, judged["fidelity"].where(is_best).ffill(), where="post", color=theme.best, label="best so far", linewidth=2
+        reports["num_samples_spent"],
+        reports["fidelity"].where(is_best).ffill(),
+        where="post",
+        color=theme.best,
+        label="best so far",
+        linewidth=2,
     )
+    spent = judged["trial_id"].map(reports.groupby("trial_id")["num_samples_spent"].max())
     for color, marker, name, chosen in (
         (theme.seed, "s", "seed point", judged["seed_point"].notna()),
         (theme.suggested, "o", "suggested by the searcher", judged["seed_point"].isna()),
     ):
         ax.plot(spent[chosen], judged.loc[chosen, "fidelity"], marker, color=color, label=name, markersize=5)
     ax.set(xlabel="calibration samples spent by all trials", ylabel=FIDELITY_LABEL)
-    ax.set_ylim(bottom=max(judged["fidelity"].min() if len(judged) else 0.0, -1.0) - 0.05)
+    ax.set_ylim(bottom=(lowest_shown(judged["fidelity"], -1.0) if len(judged) else 0.0) - 0.05)
     ax.legend(loc="lower right")
     return figure
 
@@ -109,6 +116,6 @@ def fidelity_against_cost(trials: pd.DataFrame, *, theme: Theme) -> Figure:
             judged.loc[chosen, "seconds"], judged.loc[chosen, "fidelity"], marker, color=color, label=label, markersize=5
         )
     ax.set(xlabel="seconds of training and validation", ylabel=FIDELITY_LABEL)
-    ax.set_ylim(bottom=max(judged["fidelity"].min() if len(judged) else 0.0, -1.0) - 0.05)
+    ax.set_ylim(bottom=(lowest_shown(judged["fidelity"], -1.0) if len(judged) else 0.0) - 0.05)
     ax.legend(loc="lower right")
     return figure

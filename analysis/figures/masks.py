@@ -35,6 +35,6 @@ def timestep_losses(timesteps: pd.DataFrame, *, theme: Theme) -> Figure:
         ax.plot(part["tenth"], part["test_loss"].astype(float), line, marker=marker, color=color, label=model)
     ax.set_yscale("log")
     ax.set_xticks(range(1, 11))
-    ax.set(xlabel="tenth of the noise schedule (1 = little noise, 10 = much)", ylabel="noise MSE on test images")
+    ax.set(xlabel="tenth of the noise schedule (1 = little noise, 10 = much)", ylabel="loss on test images")
     ax.legend()
     return figure

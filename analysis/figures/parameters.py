@@ -16,7 +16,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 
 from analysis.experiment import judged_trials
-from analysis.figures.theme import Theme, new_figure, themed
+from analysis.figures.theme import Theme, lowest_shown, new_figure, themed
 from maskpro.errors import MaskproError
 from maskpro.schedule.history import METRIC
 
@@ -34,6 +34,10 @@ def _turned(labels: Sequence[str], room: int) -> dict[str, Any]:
     return {"rotation": 25, "ha": "right"} if sum(map(len, labels)) > room else {}
 
 
+def _number(tick: float) -> str:
+    return f"{tick:,.0f}" if 1000 <= abs(tick) < 1e6 else f"{tick:.3g}"
+
+
 def _positions(values: pd.Series, distribution: Mapping[str, Any]) -> tuple[pd.Series, list[float], list[str]]:
     """Places of a parameter's values from 0 to 1 in its range, and ticks with their names."""
     attributes = distribution["attributes"]
@@ -46,9 +50,9 @@ def _positions(values: pd.Series, distribution: Mapping[str, Any]) -> tuple[pd.S
     numbers = pd.to_numeric(values, errors="coerce")
     if attributes.get("log"):
         ticks = np.geomspace(low, high, 3)
-        return np.log(numbers / low) / np.log(high / low), [0.0, 0.5, 1.0], [f"{tick:.3g}" for tick in ticks]
+        return np.log(numbers / low) / np.log(high / low), [0.0, 0.5, 1.0], [_number(tick) for tick in ticks]
     ticks = np.linspace(low, high, 3)
-    return (numbers - low) / (high - low or 1.0), [0.0, 0.5, 1.0], [f"{tick:.3g}" for tick in ticks]
+    return (numbers - low) / (high - low or 1.0), [0.0, 0.5, 1.0], [_number(tick) for tick in ticks]
 
 
 @themed
@@ -56,9 +60,8 @@ def parallel_coordinates(trials: pd.DataFrame, parameters: Mapping[str, Any], *,
     """A line per trial through its parameters to its fidelity, which sets the colour; stopped trials are faint."""
     figure, axes = new_figure("Parallel coordinates")
     ax, judged = axes[0, 0], judged_trials(trials)
-    shades = Normalize(
-        max(judged["fidelity"].min(), -0.2) if len(judged) else 0, judged["fidelity"].max() if len(judged) else 1
-    )
+    lowest, highest = (lowest_shown(judged["fidelity"], -0.2), judged["fidelity"].max()) if len(judged) else (0, 1)
+    shades = Normalize(lowest, highest)
     colors = ScalarMappable(shades, ListedColormap(colormaps["cividis"](np.linspace(*theme.shades, 256))))
     columns = [_positions(judged[name], distribution) for name, distribution in parameters.items()]
     heights = pd.Series(shades(judged["fidelity"].to_numpy()), index=judged.index).clip(0, 1)
@@ -97,7 +100,7 @@ def slices(trials: pd.DataFrame, parameters: Mapping[str, Any], *, theme: Theme)
             continue
         places, ticks, labels = _positions(judged[name], parameters[name])
         for marker, color, label, chosen in (
-            ("x", theme.suggested, "stopped early", judged["status"] != "completed"),
+            ("x", theme.suggested, "stopped early or unfinished", judged["status"] != "completed"),
             ("o", theme.best, "ran to its budget", judged["status"] == "completed"),
         ):
             ax.plot(places[chosen], judged.loc[chosen, "fidelity"], marker, color=color, label=label, markersize=4)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
+import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
@@ -59,6 +60,12 @@ def themed(draw: Callable[..., Figure]) -> Callable[..., Figure]:
             return draw(*frames, theme=theme, **named)
 
     return drawn
+
+
+def lowest_shown(values: pd.Series, limit: float) -> float:
+    """Where an axis or a scale of colours begins: at the lowest value, but not below `limit` if any value lies above it."""
+    lowest, highest = float(values.min()), float(values.max())
+    return lowest if highest <= limit else max(lowest, limit)
 
 
 def new_figure(

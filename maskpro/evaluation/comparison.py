@@ -147,7 +147,7 @@ def evaluate_models(
     if initials is None:
         initials = dict.fromkeys(models, "initial") if "initial" in models else {}
     for name, initial in initials.items():
-        reached = estimate_fidelity(errors[initial], errors[name])
+        reached = estimate_fidelity(errors[initial], errors[name], images=len(workload.images.test))
         estimated = (None, None) if reached is None else reached
         figures[name] = dict(zip(("fidelity", "fidelity_error"), estimated, strict=True)) | figures[name]
     # The search's budgets shaped the masks, but have no part in the figures of given masks.

@@ -138,6 +138,7 @@ class History:
     Attributes:
         session_time: start of the newest session, in ISO 8601.
         trained_before_session: calibration samples that all trials were trained on until then.
+        reported: trial's number and samples of each report, in the order of the reports.
         failure: why a line could not be written; no further line is written then, as the search ends.
     """
 
@@ -150,6 +151,7 @@ class History:
         self.num_sessions = 0
         self.session_time = ""
         self.trained_before_session = 0
+        self.reported: list[tuple[int, int]] = []
         if path is not None and path.exists():
             for number, event in enumerate(read_events(path), 1):
                 self._take_in(event, path, number)
@@ -234,6 +236,7 @@ class History:
             if kind == "report":
                 record.samples = event["metrics"]["num_samples_seen"]
                 record.reports[record.samples] = event["metrics"]
+                self.reported.append((record.number, record.samples))
                 record.stopped = event["stopped"]
                 if record.stopped:
                     record.stopped_at = record.samples

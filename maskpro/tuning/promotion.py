@@ -118,7 +118,6 @@ def promote(experiment: Experiment, *, make: PartMaker = make_parts) -> dict[str
     """
     search, folder = experiment.search, experiment.folder
     (best,) = best_trials(experiment.history.searched, 1)
-    (folder / EVALUATION_FILE).unlink(missing_ok=True)  # the report of an earlier session
     write_best(experiment, best)
     candidates = _candidates(experiment)
     if candidates[0][0] is not best:
@@ -247,7 +246,10 @@ def _prediction(rows: Sequence[Mapping[str, Any]], figure: str | None) -> dict[s
 
 
 def write_best(experiment: Experiment, record: TrialRecord) -> dict[str, Any]:
-    """Write `best/`, whole or not at all: a trial's masks, config and checkpoint; returns facts on the kept mask."""
+    """Write `best/`, whole or not at all: a trial's masks, config and checkpoint; returns facts on the kept mask.
+
+    An earlier session's final evaluation is removed: it is of the mask that was in `best/`.
+    """
     search = experiment.search
     masked, initial = load_masks(experiment, record), _initial(experiment, record)
     facts = _facts(experiment, record, masked)
@@ -271,6 +273,7 @@ def write_best(experiment: Experiment, record: TrialRecord) -> dict[str, Any]:
         learned = masked_copy(search.workload.model, content.masks, content.pattern, content.layout)
         (new / "checkpoint").mkdir()
         search.workload.save(new / "checkpoint", learned)
+        (experiment.folder / EVALUATION_FILE).unlink(missing_ok=True)
     return facts
 
 

@@ -259,6 +259,13 @@ def test_a_search_that_ends_early_names_the_fidelity_of_the_masks_that_it_writes
     assert f"best so far: trial {best.number}, fidelity {kept:.3f}; its masks are in best/, not evaluated\n" in said
 
 
+def test_an_evaluation_is_of_the_mask_in_best_or_there_is_none(experiment):
+    """An extended search that is stopped early writes another mask, which has not been evaluated."""
+    (experiment.folder / "final_evaluation.json").write_text("{}")
+    promotion.write_best(experiment, best_trials(experiment.history.searched, 2)[1])
+    assert not (experiment.folder / "final_evaluation.json").exists()
+
+
 def test_a_broken_checkpoint_leaves_the_earlier_best_folder(experiment):
     first, second = best_trials(experiment.history.searched, 2)
     write_best(experiment, first)
