@@ -217,7 +217,7 @@ def run_job(job: Job, setting: Setting) -> dict[str, Any]:
         masked.set_mask(groups)
         judged[name] = test.judge(masked.model)
     losses = {name: values.means().loss for name, values in judged.items()}
-    found = estimate_fidelity(judged["initial"].errors, judged["found"].errors)
+    found = estimate_fidelity(judged["initial"].errors, judged["found"].errors, images=len(workload.images.test))
     row |= {"fidelity": found and found.value, "fidelity_error": found and found.standard_error, "loss": losses["found"]}
     row["recovery"] = recovery(losses["initial"], losses["found"], losses["dense"])
     if "early" in judged:

@@ -11,7 +11,7 @@ A sample evaluation is one forward pass of one sample; a backward pass counts as
 initial mask's losses cost one evaluation for each sample, once. So do the samples that measure the shares of the noise
 schedule. Seconds are those of learning with all this, one thread a process, without validation. On a CPU they are the
 process's own time, so other processes don't count. Fidelity, recovery and loss come from test samples that chose nothing.
-"of one mask" is the standard error of a mask's fidelity over these samples; any other ± is the standard error of the mean
+"of one mask" is the standard error of a mask's fidelity over their images; any other ± is the standard error of the mean
 over seeds. A run's mask is the one that training keeps by its validation errors.
 """
 

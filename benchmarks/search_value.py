@@ -5,7 +5,7 @@ python -m benchmarks.search_value --seeds 2 --pattern 1:4 --max-samples 6304 --r
 
 Trials are really trained on the embedded workload, in this process and without Ray. The main job's own state drives each
 search's trials on a simulated clock, two at a time. A trial that several searches run is trained once. Searches choose by
-the validation error. Fidelity, and the gain over the best seed point with its paired standard error over samples, come
+the validation error. Fidelity, and the gain over the best seed point with its paired standard error over images, come
 from test samples. With --beside a setting found by hand is trained as well; no search knows it. With --reference N only
 those N seed points are trained at full budget that are best at the search's highest rung. With --rows finished seeds are
 kept in a file, from which the same command resumes.
@@ -156,12 +156,15 @@ def run_seed(asked: Comparison) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     trials = _RealTrials(asked)
     search, seed, full = trials.search, asked.seed, trials.search.context.max_samples
+    images = len(search.workload.images.test)
     rows: list[dict[str, Any]] = []
 
     def row(name: str, params: Mapping[str, Any], samples: int, completed: int, source: str) -> Tensor:
         errors = trials.test_errors(params)
-        found = estimate_fidelity(trials.initial_errors, errors)
-        gain = estimate_gain(trials.initial_errors, reference, errors) if rows else Estimate(0.0, 0.0)
+        found = estimate_fidelity(trials.initial_errors, errors, images=images)
+        gain = Estimate(0.0, 0.0)
+        if rows:
+            gain = estimate_gain(trials.initial_errors, reference, errors, images=images)
         assert found is not None
         assert gain is not None
         rows.append(

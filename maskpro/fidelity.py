@@ -97,13 +97,17 @@ def estimate_fidelity(initial: Tensor, learned: Tensor, *, images: int | None = 
     return value if value is None else Estimate(value, _standard_error(learned - (1 - value) * initial, initial, images))
 
 
-def estimate_gain(initial: Tensor, first: Tensor, second: Tensor) -> Estimate | None:
-    """Fidelity of the second mask minus that of the first, paired, from the samples' errors `[size]` of the three."""
+def estimate_gain(initial: Tensor, first: Tensor, second: Tensor, *, images: int | None = None) -> Estimate | None:
+    """Fidelity of the second mask minus that of the first, paired, from the samples' errors `[size]` of the three.
+
+    Args:
+        images: as for `estimate_fidelity`.
+    """
     denominator = initial.mean().item()
     if denominator == 0:
         return None
     gain = (first - second).mean().item() / denominator
-    return Estimate(gain, _standard_error(first - second - gain * initial, initial))
+    return Estimate(gain, _standard_error(first - second - gain * initial, initial, images))
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> Estimate | None:

@@ -13,8 +13,9 @@ from ray import tune
 
 workload = "digits"
 num_trials = 24
-num_reports = 27
-reduction_factor = 3  # the best third of those that have reached 1/27, 1/9 and 1/3 of the budget is promoted
+num_reports = 16
+reduction_factor = 4  # the best quarter of those that have reached 1/16 and 1/4 of the budget is promoted
+promotion = "restart"  # each rung ends a run of its own, as in default.py
 
 param_space = {
     "target": "teacher",

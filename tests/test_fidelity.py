@@ -63,6 +63,9 @@ def test_the_standard_error_of_several_samples_of_an_image_is_the_spread_over_se
     assert by_image[:, 1].mean().item() == pytest.approx(spread, rel=0.1)
     assert by_sample[:, 1].mean().item() < 0.8 * spread
     assert estimate_fidelity(*sets[0], images=500) == estimate_fidelity(*sets[0])
+    initial, learned = sets[0]
+    gain = estimate_gain(initial, initial, learned, images=50)
+    assert gain == pytest.approx(estimate_fidelity(initial, learned, images=50)), "over the initial mask itself"
 
 
 def test_the_gain_is_the_difference_of_two_fidelities_and_far_quieter_where_masks_are_alike(generator):
