@@ -220,6 +220,8 @@ def run_seed(asked: Comparison) -> list[dict[str, Any]]:
             records = state.history.searched
         completed = [record for record in records if record.status == "completed"]
         picked = min(completed, key=lambda record: record.last[METRIC])
+        for record in completed:
+            print({METRIC: record.last[METRIC], "found by": record.source, "parameters": record.params}, flush=True)
         row(name, picked.params, sum(record.trained for record in records), len(completed), picked.source)
     return rows
 
