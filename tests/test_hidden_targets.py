@@ -111,6 +111,7 @@ def test_the_gradient_is_that_of_both_losses_and_fades(digits):
     assert [fading(progress) for progress in (0.0, 0.5, 1.0)] == [1.0, 0.25, 0.0]
 
 
+@pytest.mark.slow
 def test_a_run_with_hidden_targets_goes_on_bit_for_bit(digits):
     settings = {"hidden_targets": 1.0, "budget_samples": 32}
     whole, first, rest = (make_trainer(digits, **settings) for _ in range(3))

@@ -69,7 +69,9 @@ def test_hessians_give_the_energy_of_a_layers_outputs(layout):
 
 @pytest.mark.parametrize("pattern", [NMPattern(1, 4), TWO_OF_FOUR, NMPattern(4, 8)])
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("method", INITIAL_MASK_METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=pytest.mark.slow) if name == "sparsegpt" else name for name in INITIAL_MASK_METHODS]
+)
 def test_every_method_gives_strict_masks_and_leaves_the_model_as_it_was(digits, method, layout, pattern, generator):
     masked = MaskedModel(copy.deepcopy(digits.model), pattern=pattern, layout=layout)
     before = masked.base.clone()

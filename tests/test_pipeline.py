@@ -53,6 +53,7 @@ def test_prune_then_extract_gives_the_masks_of_the_zeros(tmp_path, digits, layou
         assert torch.equal(content.masks[name], weight != 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt", "random"])
 def test_prune_knows_the_one_shot_methods(tmp_path, method):
     run("prune", "--output-dir", tmp_path / "pruned", "--method", method, "--pattern", "1:4")
@@ -186,6 +187,7 @@ def test_train_then_evaluate_leaves_what_the_original_left(tmp_path, digits):
     assert (tmp_path / "a" / "samples_initial.png").is_file()
 
 
+@pytest.mark.slow
 def test_evaluate_takes_a_sampler_and_its_steps_and_goes_on_from_its_cache(tmp_path):
     run("prune", "--output-dir", tmp_path / "pruned")
     learned = ("--checkpoint-path", tmp_path / "pruned", "--cache", tmp_path / "cache", "--num-samples", 4)
@@ -265,6 +267,7 @@ def test_what_a_run_records_is_of_the_mask_that_it_wrote(tmp_path, digits):
     assert content.provenance["recovery"] == 0
 
 
+@pytest.mark.slow
 def test_what_a_run_in_bfloat16_records_is_judged_in_float32(tmp_path, digits):
     small = replace(digits, budgets=replace(digits.budgets, validation_samples=64))
     summary = learn(
@@ -291,6 +294,7 @@ def test_what_a_run_in_bfloat16_records_is_judged_in_float32(tmp_path, digits):
     assert rounded != pytest.approx(summary["initial_val_error"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_train_draws_timesteps_as_it_is_told(tmp_path):
     """Without a step's effect, the first loss is the initial mask's on the samples drawn; importance weighs them."""
     losses = {}

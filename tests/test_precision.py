@@ -89,6 +89,7 @@ def test_in_bfloat16_the_distance_is_unchanged_within_its_own_error(digits):
     assert abs((distances(masked, "float32") - exact).mean()) > 5 * error
 
 
+@pytest.mark.slow
 def test_validation_in_bfloat16_moves_fidelity_and_gains_by_less_than_half_of_their_standard_error(digits):
     """Three magnitude masks that keep half, five eighths and three quarters of the weights, on 384 samples.
 

@@ -373,6 +373,7 @@ def test_depthwise_and_narrow_convolutions_stay_dense():
         MaskedModel(Mixed(), pattern=NMPattern(2, 5))
 
 
+@pytest.mark.slow
 def test_every_command_says_which_layers_stay_dense(made, images, tmp_path):
     model = made(**ODD)
     args = cifar10(model, images)

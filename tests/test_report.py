@@ -66,12 +66,14 @@ def test_light_and_dark_figures_differ_and_names_are_escaped(report):
     assert "_by_" not in markdown
 
 
+@pytest.mark.slow
 def test_the_title_of_a_name_with_a_line_break_is_one_line(tmp_path):
     report = write_report(make_experiment(tmp_path / "ü[4]%20#?\nz", finished=False))
     assert report.with_name("report.md").read_text().splitlines()[0] == "# ü[4]%20#?\\nz"
     assert "<title>ü[4]%20#?\\nz - maskpro</title>" in report.read_text()
 
 
+@pytest.mark.slow
 def test_a_search_that_runs_or_was_killed_has_a_report_of_what_is_there(tmp_path):
     folder = make_experiment(tmp_path / "killed", finished=False)
     path = folder / "history.jsonl"
@@ -84,6 +86,7 @@ def test_a_search_that_runs_or_was_killed_has_a_report_of_what_is_there(tmp_path
     assert 'id="timestep_losses"' not in text
 
 
+@pytest.mark.slow
 def test_warnings_and_features_stand_beside_the_distances(tmp_path):
     folder = make_experiment(tmp_path / "few")
     path = folder / "final_evaluation.json"
@@ -103,6 +106,7 @@ def test_warnings_and_features_stand_beside_the_distances(tmp_path):
         assert "FID" not in re.sub(r"data:image[^\"]*", "", text)
 
 
+@pytest.mark.slow
 def test_the_evaluated_trial_and_all_that_it_was_picked_from_are_shown(tmp_path):
     folder = make_experiment(tmp_path / "top")
     path = folder / "final_evaluation.json"
@@ -129,6 +133,7 @@ def test_an_evaluation_from_before_the_search_was_extended_is_said_to_be(tmp_pat
     assert any(text in what for what in gather(OpenedExperiment(folder)).missing)
 
 
+@pytest.mark.slow
 def test_texts_of_any_length_are_whole_and_escaped(tmp_path):
     folder = make_experiment(tmp_path / "long")
     described = json.loads((folder / "experiment.json").read_text())

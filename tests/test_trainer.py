@@ -93,6 +93,7 @@ def test_straight_through_improves_on_the_initial_mask(digits):
     assert 0 < trainer.changed_share() < 0.5
 
 
+@pytest.mark.slow
 def test_a_validated_mask_is_kept_with_its_loss_and_never_one_worse_than_the_initial_mask(digits):
     trainer = make_trainer(digits, lr=2.0, batch_size=32, budget_samples=640)
     judged = []
@@ -236,7 +237,7 @@ def test_the_reference_is_replaced_once_the_loss_is_half_of_its_own():
     assert far.reference_is_far()
 
 
-@pytest.mark.parametrize("pattern", ["1:4", "4:8", "2:8", "8:16"])
+@pytest.mark.parametrize("pattern", ["1:4", "4:8", "2:8", pytest.param("8:16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_every_pattern_is_learned_by_every_estimator_or_refused_in_words(digits, estimator, pattern):
     settings = {"estimator": estimator, "target": TARGET[estimator], "batch_size": 2, "budget_samples": 4, "lr": 4.0}

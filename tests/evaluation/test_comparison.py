@@ -113,6 +113,7 @@ def test_figures_are_those_of_one_set_of_weights_and_one_protocol(workload, mode
     assert said[-1].endswith("(from the cache)"), "the search's budget has no part in the figures of a given mask"
 
 
+@pytest.mark.slow
 def test_statistics_of_the_real_images_are_kept_for_other_experiments(workload, models, tmp_path, monkeypatch):
     settings = {"cache": None, "reference_cache": tmp_path / "reference"}
     models = {"initial": models["initial"]}

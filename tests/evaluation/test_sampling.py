@@ -100,6 +100,7 @@ def test_bfloat16_makes_nearly_the_same_images(digits):
         images_of(digits, range(1), 1, precision="float16")
 
 
+@pytest.mark.slow
 def test_a_compiled_network_makes_the_images(digits, monkeypatch):
     """Compiled by the backend that changes nothing: that of users takes a minute and a C++ compiler or a GPU."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))

@@ -40,6 +40,7 @@ def test_timesteps_are_sampled_more_often_where_the_initial_mask_adds_more_to_th
     assert digits.importance_shares(digits.model, CPU) == (1 / len(shares),) * len(shares), "where it adds nothing"
 
 
+@pytest.mark.slow
 def test_shares_in_bfloat16_differ_by_less_than_those_of_two_pilots(digits, monkeypatch):
     """Bound: a quarter of the total variation between the shares that two sets of 512 pilot samples give."""
     masked = magnitude_masked_model(copy.deepcopy(digits.model), pattern=NMPattern(2, 4), layout="channel")

@@ -246,7 +246,9 @@ ALL_SEARCHERS = (*SEARCHERS, _my_searcher)
 ALL_SCHEDULERS = ("asha", "median", PercentilePruner(50.0, n_startup_trials=2))
 
 
-@pytest.mark.parametrize("searcher", ALL_SEARCHERS)
+@pytest.mark.parametrize(
+    "searcher", [pytest.param(name, marks=pytest.mark.slow) if name == "gp" else name for name in ALL_SEARCHERS]
+)
 def test_the_same_seed_suggests_the_same_and_another_seed_something_else(tmp_path, searcher):
     first, second = (suggestions(tmp_path / name, searcher=searcher) for name in ("first", "second"))
     other = suggestions(tmp_path / "other", searcher=searcher, seed=1)

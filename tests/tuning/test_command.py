@@ -70,6 +70,7 @@ def begun(search, trials=()):
     return folder
 
 
+@pytest.mark.slow
 def test_only_the_rungs_of_asha_are_runs_of_their_own_also_when_it_is_done_again(parse, tmp_path):
     """Trials that the median stopped were in the middle of their schedules."""
     (tmp_path / "restart.py").write_text(SPACE + "promotion = 'restart'")

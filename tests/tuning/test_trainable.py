@@ -118,6 +118,7 @@ def results(trial):
     return rows
 
 
+@pytest.mark.slow
 def test_a_trial_reports_at_fixed_numbers_of_samples_and_ends_at_its_budget(start):
     rows = results(start(dict(SECOND)))
     assert [row["num_samples_seen"] for row in rows] == [40, 80, 96]
@@ -126,6 +127,7 @@ def test_a_trial_reports_at_fixed_numbers_of_samples_and_ends_at_its_budget(star
     assert [row["val_error"] for row in rows] == lowest
 
 
+@pytest.mark.slow
 def test_a_run_up_to_a_rung_is_a_run_of_its_own_length_and_a_promoted_one_begins_anew(start, context):
     rung, settings = 80, {**FIRST, "lr": 30.0, "lr_decay": "cosine"}
     first = start({**settings, "budget": rung})
@@ -414,6 +416,7 @@ def test_the_initial_mask_is_the_same_whatever_is_learned(context, digits, metho
     assert part.num_learned < whole.num_learned
 
 
+@pytest.mark.slow
 def test_a_trial_starts_at_its_own_initial_mask(start, context, digits):
     trial = start(WANDA)
     expected = initial_masked(context, digits.model, FORMATS[2])
