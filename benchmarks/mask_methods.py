@@ -22,7 +22,7 @@ from maskpro.masked_model import MaskedModel, maskable_layers
 from maskpro.metrics import recovery
 from maskpro.names import Precision
 from maskpro.objectives.diffusion import PILOT_EVALUATIONS
-from maskpro.pattern import NMPattern
+from maskpro.pattern import Layout, NMPattern, group_order
 from maskpro.runs import MaskFormat, RunCache, build_trainer
 from maskpro.trainer import MaskTrainer
 from maskpro.trainer_config import TrainerConfig
@@ -116,6 +116,7 @@ class Job:
     method: str
     pattern: str
     seed: int
+    layout: Layout = "channel"
     cost: str = "equal samples"
     evaluations: int = EVALUATIONS
     settings: dict[str, Any] = field(default_factory=dict)
@@ -169,6 +170,16 @@ def last_shortcuts(network: nn.Module) -> tuple[str, ...]:
     return found
 
 
+def misplaced_share(masked: MaskedModel) -> float:
+    """Share of the groups along the input channels that keep more than the pattern's n, which no sparse kernel takes."""
+    groups = misplaced = 0
+    for mask in masked.layer_masks().values():
+        if mask.shape[1] % masked.pattern.m == 0:
+            kept = group_order(mask, "channel").view(-1, masked.pattern.m).sum(dim=1)
+            groups, misplaced = groups + len(kept), misplaced + int((kept > masked.pattern.n).sum())
+    return misplaced / max(1, groups)
+
+
 def _clock(place: torch.device) -> float:
     """A clock in seconds: on a CPU the time of this process alone; on a GPU wall time, once its work is done."""
     if place.type == "cuda":
@@ -186,7 +197,7 @@ def run_job(job: Job, setting: Setting) -> dict[str, Any]:
     dense = workload.model.to(place)
     settings = dict(job.settings)
     targets = last_shortcuts(dense) if settings.pop("targets", None) == _LAST_SHORTCUTS else ("all",)
-    masked = MaskedModel(copy.deepcopy(dense), pattern=pattern, layout="channel", targets=targets)
+    masked = MaskedModel(copy.deepcopy(dense), pattern=pattern, layout=job.layout, targets=targets)
     test = workload.held_out_samples("test", place)
     magnitude = magnitude_mask(masked)
     masks = {"dense": torch.ones_like(masked.mask), "initial": magnitude}
@@ -219,6 +230,8 @@ def run_job(job: Job, setting: Setting) -> dict[str, Any]:
     losses = {name: values.means().loss for name, values in judged.items()}
     found = estimate_fidelity(judged["initial"].errors, judged["found"].errors, images=len(workload.images.test))
     row |= {"fidelity": found and found.value, "fidelity_error": found and found.standard_error, "loss": losses["found"]}
+    row["error"] = judged["found"].errors.mean().item()
+    row["misplaced"] = misplaced_share(masked)  # of the found mask, which was judged last
     row["recovery"] = recovery(losses["initial"], losses["found"], losses["dense"])
     if "early" in judged:
         early_found = estimate_fidelity(judged["initial"].errors, judged["early"].errors)
@@ -259,7 +272,7 @@ def _trainer(
     distinct = max(settings["batch_size"], left // (visits * (passes + 1) if hidden else visits * passes + 1))
     config = TrainerConfig(**settings, dataset_size=distinct, budget_samples=distinct * visits * masks, seed=job.seed)
     cache = RunCache(shares={} if shares is None else {config.precision: shares})
-    form = MaskFormat(job.pattern, "channel")
+    form = MaskFormat(job.pattern, job.layout)
     return build_trainer(workload, config, form, seed=job.seed, device=device, targets=targets, cache=cache)
 
 

@@ -166,15 +166,16 @@ class Runner:
         return max(of_method or longest, default=0.0) < self._deadline.left
 
 
+def spread(values: pd.Series, digits: int) -> str:
+    """The mean over seeds with its standard error; "" where a value is missing."""
+    if values.isna().any():
+        return ""
+    around = f" ± {values.sem():.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{around}"
+
+
 def _summary(rows: pd.DataFrame) -> list[dict[str, str]]:
     """A line per method, pattern and cost: means, and their standard errors over seeds."""
-
-    def spread(values: pd.Series, digits: int) -> str:
-        if values.isna().any():
-            return ""
-        around = f" ± {values.sem():.{digits}f}" if len(values) > 1 else ""
-        return f"{values.mean():.{digits}f}{around}"
-
     lines = []
     for (pattern, method, cost), part in rows.groupby(["pattern", "method", "cost"], sort=False):
         lines.append(

@@ -1,5 +1,6 @@
 """The benchmarks train with every setting that a space may have."""
 
+import copy
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -8,6 +9,9 @@ import pytest
 import torch
 
 from benchmarks import checkpoint_rounding, search_value, validation_precision
+from benchmarks.mask_methods import misplaced_share
+from maskpro.masked_model import MaskedModel
+from maskpro.pattern import NMPattern
 from maskpro.trainer import NonFiniteLossError
 from maskpro.tuning.space import load_space
 
@@ -60,3 +64,14 @@ def test_a_trial_of_the_search_comparison_fails_where_its_loss_is_not_finite():
     errors = [trials.validation_error({"lr": 1.0}, samples, 900) for samples in (100, 300, 200, 900)]
     assert errors == [1.0, math.inf, 2.0, math.inf]
     assert trainer.num_samples_seen == 300, "nothing is trained after that"
+
+
+def test_only_masks_along_the_input_channels_have_no_misplaced_groups():
+    layer = torch.nn.Sequential(torch.nn.Conv2d(4, 1, (1, 2), bias=False))
+    # Each kernel position keeps three of its four input channels or one; along the stored order all is 2:4.
+    flattened = torch.tensor([[1, 0, 1, 0, 1, 0, 0, 1]], dtype=torch.bool).view(1, 4, 1, 2)
+    channel = torch.tensor([[1, 0, 1, 0, 0, 1, 0, 1]], dtype=torch.bool).view(1, 4, 1, 2)
+    for layout, mask, share in (("flattened", flattened, 0.5), ("channel", channel, 0.0)):
+        masked = MaskedModel(copy.deepcopy(layer), pattern=NMPattern(2, 4), layout=layout)
+        masked.set_mask(masked.groups({"0": mask}))
+        assert misplaced_share(masked) == share
