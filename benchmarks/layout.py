@@ -55,16 +55,17 @@ def main(
     with Runner(setting, processes=processes, rows=None if rows is None else Rows(rows)) as runner:
         made = runner.run(jobs).assign(layout=[job.layout for job in jobs])
     lines = [
-        {"method": method, "layout": layout} | _cells(part)
+        {"method": method, "layout": layout} | cells(part)
         for (method, layout), part in made.groupby(["method", "layout"], sort=False)
     ]
     learned = made[made["method"] == OURS].set_index(["seed", "layout"])[list(_COLUMNS)].unstack("layout")
     difference = learned.xs("flattened", axis=1, level=1) - learned.xs("channel", axis=1, level=1)
-    lines.append({"method": OURS, "layout": "flattened less channel"} | _cells(difference))
+    lines.append({"method": OURS, "layout": "flattened less channel"} | cells(difference))
     print_table(f"{pattern}, {seeds} seeds; {hardware_line()}", lines)
 
 
-def _cells(part: pd.DataFrame) -> dict[str, str]:
+def cells(part: pd.DataFrame) -> dict[str, str]:
+    """The table's cells of some masks' rows: means, and their standard errors over seeds."""
     return {title: spread(part[name] * factor, digits) for name, (title, digits, factor) in _COLUMNS.items()}
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import checkpoint_rounding, search_value, validation_precision
+from benchmarks.channel_permutation import best_order, permute_channels
 from benchmarks.mask_methods import misplaced_share
 from maskpro.masked_model import MaskedModel
 from maskpro.pattern import NMPattern
@@ -75,3 +76,23 @@ def test_only_masks_along_the_input_channels_have_no_misplaced_groups():
         masked = MaskedModel(copy.deepcopy(layer), pattern=NMPattern(2, 4), layout=layout)
         masked.set_mask(masked.groups({"0": mask}))
         assert misplaced_share(masked) == share
+
+
+def test_a_permutation_of_channels_keeps_more_and_leaves_the_outputs_as_they_are(digits, generator):
+    permuted = copy.deepcopy(digits.model)
+    assert 0.1 < permute_channels(permuted) < 0.5
+    images = torch.randn(2, 1, 8, 8, generator=generator)
+    timesteps = torch.tensor([0, 900])
+    with torch.no_grad():
+        torch.testing.assert_close(permuted(images, timesteps).sample, digits.model(images, timesteps).sample)
+
+
+def test_the_best_order_puts_each_large_weight_where_it_is_kept():
+    """Channels 0 to 2 are large: no two fours that hold all of them keep as much as 2 and 1."""
+    weight = torch.full((3, 16), 0.1)
+    weight[:, :3] = 1.0
+    order = best_order(weight, 8)
+    assert sorted(order[:8].tolist()) == list(range(8))
+    assert order[8:].tolist() == list(range(8, 16))
+    assert sorted((order[:8].view(2, 4) < 3).sum(dim=1).tolist()) == [1, 2]
+    assert best_order(weight, 2).tolist() == list(range(16))
