@@ -141,10 +141,10 @@ def _is_claimed(path: Path) -> bool:
     return False
 
 
-def refuse_existing(path: Path, what: str) -> None:
+def refuse_existing(path: Path, what: str, allowed: str = "name another one or remove it") -> None:
     """Raise where `path` exists, or is a link to what doesn't: results are never overwritten silently."""
     if os.path.lexists(path):
-        raise MaskproError(f"{what} {path} exists already and is not overwritten; name another one or remove it")
+        raise MaskproError(f"{what} {path} exists already and is not overwritten; {allowed}")
 
 
 def check_new(path: Path, what: str) -> None:

@@ -317,7 +317,9 @@ def test_targets_that_match_nothing_and_folders_that_are_not_diffusers_are_refus
 def test_an_existing_experiment_is_never_overwritten(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "precious.txt").write_text("kept")
-    assert "x exists already and is not overwritten" in refused(tmp_path)
+    assert refused(tmp_path).endswith("x exists already and is not overwritten; name another one or remove it")
+    (tmp_path / "x" / "experiment.json").write_text("{}")
+    assert f"name another one or remove it, or resume it with --resume {tmp_path / 'x'}" in refused(tmp_path)
 
 
 def test_a_model_with_nan_weights_is_refused(tmp_path, digits):

@@ -30,5 +30,5 @@ REFERENCE_FOLDER = ".reference_statistics"
 
 
 def resuming(folder: Path) -> str:
-    """The option that goes on with the experiment in a folder, as it is typed in a shell."""
+    """The option that resumes the experiment in a folder, as it is typed in a shell."""
     return f"--resume {shlex.quote(str(folder))}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from maskpro.errors import MaskproError
 from maskpro.files import is_leftover, refuse_existing
-from maskpro.schedule.folder import HISTORY_FILE, LOCK_FILE, SPACE_FILE
+from maskpro.schedule.folder import EXPERIMENT_FILE, HISTORY_FILE, LOCK_FILE, SPACE_FILE, resuming
 from maskpro.schedule.lock import Holder, is_held
 
 # All files that a search writes before `experiment.json`. Without that file it can't be resumed.
@@ -18,7 +18,7 @@ _EARLY_FILES = (LOCK_FILE, SPACE_FILE, HISTORY_FILE)
 def refuse_begun(folder: Path) -> None:
     """Raise where `folder` holds anything but a remnant."""
     if not is_remnant(folder):
-        refuse_existing(folder, "experiment folder")
+        _refuse(folder)
     elif is_held(folder):
         raise MaskproError(f"experiment {folder} is running; allowed: another name")
 
@@ -46,10 +46,15 @@ def clear_remnant(folder: Path) -> None:
         MaskproError: the folder holds more than a remnant.
     """
     if not is_remnant(folder):
-        refuse_existing(folder, "experiment folder")
+        _refuse(folder)
     for entry in folder.iterdir():
         if entry.name != LOCK_FILE:
             entry.unlink()
+
+
+def _refuse(folder: Path) -> None:
+    resume = f", or resume it with {resuming(folder)}" if (folder / EXPERIMENT_FILE).is_file() else ""
+    refuse_existing(folder, "experiment folder", f"name another one or remove it{resume}")
 
 
 def _is_lock(path: Path) -> bool:
