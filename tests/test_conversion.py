@@ -125,6 +125,7 @@ def refusal(source, *options):
         convert(source, "--output-dir", output, *options)
     assert sorted(source.parent.rglob("*")) == before
     assert "\n" not in str(caught.value)
+    assert "--model" not in str(caught.value)
     return str(caught.value)
 
 

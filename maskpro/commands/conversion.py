@@ -8,6 +8,7 @@ import typer
 
 from maskpro.commands.inputs import Output
 from maskpro.commands.running import results_first
+from maskpro.errors import ModelNotFoundError
 from maskpro.files import atomic_folder, check_new
 from maskpro.machine.process import one_line
 from maskpro.options import expanded
@@ -36,7 +37,10 @@ def convert(
     from maskpro.pretrained import EMA_NOT_RECORDED, save_pipeline
 
     check_new(output_dir, "output folder")
-    pretrained = read_network(source, ema=ema, sample_size=sample_size)
+    try:
+        pretrained = read_network(source, ema=ema, sample_size=sample_size)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(str(error).replace("--model", "SOURCE")) from error  # as it is called here
     with atomic_folder(output_dir) as folder:
         save_pipeline(folder, pretrained.unet, pretrained.scheduler, ema=pretrained.ema)
     for note in pretrained.notes:
