@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from maskpro.commands.conversion import convert
 from maskpro.commands.doctor import doctor
 from maskpro.commands.judging import evaluate, reference_statistics
 from maskpro.commands.learning import baseline, train
@@ -30,6 +31,7 @@ app = typer.Typer(
     callback=_check,
 )
 for _command in (
+    convert,
     prune,
     extract,
     verify,

@@ -26,6 +26,16 @@ _MOST_TIMESTEPS = 1_000_000
 
 # Fields that set the betas; diffusers writes all of them.
 _BETA_FIELDS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
+# The schedule of "Denoising Diffusion Probabilistic Models" (Ho et al., 2020, section 4) and diffusers' training script.
+DDPM_SCHEDULE: Mapping[str, Any] = {
+    "_class_name": "DDPMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "prediction_type": "epsilon",
+}
+DDPM_SCHEDULE_WORDS = "1000 timesteps, linear betas from 0.0001 to 0.02, prediction_type epsilon"
 
 _DDPM = ("DDPMScheduler", "DDPMParallelScheduler")
 # Sampler classes over the betas of a DDPM.

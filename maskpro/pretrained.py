@@ -18,20 +18,22 @@ from typing import Any
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from torch import nn
+from torch import Tensor, nn
 
 from maskpro.errors import ModelNotFoundError
 from maskpro.files import read_json, write_json
-from maskpro.noise_schedule import NoiseScheduleError, read_noise_schedule
+from maskpro.noise_schedule import DDPM_SCHEDULE, DDPM_SCHEDULE_WORDS, NoiseScheduleError, read_noise_schedule
 from maskpro.weight_files import read_weights
 from maskpro.weight_keys import matched_weights, some_names
 
 # Record beside model_index.json: {"ema": true}, false, or words. FID depends on it.
 WEIGHTS_RECORD = "weights.json"
 EMA_NOT_RECORDED = "as stored in the checkpoint; not recorded"
+EMA_WORDS = {True: "EMA weights", False: "raw weights (not EMA)"}
 # The hub's checkpoint holds the raw weights, whose FID is about 12.
 CIFAR10_HUB_MODEL = "google/ddpm-cifar10-32"
 
+_SCHEDULER_CONFIG = "scheduler_config.json"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Pipelines that have the parts of an image DDPM but are none.
 _OTHER_PIPELINES = {
@@ -73,11 +75,12 @@ class Pretrained:
     notes: tuple[str, ...] = ()
 
 
-def load_pretrained(source: str, *, ema: bool = False) -> Pretrained:
+def load_pretrained(source: str, *, ema: bool = False, from_training: bool = False) -> Pretrained:
     """The network and noise schedule of a diffusers DDPM folder or hub model.
 
     Args:
         ema: take the weights in `unet_ema/`, which diffusers' training script saves beside `unet/`.
+        from_training: accept a checkpoint of that script, which has no model_index.json and no scheduler.
 
     Raises:
         ModelNotFoundError: no such model, not a diffusers DDPM, or weights that don't fit it exactly.
@@ -90,7 +93,7 @@ def load_pretrained(source: str, *, ema: bool = False) -> Pretrained:
         if source.count("/") != 1 or folder.is_absolute() or source.startswith(".") or os.path.lexists(folder):
             raise ModelNotFoundError(f"no model folder {source}; name a diffusers DDPM folder with --model")
         folder = _download(source)
-    index = _read_index(folder, source)
+    index = {} if from_training and not (folder / "model_index.json").is_file() else _read_index(folder, source)
     # Older pipelines on the hub keep unet and scheduler in the top folder.
     parts = {part: folder / part if (folder / part).is_dir() else folder for part in ("unet", "scheduler")}
     notes = [f"{name} of the pipeline is not used" for name in _unused_parts(index)]
@@ -102,19 +105,22 @@ def load_pretrained(source: str, *, ema: bool = False) -> Pretrained:
     elif (folder / "unet_ema").is_dir():
         notes.append("unet_ema/ beside unet/ holds weights averaged over the training; --ema takes them")
     config = _read_config(parts["unet"] / "config.json", source)
+    path = parts["scheduler"] / _SCHEDULER_CONFIG
+    if from_training and not path.is_file():
+        schedule, said = _training_schedule(folder, source)
+        notes += said
+    else:
+        schedule = _read_config(path, source)
     try:
-        scheduler, converted = read_noise_schedule(
-            _read_config(parts["scheduler"] / "scheduler_config.json", source),
-            named_class=_class_of(index, "scheduler"),
-        )
+        scheduler, converted = read_noise_schedule(schedule, named_class=_class_of(index, "scheduler"))
     except NoiseScheduleError as error:
         raise ModelNotFoundError(f"model {source} is not a DDPM: {error} (--model)") from error
     unet, said = _load_unet(parts["unet"], config, source)
-    _check_unet(unet, scheduler, source)
+    check_unet(unet, scheduler, source)
     return Pretrained(
         unet=unet.eval().requires_grad_(False),
         scheduler=scheduler,
-        ema="EMA weights" if ema else _ema(source, folder, config, is_on_hub),
+        ema=EMA_WORDS[True] if ema else _ema(source, folder, config, is_on_hub),
         notes=(*notes, *converted, *said),
     )
 
@@ -129,7 +135,8 @@ def save_pipeline(folder: Path, model: nn.Module, scheduler: DDPMScheduler, *, e
 
     DDPMPipeline(unet=model, scheduler=scheduler).save_pretrained(folder)
     if ema != EMA_NOT_RECORDED:
-        write_json(folder / WEIGHTS_RECORD, {"ema": ema})
+        record: bool | str = next((is_ema for is_ema, words in EMA_WORDS.items() if words == ema), ema)
+        write_json(folder / WEIGHTS_RECORD, {"ema": record})
 
 
 def resolution(unet: UNet2DModel) -> int:
@@ -171,6 +178,15 @@ def _read_index(folder: Path, source: str) -> dict[str, Any]:
     return index
 
 
+def _training_schedule(folder: Path, source: str) -> tuple[Mapping[str, Any], list[str]]:
+    """The scheduler of a training checkpoint, which has none itself, and notes for the user."""
+    for above in folder.absolute().parents[:2]:
+        path = above / "scheduler" / _SCHEDULER_CONFIG
+        if path.is_file():
+            return _read_config(path, source), [f"the scheduler is that of {path.parent}"]
+    return DDPM_SCHEDULE, [f"no scheduler is there; that of diffusers' training script is guessed ({DDPM_SCHEDULE_WORDS})"]
+
+
 def _class_of(index: Mapping[str, Any], part: str) -> str | None:
     value = index.get(part)
     return str(value[1]) if isinstance(value, list) and len(value) == 2 and value[1] else None
@@ -195,6 +211,17 @@ def _read_config(path: Path, source: str) -> dict[str, Any]:
 def _load_unet(folder: Path, config: Mapping[str, Any], source: str) -> tuple[UNet2DModel, list[str]]:
     """The network of a folder, and notes on its weights for the user."""
     _check_config(config, source)
+    unet, notes = empty_unet(config, source, str(folder / "config.json"))
+    found, said = read_weights(folder, source)
+    return unet, [*notes, *said, *fill_unet(unet, found, source)]
+
+
+def empty_unet(config: Mapping[str, Any], source: str, origin: str) -> tuple[UNet2DModel, list[str]]:
+    """The network of a config, still without weights, and notes for the user.
+
+    Args:
+        origin: where the config comes from.
+    """
     known = inspect.signature(UNet2DModel.__init__).parameters
     settings = {name: value for name, value in config.items() if name in known}
     unknown = [name for name in config if name not in known and name not in _EMA_FIELDS and not name.startswith("_")]
@@ -209,13 +236,15 @@ def _load_unet(folder: Path, config: Mapping[str, Any], source: str) -> tuple[UN
         # diffusers has no common class for the errors of a bad config.
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ModelNotFoundError(
-            f"model {source} can't be made of {folder / 'config.json'} ({reason}); name another with --model"
+            f"model {source} can't be made of {origin} ({reason}); name another with --model"
         ) from error
-    found, said = read_weights(folder, source)
-    notes += said
+    return unet, notes
+
+
+def fill_unet(unet: UNet2DModel, found: Mapping[str, Tensor], source: str) -> list[str]:
+    """Give an empty network its weights, all of them; notes for the user."""
     expected = {name: value.shape for name, value in unet.state_dict().items()}
-    weights, said = matched_weights(found, expected, source)
-    notes += said
+    weights, notes = matched_weights(found, expected, source)
     kinds = {value.dtype for value in weights.values()} - {torch.float32}
     sparse: list[str] = []
     for name, value in weights.items():
@@ -239,7 +268,7 @@ def _load_unet(folder: Path, config: Mapping[str, Any], source: str) -> tuple[UN
         )
     # Copies: a file that is mapped into memory may change while it is in use.
     unet.load_state_dict({name: value.to(torch.float32, copy=True) for name, value in weights.items()}, assign=True)
-    return unet, notes
+    return notes
 
 
 def _check_config(config: Mapping[str, Any], source: str) -> None:
@@ -256,7 +285,8 @@ def _check_config(config: Mapping[str, Any], source: str) -> None:
         )
 
 
-def _check_unet(unet: UNet2DModel, scheduler: DDPMScheduler, source: str) -> None:
+def check_unet(unet: UNet2DModel, scheduler: DDPMScheduler, source: str) -> None:
+    """Raise ModelNotFoundError where it is no DDPM of square grey or colour images, or a weight is not finite."""
     config = unet.config
     sides = config["sample_size"]
     sides = [sides, sides] if isinstance(sides, int) else sides
@@ -291,11 +321,11 @@ def _ema(source: str, folder: Path, config: Mapping[str, Any], is_on_hub: bool) 
             raise ModelNotFoundError(
                 f'{folder / WEIGHTS_RECORD} holds {json.dumps(record)[:80]}; allowed: {{"ema": true}} or {{"ema": false}}'
             )
-        return ema if isinstance(ema, str) else "EMA weights" if ema else "raw weights (not EMA)"
+        return ema if isinstance(ema, str) else EMA_WORDS[ema]
     if all(name in config for name in _EMA_FIELDS[:2]):
         return f"EMA weights (decay {config['decay']}, {config['optimization_step']} steps, of diffusers' EMAModel)"
     if is_on_hub and source == CIFAR10_HUB_MODEL:
-        return "raw weights (not EMA)"
+        return EMA_WORDS[False]
     return EMA_NOT_RECORDED
 
 

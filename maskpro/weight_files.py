@@ -119,19 +119,33 @@ def _read_files(folder: Path, names: list[str], source: str) -> dict[str, Tensor
     return weights
 
 
+def read_checkpoint(path: Path, source: str) -> dict[str, Tensor]:
+    """The tensors of a single file; those of a list's tables have the table's place in front ("0.conv_in.weight")."""
+    content = _content(path, source)
+    tables = dict(enumerate(content)) if isinstance(content, list) else content
+    return _tensors_of(tables, path, source)
+
+
 def _read_file(path: Path, source: str) -> dict[str, Tensor]:
+    return _tensors_of(_content(path, source), path, source)
+
+
+def _content(path: Path, source: str) -> Any:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Validating sparse tensor|Sparse CSR tensor")
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # torch raises any error for a broken file
         raise ModelNotFoundError(
             f"model {source} can't be loaded ({path.name}: {_why_unreadable(path, error)}); name another with --model"
         ) from error
+
+
+def _tensors_of(content: Any, path: Path, source: str) -> dict[str, Tensor]:
     # Weights may lie in an inner table, as {"state_dict": ...}; its name is then a prefix of theirs.
     tensors = dict(_tensors(content)) if isinstance(content, Mapping) else {}
     if not tensors:
@@ -147,7 +161,9 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     if path.is_file() and is_lfs_pointer(path):
         return "a pointer of Git LFS, to be fetched with git lfs pull"
     if isinstance(error, pickle.UnpicklingError):  # whose text advises to run what is in the file
-        return "no torch file of tensors alone, such as a network's state_dict(); others may hold code and are not opened"
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        code = f"{named[1]} in it may be code and is not run" if named else "others may hold code and are not opened"
+        return f"no torch file of tensors alone, such as a network's state_dict(); {code}"
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 

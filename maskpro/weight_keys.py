@@ -61,7 +61,7 @@ def matched_weights(
     if wrong:
         name = wrong[0]
         raise ModelNotFoundError(
-            f"model {source} holds {len(wrong)} weights of another shape than its config.json: {name} is "
+            f"model {source} holds {len(wrong)} weights of another shape than its config: {name} is "
             f"{list(found[named[name]].shape)}, allowed: {list(expected[name])} (--model)"
         )
     parts = {name.split(".")[0] for name in expected} | _FURTHER_PARTS
