@@ -91,9 +91,20 @@ def extract(
 def verify(
     masks: Annotated[Path, typer.Argument(help="Mask file.")],
     source: _FittingSource,
+    target: Annotated[
+        str | None, typer.Option(help="Also say what this can speed up, and where: tensorrt or torch-sparse.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the weights there: float16, bfloat16 or int8; default: float16.")
+    ] = None,
 ) -> None:
     """Check a mask file: whole, every group n:m, and (with --workload) made for that model; exit status 2 if not."""
+    from maskpro.export.eligibility import parse_dtype, parse_target
     from maskpro.pipeline import masks as steps
+
+    if target is None and dtype is not None:
+        raise MaskproError(f"dtype is {dtype} without target; allowed: with --target")
+    runtime = None if target is None else (parse_target(target), parse_dtype(dtype or "float16"))
 
     if source.workload is None and source != _FittingSource():
         raise MaskproError(
@@ -113,3 +124,7 @@ def verify(
         print(one_line(f"{name}: stays dense, {why}"))
     against = "" if opened is None else f" and fit {opened.model_source}"
     print(f"{len(found)} layers keep exactly n of every m{against}: {masks}")
+    if runtime is not None:
+        eligible = steps.eligibility_of(masks, *runtime, opened)
+        for line in (*(row.line() for row in eligible.layers), *eligible.lines()):
+            print(one_line(line))

@@ -92,14 +92,17 @@ class LayerEligibility:
         """Whether the target can run it on sparse tensor cores."""
         return not self.problem
 
-    def words(self) -> str:
-        """The verdict, for people to read."""
+    def line(self) -> str:
+        """The layer and the verdict, for people to read."""
+        cost = "" if self.multiply_adds is None else f", {self.multiply_adds:,} multiply-adds"
+        layer = f"{self.layer}: {self.kind} of {' x '.join(map(str, self.shape))} weights{cost}"
         if self.problem:
-            return f"not eligible, as it {self.problem}"
+            return f"{layer}: not eligible, as it {self.problem}"
         inputs = self.shape[1:].numel()
         kernel = "" if inputs == self.shape[1] else f" ({inputs} inputs with the kernel)"
         alone = f" by {self.backends[0]} alone" if len(self.backends) == 1 else ""
-        return f"eligible{alone}, a gain is {self.gain}: {self.shape[1]} channels in{kernel}, {self.shape[0]} out"
+        gain = f"a gain is {self.gain} with {self.shape[1]} channels in{kernel} and {self.shape[0]} out"
+        return f"{layer}: eligible{alone}, {gain}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,10 +130,9 @@ class Eligibility:
         rows = [row for row in self.layers if row.eligible and (not gains or row.gain in gains)]
         return sum(row.multiply_adds or 0 for row in rows) / self.multiply_adds
 
-    @property
-    def most_speed_up(self) -> float:
-        """Amdahl's bound: the whole's speed-up if eligible layers ran twice as fast, and only multiply-adds took time."""
-        return 1 / (1 - self.multiply_adds_share() * (1 - 1 / _SPEED_UP))
+    def most_speed_up(self, *gains: Gain) -> float:
+        """Amdahl's bound: the whole's speed-up if these layers ran twice as fast, and only multiply-adds took time."""
+        return 1 / (1 - self.multiply_adds_share(*gains) * (1 - 1 / _SPEED_UP))
 
     def lines(self) -> list[str]:
         """The whole, in sentences for people to read."""
@@ -148,13 +150,14 @@ class Eligibility:
             ]
         lines.append(
             f"{runtime} can speed up at most {self.multiply_adds_share():.1%} of the multiply-adds; at twice the speed "
-            f"there, the network is at most {self.most_speed_up:.2f} times as fast"
+            f"there, the network is at most {self.most_speed_up():.2f} times as fast"
         )
         counts = [
-            f"{gain} in {sum(row.gain == gain for row in eligible)} ({self.multiply_adds_share(gain):.1%})"
+            f"{gain} in {sum(row.gain == gain for row in eligible)} layers ({self.multiply_adds_share(gain):.1%})"
             for gain in get_args(Gain)
         ]
-        return [*lines, f"a gain is, by layers (and multiply-adds): {', '.join(counts)}"]
+        likely = f"with a gain where it is likely alone, {self.most_speed_up('likely'):.2f} times as fast"
+        return [*lines, f"a gain is {', '.join(counts)}; {likely}"]
 
 
 def eligibility(
@@ -177,7 +180,7 @@ def eligibility(
     modules = {} if network is None else dict(network.named_modules())
     rows = []
     for name, mask in masks.items():
-        backends = tuple(part for part in _TORCH_BACKENDS if not _size_problem(mask.shape, dtype, part))
+        backends = tuple(part for part in _TORCH_BACKENDS if _takes(part, mask.shape, dtype))
         rows.append(
             LayerEligibility(
                 layer=name,
@@ -213,16 +216,23 @@ def _problem(mask: Tensor, module: nn.Module | None, target: Target, dtype: torc
         return f"has a {mask.shape[2]}x{mask.shape[3]} kernel, which torch has no sparse kernels for"
     if isinstance(module, nn.Conv2d) and (module.stride != (1, 1) or module.padding != (0, 0)):
         return f"is a 1x1 convolution of stride {module.stride} and padding {module.padding}, which is no Linear layer"
-    problems = [_size_problem(mask.shape, dtype, backend) for backend in _TORCH_BACKENDS]
-    return f"has {' and '.join(problems)}" if all(problems) else ""
+    if any(_takes(backend, mask.shape, dtype) for backend in _TORCH_BACKENDS):
+        return ""
+    multiples = " or ".join(
+        f"{' x '.join(map(str, _multiples(backend, dtype)))} ({backend})" for backend in _TORCH_BACKENDS
+    )
+    return f"has {mask.shape[0]} x {mask.shape[1]} weights, and torch takes multiples of {multiples}"
 
 
-def _size_problem(shape: torch.Size, dtype: torch.dtype, backend: str) -> str:
-    allowed = _TORCH_BACKENDS[backend]._DTYPE_SHAPE_CONSTRAINTS[dtype]
-    multiples = allowed.sparse_min_rows, allowed.sparse_min_cols
-    if any(size % multiple for size, multiple in zip(shape, multiples, strict=False)):
-        return f"{shape[0]} x {shape[1]} weights, which {backend}'s {multiples[0]} x {multiples[1]} does not divide"
-    return ""
+def _multiples(backend: str, dtype: torch.dtype) -> tuple[int, int]:
+    """What rows and columns of a weight have to be multiples of."""
+    found = _TORCH_BACKENDS[backend]._DTYPE_SHAPE_CONSTRAINTS[dtype]
+    return found.sparse_min_rows, found.sparse_min_cols
+
+
+def _takes(backend: str, shape: torch.Size, dtype: torch.dtype) -> bool:
+    rows, columns = _multiples(backend, dtype)
+    return shape[0] % rows == 0 and shape[1] % columns == 0
 
 
 def _gain(shape: torch.Size) -> Gain:

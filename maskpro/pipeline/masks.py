@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from maskpro.dense_layers import dense_layers
+from maskpro.dense_layers import dense_layers, multiply_adds
 from maskpro.errors import MaskproError
+from maskpro.export.eligibility import Eligibility, Target, eligibility
 from maskpro.files import atomic_folder, check_new
 from maskpro.initial_masks import InitialMaskMethod, extract_masks, magnitude_masked_model, one_shot_mask
 from maskpro.machine.process import Say
@@ -166,6 +167,15 @@ def unmasked_layers(path: Path, workload: Workload | None = None) -> dict[str, s
             raise MaskproError(f"mask file {path} is damaged: dense_layers of its provenance can't be read") from error
     left = workload.dense_layers(content.masks, pattern=content.pattern, layout=content.layout)
     return {row.layer: row.why for row in left.layers}
+
+
+def eligibility_of(path: Path, target: Target, dtype: torch.dtype, workload: Workload | None = None) -> Eligibility:
+    """What a target can speed up of the workload's network under the masks of a file; multiply-adds need the workload."""
+    masks = load_mask_file(path).masks
+    if workload is None:
+        return eligibility(masks, target=target, dtype=dtype)
+    costs = multiply_adds(workload.model, workload.run_once)
+    return eligibility(masks, target=target, dtype=dtype, network=workload.model, multiply_adds=costs)
 
 
 def load_masked_checkpoint(
