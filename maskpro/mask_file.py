@@ -73,8 +73,7 @@ def save_mask_file(path: Path, content: MaskFile) -> None:
         "checksums": json.dumps({name: zlib.crc32(bits.numpy().tobytes()) for name, bits in packed.items()}),
         "provenance": json.dumps(content.provenance),
     }
-    with atomic_path(path) as temporary:
-        save_file(packed, temporary, metadata={**metadata, "checksum": _description_checksum(metadata)})
+    write_described(path, packed, metadata)
 
 
 def load_mask_file(path: Path) -> MaskFile:
@@ -96,7 +95,7 @@ def inspect_mask_file(path: Path) -> tuple[MaskFile, dict[str, str]]:
     Raises:
         MaskproError: no such file, not a mask file, or too damaged to tell its layers apart.
     """
-    metadata, packed = _read(path)
+    metadata, packed = read_described(path, kind="mask file", format=FORMAT)
     try:
         shapes = {name: torch.Size(shape) for name, shape in json.loads(metadata["shapes"]).items()}
         for shape in shapes.values():
@@ -126,21 +125,28 @@ def inspect_mask_file(path: Path) -> tuple[MaskFile, dict[str, str]]:
     return content, problems
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """(description, packed bits) of a mask file whose description is whole."""
+def write_described(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, str]) -> None:
+    """Write a safetensors file with a description, of which `read_described` checks the checksum."""
+    with atomic_path(path) as temporary:
+        metadata = {**description, "checksum": _description_checksum(description)}
+        save_file(dict(tensors), temporary, metadata=metadata)
+
+
+def read_described(path: Path, *, kind: str, format: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """(description, tensors) of a file of that format, whose description is whole; `kind` is its name in errors."""
     if not path.is_file():
-        raise MaskproError(f"no mask file {path}")
+        raise MaskproError(f"no {kind} {path}")
     try:
         with safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}
-            packed = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
-        raise MaskproError(f"mask file {path} is damaged or not safetensors ({error})") from error
-    if metadata.get("format") != FORMAT:
-        raise MaskproError(f"{path} is not a mask file: its format is {metadata.get('format')!r}; allowed: {FORMAT}")
+        raise MaskproError(f"{kind} {path} is damaged or not safetensors ({error})") from error
+    if metadata.get("format") != format:
+        raise MaskproError(f"{path} is not a {kind}: its format is {metadata.get('format')!r}; allowed: {format}")
     if metadata.pop("checksum", None) != _description_checksum(metadata):
-        raise MaskproError(f"mask file {path} is damaged: its description does not match its checksum")
-    return metadata, packed
+        raise MaskproError(f"{kind} {path} is damaged: its description does not match its checksum")
+    return metadata, tensors
 
 
 def _description_checksum(metadata: Mapping[str, str]) -> str:

@@ -30,25 +30,34 @@ def load_masks_for(workload: Workload, path: Path) -> MaskFile:
     Raises:
         MaskproError: the file is damaged or for another model.
     """
+    return load_masks_of(workload.model, workload.model_source, path)
+
+
+def load_masks_of(model: nn.Module, source: str, path: Path) -> MaskFile:
+    """A mask file, checked to be for the dense `model`, which `source` names.
+
+    Raises:
+        MaskproError: the file is damaged or for another model.
+    """
     content = load_mask_file(path)
-    check_base(content, path, workload)
+    _check_base(content, path, model, source)
     # Such as of a file that names no base model.
-    weights = maskable_layers(workload.model)
+    weights = maskable_layers(model)
     shapes = {name: weights[name].shape for name in content.masks if name in weights}
     check_layer_masks(content.masks, shapes, content.pattern, content.layout)
-    MaskedModel(
-        copy.deepcopy(workload.model), pattern=content.pattern, layout=content.layout, covered=content.masks.keys()
-    ).groups(content.masks)
+    MaskedModel(copy.deepcopy(model), pattern=content.pattern, layout=content.layout, covered=content.masks.keys()).groups(
+        content.masks
+    )
     return content
 
 
-def check_base(content: MaskFile, path: Path, workload: Workload) -> None:
-    """Raise where a mask file's base weights are not those of the workload's model."""
-    found = workload.fingerprint()
+def _check_base(content: MaskFile, path: Path, model: nn.Module, source: str) -> None:
+    """Raise where a mask file's base weights are not those of the model."""
+    found = model_hash(model)
     if content.base_hash not in ("", found):
         raise MaskproError(
             f"mask file {path} is for another model (hash {content.base_hash[:12]}; "
-            f"{workload.model_source} has {found[:12]}); name its model with --model"
+            f"{source} has {found[:12]}); name its model with --model"
         )
 
 
@@ -148,7 +157,7 @@ def verify(path: Path, workload: Workload | None = None) -> dict[str, str]:
     """
     content, problems = inspect_mask_file(path)
     if workload is not None:
-        check_base(content, path, workload)
+        _check_base(content, path, workload.model, workload.model_source)
         shapes = {name: weight.shape for name, weight in maskable_layers(workload.model).items() if name in content.masks}
         problems = layer_problems(content.masks, shapes, content.pattern, content.layout) | problems
     return {name: problems.get(name, "") for name in content.masks}
