@@ -6,6 +6,7 @@ import typer
 
 from maskpro.commands.conversion import convert
 from maskpro.commands.doctor import doctor
+from maskpro.commands.export import export
 from maskpro.commands.judging import evaluate, reference_statistics
 from maskpro.commands.learning import baseline, train
 from maskpro.commands.masks import extract, prune, verify
@@ -38,6 +39,7 @@ for _command in (
     baseline,
     train,
     evaluate,
+    export,
     reference_statistics,
     doctor,
     monitor,

@@ -1,13 +1,19 @@
 """What can only be seen on a GPU; `benchmarks/gpu_check.sh` runs these where there is one."""
 
+import copy
+
 import pytest
 import torch
 from conftest import make_trainer
 
 from maskpro import distribution, samples
 from maskpro.evaluation.sampling import SamplingPlan
+from maskpro.export import to_semi_structured
+from maskpro.export.network import with_masks
+from maskpro.export.semi_structured import SemiStructured, missing_kernels
 from maskpro.graphs import GraphedPass
-from maskpro.pattern import count_violations
+from maskpro.pattern import NMPattern, count_violations
+from maskpro.pipeline.masks import magnitude_mask_file
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 GPU = torch.device("cuda")
@@ -168,3 +174,20 @@ def test_a_recorded_pass_takes_new_arguments_and_leaves_no_trace_in_what_it_adds
         assert passing(add, torch.full((3,), value, device=GPU)).tolist() == [2 * value] * 3
     assert passing(add, torch.ones(2, device=GPU)).tolist() == [2, 2], "of another shape"
     assert total.item() == 3 + 6 + 2
+
+
+@pytest.mark.skipif(missing_kernels() != "", reason=missing_kernels())
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_torchs_2_to_4_kernels_compute_the_masked_network(digits, dtype):
+    masks = magnitude_mask_file(digits, pattern=NMPattern(2, 4), layout="channel")
+    model = torch.nn.Module.to(copy.deepcopy(digits.model), dtype)
+    dense = torch.nn.Module.to(with_masks(model, masks), GPU)
+    sparse = to_semi_structured(model, masks)
+    kinds = [type(module.weight) for module in sparse.modules() if isinstance(module, SemiStructured)]
+    assert kinds
+    assert all(issubclass(kind, torch.sparse.SparseSemiStructuredTensor) for kind in kinds)
+    sample = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)).to(GPU, dtype)
+    timesteps = torch.tensor([0, 10, 500, 999], device=GPU)
+    found, expected = (network(sample, timesteps).sample.float() for network in (sparse, dense))
+    torch.testing.assert_close(found, expected, rtol=0, atol=40 * torch.finfo(dtype).eps)
