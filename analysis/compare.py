@@ -33,6 +33,7 @@ _COMPARED = (
     "searcher",
     "scheduler",
     "num_trials",
+    "options.dense",
     "trial.max_samples",
     "trial.report_samples",
     "trial.validation_precision",

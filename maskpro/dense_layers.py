@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -51,11 +51,18 @@ class DenseLayers:
 
 
 def dense_layers(
-    model: nn.Module, masked: Collection[str], *, pattern: NMPattern, layout: Layout, run: Callable[[], object]
+    model: nn.Module,
+    masked: Collection[str],
+    *,
+    pattern: NMPattern,
+    layout: Layout,
+    run: Callable[[], object],
+    reasons: Mapping[str, str] | None = None,
 ) -> DenseLayers:
     """The maskable layers of a network that are not among the `masked` ones.
 
     Args:
+        reasons: why layers stay dense, by name, where it is known, as of a `MaskedModel`.
         run: runs the network on one sample, for the multiply-adds.
     """
     costs = multiply_adds(model, run)
@@ -65,7 +72,7 @@ def dense_layers(
             layer=name,
             weights=weight.numel(),
             multiply_adds=costs.get(name, 0),
-            why=width_problem(weight.shape, pattern, layout) or _LEFT_OUT,
+            why=(reasons or {}).get(name) or width_problem(weight.shape, pattern, layout) or _LEFT_OUT,
         )
         for name, weight in maskable_layers(model).items()
         if name not in masked
@@ -96,7 +103,7 @@ def multiply_adds(model: nn.Module, run: Callable[[], object]) -> dict[str, int]
 
 
 def dense_rows(masked: MaskedModel) -> list[dict[str, Any]]:
-    """A row of `layers.csv` for each layer that the pattern leaves dense; `why_dense` is empty for the others."""
+    """A row of `layers.csv` for each layer that pattern or user leave dense; `why_dense` is empty for the others."""
     weights = maskable_layers(masked.model)
     return [
         {

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -64,16 +64,9 @@ def magnitude_mask(masked: MaskedModel) -> Tensor:
     return mode(masked.base.abs().view(-1, masked.pattern.m), masked.pattern.n)
 
 
-def magnitude_masked_model(
-    dense: nn.Module,
-    *,
-    pattern: NMPattern,
-    layout: Layout,
-    targets: tuple[str, ...] = ("all",),
-    covered: Collection[str] | None = None,
-) -> MaskedModel:
-    """A copy of a dense network with its magnitude mask set; with `covered`, of these layers only."""
-    masked = MaskedModel(copy.deepcopy(dense), pattern=pattern, layout=layout, targets=targets, covered=covered)
+def magnitude_masked_model(network: nn.Module, *, pattern: NMPattern, layout: Layout, **layers: Any) -> MaskedModel:
+    """A copy of a dense network with its magnitude mask set; `layers` are further arguments of `MaskedModel`."""
+    masked = MaskedModel(copy.deepcopy(network), pattern=pattern, layout=layout, **layers)
     masked.set_mask(magnitude_mask(masked))
     return masked
 

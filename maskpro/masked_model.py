@@ -19,6 +19,8 @@ from maskpro.pattern import Layout, NMPattern, count_violations, group_order, gr
 
 _PROTECTED_PARTS = ("conv_in", "conv_out", "lm_head")
 _PROTECTED_TEXTS = ("time_emb", "class_emb")
+# Why a layer has no mask that the user has named.
+_BY_CHOICE = "is dense by choice"
 
 
 def is_protected(name: str) -> bool:
@@ -112,14 +114,16 @@ class MaskedModel:
         base: the dense weights in group order, `[P]`.
         layers: the layers that have a mask, the learned ones first.
         num_learned: number of weights of the learned layers.
-        dense: name of each maskable layer without a mask to the reason: m does not divide its width.
+        dense: name of each maskable layer without a mask to the reason: its name was given as `dense`, or m does not divide
+            its width.
 
-    With `covered`, only those layers have a mask, since an extracted mask may leave layers out.
+    With `covered`, only those layers have a mask, since an extracted mask may leave layers out. Layers that `dense` names
+    as `targets` does have none either.
 
     Raises:
-        MaskproError: no maskable layer; no layer, or a covered layer, whose width m does not divide; a target that matches
-            nothing; a layer whose weight is computed from others (weight_norm, spectral_norm); or a layer that multiplies
-            by more than its weight (LoRA).
+        MaskproError: no maskable layer; no layer, or a covered layer, whose width m does not divide; a target or a part of
+            `dense` that matches nothing; `dense` matches every layer; a layer whose weight is computed from others
+            (weight_norm, spectral_norm); or a layer that multiplies by more than its weight (LoRA).
     """
 
     def __init__(
@@ -130,13 +134,16 @@ class MaskedModel:
         layout: Layout = "channel",
         targets: tuple[str, ...] = ("all",),
         covered: Collection[str] | None = None,
+        dense: tuple[str, ...] = (),
     ):
         parameters = maskable_layers(model)
         if covered is not None:
             parameters = {name: weight for name, weight in parameters.items() if name in covered}
-        _check_weights(model, parameters)
-        problems = {name: width_problem(weight.shape, pattern, layout) for name, weight in parameters.items()}
-        self.dense = {name: problem for name, problem in problems.items() if problem}
+        _check_parts("dense", dense, parameters)
+        asked = {name: weight for name, weight in parameters.items() if not is_target(name, dense)}
+        _check_weights(model, asked)
+        problems = {name: width_problem(weight.shape, pattern, layout) for name, weight in asked.items()}
+        self.dense = {name: problems.get(name, _BY_CHOICE) for name in parameters if problems.get(name, _BY_CHOICE)}
         _check_layers(parameters, self.dense, pattern, targets, all_needed=covered is not None)
         parameters = {name: weight for name, weight in parameters.items() if name not in self.dense}
         self.model = model.requires_grad_(False).eval()
@@ -271,25 +278,32 @@ def _check_layers(
 ) -> None:
     if not parameters:
         raise MaskproError("model has no maskable layer; allowed: a model with unprotected Conv2d or Linear layers")
-    if len(dense) == len(parameters) or (dense and all_needed):
-        name = next(iter(dense))
+    narrow = [name for name, why in dense.items() if why != _BY_CHOICE]
+    if len(dense) == len(parameters) and not narrow:
+        raise MaskproError("dense leaves no layer to be masked; allowed: parts of the names of some layers, not of all")
+    if len(dense) == len(parameters) or (narrow and all_needed):
         raise MaskproError(
-            f"pattern is {pattern}; its {pattern.m} does not divide the width of {len(dense)} layers of {len(parameters)}, "
-            f"such as {name}, which {dense[name].split(',')[0]}; allowed: a pattern that fits"
+            f"pattern is {pattern}; its {pattern.m} does not divide the width of {len(narrow)} layers of "
+            f"{len(parameters)}, such as {narrow[0]}, which {dense[narrow[0]].split(',')[0]}; allowed: a pattern that fits"
         )
     fitting = [name for name in parameters if name not in dense]
+    _check_parts("targets", targets, parameters)
     for target in targets:
-        if any(is_target(name, (target,)) for name in fitting):
-            continue
-        others = [name for name in dense if is_target(name, (target,))]
-        if others:
+        if not any(is_target(name, (target,)) for name in fitting):
+            name = next(name for name in dense if is_target(name, (target,)))
             raise MaskproError(
-                f"targets holds {target!r}, which matches only layers that can't be {pattern}: {others[0]} "
-                f"{dense[others[0]]}; allowed: parts of the names of others, such as {fitting[0]}"
+                f"targets holds {target!r}, which matches only layers that stay dense: {name} {dense[name]}; allowed: "
+                f"parts of the names of others, such as {fitting[0]}"
             )
-        raise MaskproError(
-            f"targets holds {target!r}, which matches no maskable layer; allowed: all, or whole parts of a layer "
-            f"name such as {fitting[0]}"
-        )
     if not targets:
         raise MaskproError("targets is empty; allowed: all, or parts of layer names")
+
+
+def _check_parts(option: str, parts: Iterable[str], names: Collection[str]) -> None:
+    """Raise for a part of layer names, given as an option, that no layer's name has."""
+    for part in parts:
+        if names and not any(is_target(name, (part,)) for name in names):
+            raise MaskproError(
+                f"{option} holds {part!r}, which matches no maskable layer; allowed: {'all, or ' * (option == 'targets')}"
+                f"whole parts of a layer name such as {next(iter(names))}"
+            )

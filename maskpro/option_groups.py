@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from maskpro.errors import MaskproError
 from maskpro.options import option
 
 if TYPE_CHECKING:
@@ -53,6 +54,26 @@ class _NamedSource:
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions(_NamedSource, ReadingOptions):
     """The network, the images, and how both are read."""
+
+
+def _parts_of_names(text: str) -> tuple[str, ...]:
+    if not text.split():
+        raise MaskproError(f"dense is {text!r}; allowed: parts of layer names with spaces between them")
+    return tuple(text.split())
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseOptions:
+    """Which layers have no mask."""
+
+    TITLE: ClassVar[str] = "network and images"
+
+    dense: tuple[str, ...] | None = option(
+        None,
+        "Layers that stay dense: parts of their names with spaces between them.",
+        parse=_parts_of_names,
+        otherwise="none",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

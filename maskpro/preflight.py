@@ -76,6 +76,7 @@ def run_preflight(
     layout: Layout,
     targets: tuple[str, ...] = ("all",),
     covered: Collection[str] | None = None,
+    dense: tuple[str, ...] = (),
     evaluation: Evaluation | None = None,
     device: torch.device,
 ) -> Preflight:
@@ -84,18 +85,20 @@ def run_preflight(
 
     Args:
         covered: the layers that a given mask is of.
+        dense: parts of the names of layers that stay dense by choice.
         evaluation: how networks will be judged; None: as the workload does where nothing is asked for.
 
     Raises:
         MaskproError: one of them does not work; the sentence says which, of which model.
     """
     evaluation = workload.evaluation({}) if evaluation is None else evaluation
-    masked = MaskedModel(copy.deepcopy(workload.model), pattern=pattern, layout=layout, targets=targets, covered=covered)
+    layers: dict[str, Any] = {"targets": targets, "covered": covered, "dense": dense}
+    masked = MaskedModel(copy.deepcopy(workload.model), pattern=pattern, layout=layout, **layers)
     for layer in masked.layers:
         check_layer_name(layer.name)
     masked.model.to(device)
     if device.type != "cpu":  # the flat buffer is made where the weights are
-        masked = MaskedModel(masked.model, pattern=pattern, layout=layout, targets=targets, covered=covered)
+        masked = MaskedModel(masked.model, pattern=pattern, layout=layout, **layers)
     is_fast = workload.check_passes(masked.model, device) < _SHORT_SECONDS
     masked.set_mask(magnitude_mask(masked))
     _check_mask(workload, masked)
@@ -106,12 +109,11 @@ def run_preflight(
     record = evaluation.try_out(masked.model, device)
     check_record(workload, lambda: record)
     parameters = sum(parameter.numel() for parameter in workload.model.parameters())
-    names = [layer.name for layer in masked.layers]
     return Preflight(
         parameters=parameters,
         masked_weights=masked.base.numel(),
-        masked_layers=len(names),
-        dense=workload.dense_layers(names, pattern=pattern, layout=layout),
+        masked_layers=len(masked.layers),
+        dense=workload.dense_layers_of(masked),
         forward_seconds=forward,
         training_seconds=training,
         step_bytes=4 * (2 * parameters + _MASKABLE_COPIES * masked.base.numel()) + activations * _STEP_SAMPLES,

@@ -30,11 +30,12 @@ from maskpro.workload import Workload
 
 
 class MaskFormat(NamedTuple):
-    """All that an initial mask depends on."""
+    """All that an initial mask depends on; `dense` are parts of the names of layers that have none by choice."""
 
     pattern: str
     layout: str
     initial_mask: InitialMaskMethod = "magnitude"
+    dense: tuple[str, ...] = ()
 
 
 def table_name(config: TrainerConfig, form: MaskFormat | None = None) -> Hashable:
@@ -137,7 +138,7 @@ def initial_masked(
         targets: the layers that are learned.
     """
     pattern, layout = NMPattern.parse(form.pattern), parse_layout(form.layout)
-    masked = MaskedModel(copy.deepcopy(dense), pattern=pattern, layout=layout)
+    masked = MaskedModel(copy.deepcopy(dense), pattern=pattern, layout=layout, dense=form.dense)
     mask = one_shot_mask(
         masked,
         form.initial_mask,
@@ -146,7 +147,7 @@ def initial_masked(
     )
     if targets != ("all",):
         layer_masks = masked.layer_masks(mask)
-        masked = MaskedModel(copy.deepcopy(dense), pattern=pattern, layout=layout, targets=targets)
+        masked = MaskedModel(copy.deepcopy(dense), pattern=pattern, layout=layout, targets=targets, dense=form.dense)
         mask = masked.groups(layer_masks)
     masked.set_mask(mask)
     return masked

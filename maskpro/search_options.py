@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_type_hints
 
 from maskpro.errors import MaskproError
 from maskpro.machine.interruption import parse_duration
-from maskpro.option_groups import SESSION, JudgingOptions, SamplingOptions, SourceOptions
+from maskpro.option_groups import SESSION, DenseOptions, JudgingOptions, SamplingOptions, SourceOptions
 from maskpro.options import check_options, names_in, option
 from maskpro.trackers import Tracker, check_tracker
 
@@ -37,7 +37,7 @@ def _seed_point_numbers(text: str) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchOptions(JudgingOptions, SamplingOptions, SourceOptions):
+class SearchOptions(JudgingOptions, SamplingOptions, DenseOptions, SourceOptions):
     """What the command line says of a search; None: as the space file or the workload has it."""
 
     TITLE: ClassVar[str] = "search"

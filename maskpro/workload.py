@@ -19,7 +19,7 @@ from maskpro.dense_layers import DenseLayers, dense_layers
 from maskpro.errors import MaskproError
 from maskpro.held_out import TRIAL_SEED, HeldOut
 from maskpro.machine.hardware import seconds_now
-from maskpro.masked_model import model_hash
+from maskpro.masked_model import MaskedModel, model_hash
 from maskpro.names import Precision
 from maskpro.objectives import HeldOutSamples, Objective
 from maskpro.pattern import Layout, NMPattern
@@ -125,9 +125,16 @@ class Workload(ABC):
         objective = self.training_objective(seed=TRIAL_SEED, device=next(self.model.parameters()).device)
         return objective.predict(self.model, objective.batch(torch.arange(1)))
 
-    def dense_layers(self, masked: Collection[str], *, pattern: NMPattern, layout: Layout) -> DenseLayers:
-        """The maskable layers of the network that are not among the `masked` ones."""
-        return dense_layers(self.model, masked, pattern=pattern, layout=layout, run=self.run_once)
+    def dense_layers(
+        self, masked: Collection[str], *, pattern: NMPattern, layout: Layout, reasons: Mapping[str, str] | None = None
+    ) -> DenseLayers:
+        """The maskable layers of the network that are not among the `masked` ones, and why, where `reasons` say it."""
+        return dense_layers(self.model, masked, pattern=pattern, layout=layout, run=self.run_once, reasons=reasons)
+
+    def dense_layers_of(self, masked: MaskedModel) -> DenseLayers:
+        """The maskable layers of the network that have no mask in a masked copy of it."""
+        names = [layer.name for layer in masked.layers]
+        return self.dense_layers(names, pattern=masked.pattern, layout=masked.layout, reasons=masked.dense)
 
     @abstractmethod
     def load_network(self, source: str) -> LoadedNetwork:

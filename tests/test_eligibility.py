@@ -169,7 +169,7 @@ def test_verify_says_what_a_target_can_speed_up(mask_path, digits):
     assert "the network is at most 1.05 times as fast" in output
     assert "a gain is likely in 0 layers" in output
     output = verify(mask_path, "--target", "tensorrt", "--dtype", "int8", "--workload", "digits")
-    assert "TensorRT can speed up 39 of 39 masked layers, with 89.3% of the weights" in output
+    assert "TensorRT can run 39 of 39 masked layers on sparse tensor cores, with 89.3% of the weights" in output
 
 
 def test_verify_refuses_targets_and_dtypes_that_there_are_not(mask_path):

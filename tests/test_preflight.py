@@ -363,7 +363,7 @@ def test_depthwise_and_narrow_convolutions_stay_dense():
         "plain": 576 * 64,
     }
     with pytest.raises(
-        MaskproError, match=r"targets holds 'skip', which matches only layers that can't be 2:4: skip is 3 wide"
+        MaskproError, match=r"targets holds 'skip', which matches only layers that stay dense: skip is 3 wide"
     ):
         MaskedModel(Mixed(), pattern=TWO_OF_FOUR, targets=("skip",))
     assert [layer.name for layer in MaskedModel(Mixed(), pattern=TWO_OF_FOUR, targets=("plain",)).layers] == ["plain"]

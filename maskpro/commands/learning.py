@@ -23,7 +23,7 @@ from maskpro.commands.inputs import (
 )
 from maskpro.commands.running import results_first
 from maskpro.errors import MaskproError
-from maskpro.option_groups import SourceOptions
+from maskpro.option_groups import DenseOptions, SourceOptions
 from maskpro.options import Given, expanded
 from maskpro.trainer_config import TrainerConfig
 
@@ -33,6 +33,7 @@ from maskpro.trainer_config import TrainerConfig
 def baseline(
     output_dir: Output,
     source: SourceOptions,
+    layers: DenseOptions,
     masks: Masks = None,
     pattern: GivenPattern = None,
     layout: GivenLayout = None,
@@ -46,8 +47,9 @@ def baseline(
     from maskpro.machine.hardware import parse_device
     from maskpro.pipeline import learning as steps
 
+    dense = _dense_layers(layers, masks)
     opened = opened_workload(source, output_dir)
-    chosen = _masks_or_magnitude(opened, masks, pattern, layout)
+    chosen = _masks_or_magnitude(opened, masks, pattern, layout, dense)
     preflight(opened, pattern=chosen.pattern, layout=chosen.layout, covered=list(chosen.masks), device=device)
     report = steps.baseline(
         opened,
@@ -67,6 +69,7 @@ def baseline(
 def train(
     output_dir: Output,
     source: SourceOptions,
+    layers: DenseOptions,
     settings: Given[TrainerConfig],
     masks: Masks = None,
     pattern: GivenPattern = None,
@@ -106,12 +109,14 @@ def train(
     config = TrainerConfig(**settings.values, budget_samples=max(1, one_step))
     budget = min(epoch * config.dataset_size * config.masks_per_step, max_step * config.step_samples)
     config = replace(config, budget_samples=budget)
+    dense = _dense_layers(layers, masks)
     opened = opened_workload(source, output_dir)
     initial = None if masks is None else masks_for(opened, masks, pattern, layout)
     form: dict[str, Any] = {
         "pattern": NMPattern.parse(pattern or PATTERN) if initial is None else initial.pattern,
         "layout": parse_layout(layout or LAYOUT) if initial is None else initial.layout,
         "targets": tuple(part for text in targets or ["all"] for part in text.split()),
+        "dense": dense,
     }
     preflight(opened, **form, covered=None if initial is None else list(initial.masks), device=device)
     with swanlab_log(swanlab, name=experiment_name, config=asdict(config)) as log:
@@ -131,11 +136,21 @@ def train(
     print(f"held-out fidelity {shown}, after {summary['num_samples_seen']:,} samples: {output_dir}")
 
 
-def _masks_or_magnitude(workload: Any, masks: Path | None, pattern: str | None, layout: str | None) -> Any:
+def _dense_layers(layers: DenseOptions, masks: Path | None) -> tuple[str, ...]:
+    """The layers that stay dense by choice; a mask file has made its own."""
+    if layers.dense and masks is not None:
+        raise MaskproError(f"dense is {' '.join(layers.dense)} with mask file {masks}; allowed: without --dense or --masks")
+    return layers.dense or ()
+
+
+def _masks_or_magnitude(
+    workload: Any, masks: Path | None, pattern: str | None, layout: str | None, dense: tuple[str, ...]
+) -> Any:
     """The masks of a file, checked to be made for the workload's model; without one the magnitude mask."""
     from maskpro.pattern import NMPattern, parse_layout
     from maskpro.pipeline.masks import magnitude_mask_file
 
     if masks is not None:
         return masks_for(workload, masks, pattern, layout)
-    return magnitude_mask_file(workload, pattern=NMPattern.parse(pattern or PATTERN), layout=parse_layout(layout or LAYOUT))
+    parsed, parsed_layout = NMPattern.parse(pattern or PATTERN), parse_layout(layout or LAYOUT)
+    return magnitude_mask_file(workload, pattern=parsed, layout=parsed_layout, dense=dense)

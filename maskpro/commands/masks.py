@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,7 +12,7 @@ from maskpro.commands.inputs import LayoutName, Output, Pattern, Seed, opened_wo
 from maskpro.commands.running import results_first
 from maskpro.errors import MaskproError
 from maskpro.machine.process import one_line
-from maskpro.option_groups import SourceOptions
+from maskpro.option_groups import DenseOptions, SourceOptions
 from maskpro.options import expanded, option
 
 
@@ -28,6 +28,7 @@ class _FittingSource(SourceOptions):
 def prune(
     output_dir: Output,
     source: SourceOptions,
+    layers: DenseOptions,
     pattern: Pattern = "2:4",
     layout: LayoutName = "channel",
     method: Annotated[str, typer.Option(help="magnitude, wanda, sparsegpt (its mask alone) or random.")] = "magnitude",
@@ -46,8 +47,9 @@ def prune(
         opened_workload(source, output_dir),
         parse_layout(layout),
     )
-    preflight(opened, pattern=parsed, layout=parsed_layout)
-    steps.prune(opened, output_dir, pattern=parsed, layout=parsed_layout, method=chosen, seed=seed)
+    form: dict[str, Any] = {"pattern": parsed, "layout": parsed_layout, "dense": layers.dense or ()}
+    preflight(opened, **form)
+    steps.prune(opened, output_dir, **form, method=chosen, seed=seed)
     print(f"pruned to {pattern} ({parsed.sparsity:.0%} of the maskable weights removed): {output_dir}")
 
 

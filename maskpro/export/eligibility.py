@@ -140,8 +140,8 @@ class Eligibility:
         eligible = [row for row in self.layers if row.eligible]
         given = self.multiply_adds is not None
         lines = [
-            f"{runtime} can speed up {len(eligible)} of {len(self.layers)} masked layers, with {self.weights_share:.1%} of "
-            f"the weights of {'all Conv2d and Linear layers' if given else 'the masked layers'}"
+            f"{runtime} can run {len(eligible)} of {len(self.layers)} masked layers on sparse tensor cores, with "
+            f"{self.weights_share:.1%} of the weights of {'all Conv2d and Linear layers' if given else 'the masked layers'}"
         ]
         if not given:
             return [

@@ -91,6 +91,7 @@ def train(
     pattern: NMPattern,
     layout: Layout,
     targets: tuple[str, ...] = ("all",),
+    dense: tuple[str, ...] = (),
     initial: MaskFile | InitialMaskMethod = "magnitude",
     device: torch.device,
     save_logits: bool = False,
@@ -106,6 +107,7 @@ def train(
     layer), and with `save_logits` `logits/`.
 
     Args:
+        dense: parts of the names of layers that stay dense by choice; with a one-shot method.
         initial: initial mask, which also sets the masked layers; or a one-shot method, for all maskable layers.
         statistics: write `layers.csv`, with a pass over 256 held-out samples for every layer.
         log: receives losses, changed positions, logits and seconds at each validation.
@@ -113,9 +115,9 @@ def train(
     Returns: the content of `training_summary.json`. All but `last_logits` describes the mask that is written.
     """
     check_precision(config.precision, device)
-    dense, cache = workload.model.to(device), RunCache()
+    network, cache = workload.model.to(device), RunCache()
     masks = initial if isinstance(initial, MaskFile) else None
-    form = MaskFormat(str(pattern), layout, "magnitude" if isinstance(initial, MaskFile) else initial)
+    form = MaskFormat(str(pattern), layout, "magnitude" if isinstance(initial, MaskFile) else initial, dense)
     trainer = build_trainer(
         workload, config, form, seed=config.seed, device=device, targets=targets, masks=masks, cache=cache
     )
@@ -137,8 +139,8 @@ def train(
             )
             pd.DataFrame(rows + dense_rows(masked)).to_csv(folder / "layers.csv", index=False)
         masked.set_mask(trainer.best_mask)
-        dense_loss = validation.judge(dense).means().loss
-        left = workload.dense_layers([layer.name for layer in masked.layers], pattern=pattern, layout=layout)
+        dense_loss = validation.judge(network).means().loss
+        left = workload.dense_layers_of(masked)
         if left.layers:
             say(left.line())
         summary = {
@@ -169,7 +171,7 @@ def train(
         content = MaskFile(
             pattern=pattern,
             layout=layout,
-            base_hash=model_hash(dense),
+            base_hash=model_hash(network),
             masks=masked.layer_masks(),
             provenance={name: summary[name] for name in _PROVENANCE},
         )

@@ -62,10 +62,19 @@ def _check_base(content: MaskFile, path: Path, model: nn.Module, source: str) ->
 
 
 def magnitude_mask_file(
-    workload: Workload, *, pattern: NMPattern, layout: Layout, covered: Collection[str] | None = None
+    workload: Workload,
+    *,
+    pattern: NMPattern,
+    layout: Layout,
+    covered: Collection[str] | None = None,
+    dense: tuple[str, ...] = (),
 ) -> MaskFile:
-    """The magnitude mask of the workload's network, or of its `covered` layers, as a mask file's content."""
-    masked = magnitude_masked_model(workload.model, pattern=pattern, layout=layout, covered=covered)
+    """The magnitude mask of the workload's network, or of its `covered` layers, as a mask file's content.
+
+    Args:
+        dense: parts of the names of layers that stay dense by choice.
+    """
+    masked = magnitude_masked_model(workload.model, pattern=pattern, layout=layout, covered=covered, dense=dense)
     return MaskFile(
         pattern=pattern,
         layout=layout,
@@ -76,15 +85,25 @@ def magnitude_mask_file(
 
 
 def prune(
-    workload: Workload, output: Path, *, pattern: NMPattern, layout: Layout, method: InitialMaskMethod, seed: int = 0
+    workload: Workload,
+    output: Path,
+    *,
+    pattern: NMPattern,
+    layout: Layout,
+    method: InitialMaskMethod,
+    dense: tuple[str, ...] = (),
+    seed: int = 0,
 ) -> nn.Module:
     """Prune the dense network to n:m in one shot and write it as its own library does; weights are kept or set to zero.
+
+    Args:
+        dense: parts of the names of layers that stay dense by choice.
 
     Raises:
         MaskproError: `output` exists.
     """
     check_new(output, "output folder")
-    masked = MaskedModel(copy.deepcopy(workload.model), pattern=pattern, layout=layout)
+    masked = MaskedModel(copy.deepcopy(workload.model), pattern=pattern, layout=layout, dense=dense)
     objective = workload.training_objective(seed=seed, device=torch.device("cpu"))
     masked.set_mask(one_shot_mask(masked, method, objective=objective, generator=torch.Generator().manual_seed(seed)))
     with atomic_folder(output) as folder:
@@ -166,15 +185,16 @@ def verify(path: Path, workload: Workload | None = None) -> dict[str, str]:
 def unmasked_layers(path: Path, workload: Workload | None = None) -> dict[str, str]:
     """Name of each maskable layer that a mask file leaves out to the reason why it stays dense.
 
-    Without the workload these are the layers that the file itself names.
+    The file's own reasons hold. Without the workload these are the layers that the file itself names.
     """
     content, _ = inspect_mask_file(path)
+    try:
+        recorded = {row["layer"]: row["why"] for row in content.provenance.get("dense_layers", {}).get("layers", [])}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise MaskproError(f"mask file {path} is damaged: dense_layers of its provenance can't be read") from error
     if workload is None:
-        try:
-            return {row["layer"]: row["why"] for row in content.provenance.get("dense_layers", {}).get("layers", [])}
-        except (AttributeError, KeyError, TypeError) as error:
-            raise MaskproError(f"mask file {path} is damaged: dense_layers of its provenance can't be read") from error
-    left = workload.dense_layers(content.masks, pattern=content.pattern, layout=content.layout)
+        return recorded
+    left = workload.dense_layers(content.masks, pattern=content.pattern, layout=content.layout, reasons=recorded)
     return {row.layer: row.why for row in left.layers}
 
 

@@ -214,6 +214,7 @@ def warm_started(search: Search, folder: Path) -> Search:
         ("another promotion", _promotion(described), "restart" if search.restarts else "resume"),
         ("another precision of validation", _validated_in(described), _validated_in(mine)),
         ("other fixed parameters", _fixed(described), _fixed(mine)),
+        ("other layers that stay dense", *(list(record["options"].get("dense") or ()) for record in (described, mine))),
     ):
         if theirs != ours:
             raise MaskproError(f"warm_start is {folder}, a search with {what} ({theirs}); allowed: {ours}")

@@ -144,7 +144,7 @@ def promote(experiment: Experiment, *, make: PartMaker = make_parts) -> dict[str
         "initial": initial_masked(search.context, search.workload.model, form).model,
         "learned": _learned(experiment, picked),
     }
-    dense_layers = _dense_layers(experiment, load_masks(experiment, picked))
+    dense_layers = search.workload.dense_layers_of(load_masks(experiment, picked)).describe()
     report = _final_report(experiment, picked, evaluate(models)) | choice | {"dense_layers": dense_layers}
     write_json(folder / EVALUATION_FILE, report)
     return report
@@ -205,8 +205,11 @@ def _pick(
 def _final_report(experiment: Experiment, picked: TrialRecord, report: dict[str, Any]) -> dict[str, Any]:
     for name in report["pictures"]:
         shutil.copyfile(experiment.folder / EVALUATION_FOLDER / name, experiment.folder / BEST_FOLDER / name)
+    form = _format(experiment, picked)
     protocol = report["protocol"] | {
-        **_format(experiment, picked)._asdict(),
+        "pattern": form.pattern,
+        "layout": form.layout,
+        "initial_mask": form.initial_mask,
         "trial_id": picked.name,
         "trial_seed": picked.seed,
         "search_seed": experiment.search.options.seed,
@@ -261,7 +264,7 @@ def write_best(experiment: Experiment, record: TrialRecord) -> dict[str, Any]:
         provenance={
             "experiment": search.options.experiment,
             "model": search.workload.model_source,
-            "dense_layers": _dense_layers(experiment, masked),
+            "dense_layers": search.workload.dense_layers_of(masked).describe(),
             **facts,
         },
     )
@@ -275,12 +278,6 @@ def write_best(experiment: Experiment, record: TrialRecord) -> dict[str, Any]:
         search.workload.save(new / "checkpoint", learned)
         (experiment.folder / EVALUATION_FILE).unlink(missing_ok=True)
     return facts
-
-
-def _dense_layers(experiment: Experiment, masked: MaskedModel) -> dict[str, Any]:
-    workload = experiment.search.workload
-    layers = [layer.name for layer in masked.layers]
-    return workload.dense_layers(layers, pattern=masked.pattern, layout=masked.layout).describe()
 
 
 def load_masks(experiment: Experiment, record: TrialRecord) -> MaskedModel:

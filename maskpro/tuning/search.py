@@ -196,6 +196,7 @@ def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Pl
                 pattern=NMPattern.parse(form.pattern),
                 layout=parse_layout(form.layout),
                 targets=targets,
+                dense=form.dense,
             )
     for masks in space.choices("masks_per_step", 1):
         if max_samples % masks or report_samples % masks:
@@ -211,6 +212,7 @@ def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Pl
         workload,
         pattern=NMPattern.parse(form.pattern),
         layout=parse_layout(form.layout),
+        dense=form.dense,
         evaluation=evaluation,
         device=torch.device("cuda" if torch.cuda.is_available() and options.gpus_per_trial != 0 else "cpu"),
     )
@@ -239,7 +241,7 @@ def _context(options: SearchOptions, space: SearchSpace, workload: Workload, max
         report_samples=workload.budgets.report_samples,
         seed=options.seed,
         formats=tuple(
-            MaskFormat(pattern, layout, initial_mask)
+            MaskFormat(pattern, layout, initial_mask, options.dense or ())
             for pattern in space.choices("pattern", space.pattern)
             for layout in space.choices("layout", space.layout)
             for initial_mask in space.choices("initial_mask", space.initial_mask)
@@ -247,6 +249,7 @@ def _context(options: SearchOptions, space: SearchSpace, workload: Workload, max
         table_samples=min(max(space.choices("dataset_size", TrainerConfig().dataset_size)), max_samples),
         timesteps=space.choices("timesteps", TrainerConfig().timesteps),
         precisions=space.choices("precision", TrainerConfig().precision),
+        dense=options.dense or (),
         storage=f"{options.storage_path}/{options.experiment}" if options.storage_path else f"{options.folder}/trials",
         cpus=options.cpus_per_trial,
     )

@@ -37,6 +37,7 @@ class TrialContext:
         table_samples: calibration samples that a trial can see.
         timesteps: the ways to draw timesteps that the search space allows.
         precisions: the precisions of the networks' passes in training that the search space allows.
+        dense: parts of the names of layers that stay dense by choice.
         storage: folder of the trials' checkpoints, a path or a URI.
         gpu_share: share of one GPU's memory that a trial may use.
     """
@@ -53,6 +54,7 @@ class TrialContext:
     table_samples: int = 0
     timesteps: tuple[Timesteps, ...] = ("uniform",)
     precisions: tuple[Precision, ...] = ("float32",)
+    dense: tuple[str, ...] = ()
     storage: str = ""
     cpus: float = 1.0
     gpu_share: float = 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -13,14 +13,12 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
-from maskpro.dense_layers import DenseLayers, dense_layers
 from maskpro.errors import MaskproError
 from maskpro.held_out import HELD_OUT_SEEDS, TRIAL_SEED, HeldOut
 from maskpro.images import ImageSplits, Split
 from maskpro.machine.hardware import seconds_now
 from maskpro.names import Precision
 from maskpro.objectives.diffusion import PREDICTED, DiffusionObjective, timestep_shares
-from maskpro.pattern import Layout, NMPattern
 from maskpro.pretrained import load_pretrained, resolution, save_pipeline
 from maskpro.workload import Budgets, LoadedNetwork, Workload
 from maskpro.workloads.judging import ImageEvaluation, ImageJudging
@@ -95,10 +93,9 @@ class DiffusionWorkload(Workload):
         """The workload without the test images."""
         return replace(self, images=replace(self.images, test=self.images.test[:0]))
 
-    def dense_layers(self, masked: Collection[str], *, pattern: NMPattern, layout: Layout) -> DenseLayers:
-        """The maskable layers of the network that are not among the `masked` ones."""
-        run = partial(run_on_zeros, self.model, self.shape)
-        return dense_layers(self.model, masked, pattern=pattern, layout=layout, run=run)
+    def run_once(self) -> object:
+        """Run the dense network on an image of zeros."""
+        return run_on_zeros(self.model, self.shape)
 
     def load_network(self, source: str) -> LoadedNetwork:
         """The network from a diffusers folder or the hub."""

@@ -3,6 +3,7 @@
 import datetime
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -362,6 +363,28 @@ def test_how_images_are_read_is_recorded_and_kept_by_a_search_that_goes_on(parse
     assert parse(resume=folder).options.crop == "centre"
     on_black = parse(**given, background="#000", experiment="black").describe()["workload"]["images"]["reading"]
     assert on_black == {"resize": "box", "crop": "none", "background": "black"}
+
+
+def test_layers_that_stay_dense_are_recorded_and_kept_by_a_search_that_goes_on(parse, tmp_path):
+    search = parse(dense="mid_block up_blocks.0", experiment="dense")
+    assert search.context.formats[0].dense == search.context.dense == ("mid_block", "up_blocks.0")
+    layers = [row.layer for row in search.dense_layers.layers]
+    assert layers
+    assert all(layer.startswith(("mid_block.", "up_blocks.0.")) for layer in layers)
+    folder = begun(search, [({"lr": 1.0, "batch_size": 16}, 100)])
+    assert json.loads((folder / "experiment.json").read_text())["options"]["dense"] == ["mid_block", "up_blocks.0"]
+    for again in (parse(resume=folder), parse(replay=folder)):
+        assert again.context == replace(search.context, workload=again.context.workload, storage=again.context.storage)
+        assert again.describe()["workload"]["dense_layers"] == search.describe()["workload"]["dense_layers"]
+    with pytest.raises(MaskproError, match="dense is mid_block together with resume"):
+        parse(resume=folder, dense="mid_block")
+    with pytest.raises(
+        MaskproError, match=r"a search with other layers that stay dense \(\['mid_block', 'up_blocks.0'\]\)"
+    ):
+        parse(warm_start=folder)
+    assert len(parse(warm_start=folder, dense="mid_block up_blocks.0").warm_start) == 1
+    with pytest.raises(MaskproError, match="dense holds 'tail', which matches no maskable layer"):
+        parse(dense="tail")
 
 
 def test_an_experiment_of_the_version_before_is_resumed_and_done_again(tmp_path):

@@ -4,14 +4,18 @@ import json
 import shutil
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from conftest import CPU
+from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 
 from maskpro.errors import MaskproError
-from maskpro.initial_masks import random_mask
+from maskpro.initial_masks import magnitude_masked_model, random_mask
 from maskpro.machine.interruption import Interruption
 from maskpro.mask_file import load_mask_file
+from maskpro.masked_model import is_target, maskable_layers
+from maskpro.pattern import NMPattern
 from maskpro.schedule.history import TrialRecord
 from maskpro.schedule.state import PlannedTrials
 from maskpro.search_options import SearchOptions
@@ -26,6 +30,7 @@ from maskpro.workloads.judging import PICKING_SEED
 # All of them need the trials that `trained` runs.
 pytestmark = pytest.mark.slow
 
+DENSE = ("mid_block", "up_blocks.0")
 SPACE = """
 from ray import tune
 param_space = {"lr": tune.uniform(0.5, 4.0), "logits": 1.0, "batch_size": 16, "dataset_size": 512}
@@ -68,6 +73,7 @@ def trained(few_held_out, tmp_path_factory):
         scheduler="none",
         promote_top_k=2,
         confirm_seeds=1,
+        dense=DENSE,
     )
     search = prepare_search(options)
     validation = search.workload.held_out_samples("validation", CPU)
@@ -245,6 +251,25 @@ def test_a_record_of_a_mask_has_the_figures_of_that_mask_alone(experiment, monke
     expected = pytest.approx((initial - kept) / (initial - dense))
     assert config["val_loss"] == provenance["val_loss"] == rows[best.number]["val_loss"] == kept
     assert config["recovery"] == provenance["recovery"] == rows[best.number]["val_recovery"] == expected
+
+
+def test_layers_that_stay_dense_by_choice_do_so_in_all_that_is_promoted(experiment):
+    report = promote(experiment)
+    network = experiment.search.workload.model
+    chosen = [name for name in maskable_layers(network) if is_target(name, DENSE)]
+    best = experiment.folder / "best"
+    content = load_mask_file(best / "masks.safetensors")
+    assert content.masks.keys() == maskable_layers(network).keys() - set(chosen)
+    saved = maskable_layers(DDPMPipeline.from_pretrained(best / "checkpoint").unet)
+    for name, weight in maskable_layers(network).items():
+        assert torch.equal(saved[name], weight) if name in chosen else (saved[name] == 0).float().mean() == 0.5
+    reasons = dict.fromkeys(chosen, "is dense by choice")
+    for record in (report, content.provenance, experiment.search.describe()["workload"]):
+        assert {row["layer"]: row["why"] for row in record["dense_layers"]["layers"]} == reasons
+    assert pd.read_csv(best / "layers.csv", index_col="layer")["why_dense"].dropna().to_dict() == reasons
+    held_out = experiment.search.workload.held_out_samples("test", CPU)
+    initial = magnitude_masked_model(network, pattern=NMPattern(2, 4), layout="channel", covered=content.masks).model
+    assert report["models"]["initial"]["test_loss"] == pytest.approx(held_out.judge(initial).means().loss, rel=1e-5)
 
 
 def test_a_search_that_ends_early_names_the_fidelity_of_the_masks_that_it_writes(experiment, monkeypatch, capsys):
