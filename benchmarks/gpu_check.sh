@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# All that needs a CUDA GPU: its tests, the operations on masks, the cost of a step, and the sampler beside diffusers'
-# pipelines, as one dated table.
+# All that needs a CUDA GPU: its tests, the operations on masks, the cost of a step, the sampler beside diffusers'
+# pipelines, and networks on torch's 2:4 kernels, as one dated table.
 #
 #   bash benchmarks/gpu_check.sh [FOLDER]      # default: benchmarks/gpu; PYTHON names another interpreter than python
 #
@@ -39,6 +39,7 @@ report=$folder/$(date +%Y-%m-%d)-$device.md
     "${step_cost[@]}" --batch-sizes "$batches" --precision float32
     "$python" -W ignore -m benchmarks.sampling_speed --network cifar10 --device cuda --samplers "ddim:100" \
         --images "$images" --batch-sizes "$pipelines" --rounds "$rounds"
+    "$python" -W ignore -m benchmarks.latency || true # a GPU without sparse tensor cores
 } | tee "$report.part"
 mv "$report.part" "$report"
 echo "written: $report"

@@ -6,7 +6,7 @@ import typer
 
 from maskpro.commands.conversion import convert
 from maskpro.commands.doctor import doctor
-from maskpro.commands.export import export
+from maskpro.commands.export import bench_export, export
 from maskpro.commands.judging import evaluate, reference_statistics
 from maskpro.commands.learning import baseline, train
 from maskpro.commands.masks import extract, prune, verify
@@ -40,6 +40,7 @@ for _command in (
     train,
     evaluate,
     export,
+    bench_export,
     reference_statistics,
     doctor,
     monitor,

@@ -7,7 +7,7 @@ Linear layer over the channels, for which channels_last activations need no copy
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -54,9 +54,7 @@ def to_semi_structured(
     Raises:
         MaskproError: the mask does not fit the model, or torch has no kernels for this dtype or this machine.
     """
-    if compress is None:
-        _check_kernels(next(model.parameters()).dtype)
-        compress = _compressed
+    compress = compress or kernel_compress(next(model.parameters()).dtype)
     network: nn.Module = with_masks(model, masks).to(device).to(memory_format=torch.channels_last)
     for row in kernel_eligibility(network, masks).layers:
         layer = network.get_submodule(row.layer)
@@ -71,20 +69,27 @@ def load_semi_structured(path: Path, *, device: torch.device | str = "cuda", com
     return to_semi_structured(network.unet, network.masks, device=device, compress=compress)
 
 
-def kernel_eligibility(model: nn.Module, masks: MaskFile) -> Eligibility:
+def kernel_eligibility(model: nn.Module, masks: MaskFile, multiply_adds: Mapping[str, int] | None = None) -> Eligibility:
     """What torch's 2:4 kernels take of a model; sizes of float16, which bfloat16 has as well."""
-    return eligibility(masks.masks, target="torch-sparse", dtype=torch.float16, network=model)
+    return eligibility(masks.masks, target="torch-sparse", dtype=torch.float16, network=model, multiply_adds=multiply_adds)
 
 
-def missing_kernels() -> str:
-    """Why torch's 2:4 kernels can't run on this machine, or ""."""
+def missing_kernels(device: torch.device | None = None) -> str:
+    """Why torch's 2:4 kernels can't run on a device (default: this machine's GPU), or ""."""
+    if device is not None and device.type != "cuda":
+        return f"device is {device}"
     if not torch.cuda.is_available():
         return "there is no CUDA GPU here"
-    name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
     return "" if capability >= (8, 0) else f"{name} has no sparse tensor cores"
 
 
-def _check_kernels(dtype: torch.dtype) -> None:
+def kernel_compress(dtype: torch.dtype) -> Compress:
+    """What makes a masked weight of that dtype one of torch's 2:4 kernels.
+
+    Raises:
+        MaskproError: torch has no kernels for this dtype or this machine.
+    """
     if dtype not in DTYPES:
         allowed = ", ".join(map(dtype_name, DTYPES))
         raise MaskproError(f"dtype of the model is {dtype_name(dtype)}; allowed on torch's 2:4 kernels: {allowed}")
@@ -93,6 +98,7 @@ def _check_kernels(dtype: torch.dtype) -> None:
         raise MaskproError(
             f"torch's 2:4 kernels can't run: {problem}; allowed: an NVIDIA GPU of compute capability 8.0 or later"
         )
+    return _compressed
 
 
 def _compressed(weight: Tensor) -> Tensor:
