@@ -16,8 +16,8 @@ import pandas as pd
 import typer
 
 from benchmarks.mask_methods import EVALUATIONS, LEARNED, OURS, Job, Setting
-from benchmarks.mask_quality import Runner, spread
-from benchmarks.report import hardware_line, print_table
+from benchmarks.mask_quality import Runner
+from benchmarks.report import hardware_line, print_table, spread
 from benchmarks.resumable import Rows
 from maskpro.commands.running import run_command
 from maskpro.pattern import LAYOUTS

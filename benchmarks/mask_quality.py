@@ -30,7 +30,7 @@ import pandas as pd
 import typer
 
 from benchmarks.mask_methods import EARLY_EVALUATIONS, EVALUATIONS, LEARNED, ONE_SHOT, OURS, RIVALS, Job, Setting, run_job
-from benchmarks.report import hardware_line, print_table
+from benchmarks.report import hardware_line, print_table, spread
 from benchmarks.resumable import Deadline, Rows, die_with_parent
 from maskpro.commands.running import run_command
 from maskpro.errors import MaskproError
@@ -164,14 +164,6 @@ class Runner:
         ]
         longest = [row["wall_seconds"] for row in self._made.values()]
         return max(of_method or longest, default=0.0) < self._deadline.left
-
-
-def spread(values: pd.Series, digits: int) -> str:
-    """The mean over seeds with its standard error; "" where a value is missing."""
-    if values.isna().any():
-        return ""
-    around = f" ± {values.sem():.{digits}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{digits}f}{around}"
 
 
 def _summary(rows: pd.DataFrame) -> list[dict[str, str]]:

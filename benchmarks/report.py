@@ -30,6 +30,14 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
         print("| " + " | ".join(str(cell) for cell in row) + " |")
 
 
+def spread(values: pd.Series, digits: int) -> str:
+    """The mean over seeds with its standard error; "" where a value is missing."""
+    if values.isna().any():
+        return ""
+    around = f" ± {values.sem():.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{around}"
+
+
 def _cpu_lines() -> list[str]:
     path = Path("/proc/cpuinfo")
     return path.read_text().splitlines() if path.is_file() else []

@@ -28,7 +28,7 @@ import torch
 import typer
 from torch import Tensor
 
-from benchmarks.report import hardware_line, print_table
+from benchmarks.report import hardware_line, print_table, spread
 from benchmarks.resumable import Rows, die_with_parent
 from benchmarks.simulated_search import SimulatedSearch
 from maskpro.commands.running import run_command
@@ -271,7 +271,7 @@ def main(
             "search": name,
             "test fidelity, mean": f"{part['fidelity'].mean():.4f}",
             "lowest, highest": f"{part['fidelity'].min():.4f}, {part['fidelity'].max():.4f}",
-            "gain over the best seed point": f"{part['gain'].mean():.4f} ± {part['gain'].sem():.4f}",
+            "gain over the best seed point": spread(part["gain"], 4),
             "above it by two standard errors": f"{(part['gain'] > 2 * part['gain_error']).sum()} of {seeds}",
             "cost in full trials, mean": f"{part['full trials'].mean():.2f}",
             "highest": f"{part['full trials'].max():.2f}",
