@@ -13,7 +13,15 @@ import pandas as pd
 
 from maskpro.errors import MaskproError
 from maskpro.files import read_json
-from maskpro.schedule.folder import BEST_FOLDER, CONFIG_FILE, EVALUATION_FILE, EXPERIMENT_FILE, HISTORY_FILE, LAYERS_FILE
+from maskpro.schedule.folder import (
+    BEST_FOLDER,
+    CONFIG_FILE,
+    DENSE_CURVE_FILE,
+    EVALUATION_FILE,
+    EXPERIMENT_FILE,
+    HISTORY_FILE,
+    LAYERS_FILE,
+)
 from maskpro.schedule.history import METRIC, History
 from maskpro.schedule.ranking import best_trial
 from maskpro.schedule.rungs import rungs
@@ -47,6 +55,7 @@ _TRIAL_COLUMNS = [
 ]
 _TEXT_COLUMNS = ("trial_id", "status", "failure")
 _LAYER_COLUMNS = ["experiment", "layer", "weights", "learned", "sparsity", "changed", "changed_share"]
+_DENSE_CURVE_COLUMNS = ["experiment", "num_dense", "layers", "sparse_multiply_adds_share", "val_error", "fidelity"]
 
 
 class OpenedExperiment:
@@ -210,9 +219,18 @@ class OpenedExperiment:
     @cached_property
     def layers(self) -> pd.DataFrame:
         """A row per layer of the best mask: weights, sparsity, changed positions; no rows without a mask."""
-        path = self.folder / BEST_FOLDER / LAYERS_FILE
+        return self._table(LAYERS_FILE, _LAYER_COLUMNS)
+
+    @cached_property
+    def dense_curve(self) -> pd.DataFrame:
+        """A row per number of dense layers (`maskpro.dense_curve`), of the best trial's initial mask; no rows without it."""
+        return self._table(DENSE_CURVE_FILE, _DENSE_CURVE_COLUMNS)
+
+    def _table(self, name: str, columns: list[str]) -> pd.DataFrame:
+        """A table of the best mask; without rows where there is no such file."""
+        path = self.folder / BEST_FOLDER / name
         if not path.is_file():
-            return pd.DataFrame(columns=_LAYER_COLUMNS)
+            return pd.DataFrame(columns=columns)
         try:
             return self._named(pd.read_csv(path))
         except ValueError as error:

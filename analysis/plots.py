@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from analysis.experiment import OpenedExperiment, judged_trials
 from analysis.figures.learning import best_so_far, fidelity_against_cost, learning_curves
-from analysis.figures.masks import layer_changes, timestep_losses
+from analysis.figures.masks import dense_curve, layer_changes, timestep_losses
 from analysis.figures.parameters import importances, parallel_coordinates, parameter_importance, slices
 from analysis.figures.theme import LIGHT, Theme
 from maskpro.commands.running import run_command
@@ -28,7 +28,7 @@ def all_figures(experiment: OpenedExperiment, *themes: Theme) -> tuple[list[dict
     """
     trials, curves, layers, timesteps = experiment.trials, experiment.curves, experiment.layers, experiment.timesteps
     parameters = {name: value for name, value in experiment.searched_parameters.items() if name in trials.columns}
-    best, marks = experiment.best_trial, experiment.rungs
+    best, marks, curve = experiment.best_trial, experiment.rungs, experiment.dense_curve
     missing: dict[str, str] = {}
     no_reports = "no trial without a failure has reported a fidelity" if judged_trials(trials).empty else ""
     no_parameters = no_reports or ("" if parameters else "no parameter was searched")
@@ -54,6 +54,11 @@ def all_figures(experiment: OpenedExperiment, *themes: Theme) -> tuple[list[dict
             "layer_changes",
             "" if len(layers) else "no promoted mask with a layers.csv",
             lambda theme: layer_changes(layers, theme=theme),
+        ),
+        (
+            "dense_curve",
+            "" if curve["fidelity"].notna().any() else "no promoted mask with a dense_curve.csv",
+            lambda theme: dense_curve(curve, learned=(experiment.best_config or {}).get("fidelity"), theme=theme),
         ),
     )
     figures: list[dict[str, Figure]] = [{} for _ in themes]

@@ -121,6 +121,11 @@ def _finish(folder: Path) -> None:
     (folder / "best" / "config.json").write_text(json.dumps({"config": {"lr": 2.0}}))
     rows = [f"down_blocks.{layer}.conv,1024,True,0.5,{layer},{layer / 512}" for layer in range(8)]
     (folder / "best" / "layers.csv").write_text("\n".join(["layer,weights,learned,sparsity,changed,changed_share", *rows]))
+    curve = [
+        f"{count},down_blocks.{count}.conv,{1 - count / 8},{0.002 - count / 5e3},{0.91 + count / 100}" for count in range(9)
+    ]
+    header = "num_dense,layers,sparse_multiply_adds_share,val_error,fidelity"
+    (folder / "best" / "dense_curve.csv").write_text("\n".join([header, *curve]))
     for name in losses:
         images = torch.arange(16 * 64, dtype=torch.int64).remainder(256).to(torch.uint8).view(16, 1, 8, 8)
         save_grid(images, folder / "best" / f"samples_{name}.png")

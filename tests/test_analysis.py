@@ -166,13 +166,12 @@ def test_a_final_evaluation_that_is_none_gives_one_sentence_by_every_command(tmp
             show(folder)
 
 
-def test_an_empty_table_of_layers_gives_one_sentence(tmp_path):
+@pytest.mark.parametrize("name", ["layers.csv", "dense_curve.csv"])
+def test_an_empty_table_of_the_best_mask_gives_one_sentence(tmp_path, name):
     folder = make_experiment(tmp_path / "a")
     (folder / "best").mkdir(exist_ok=True)
-    (folder / "best" / "layers.csv").write_text("")
-    with pytest.raises(
-        MaskproError, match=r"layers.csv is no table \(No columns to parse from file\); allowed: the file as"
-    ):
+    (folder / "best" / name).write_text("")
+    with pytest.raises(MaskproError, match=rf"{name} is no table \(No columns to parse from file\); allowed: the file as"):
         write_figures(folder)
 
 

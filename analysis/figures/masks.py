@@ -38,3 +38,20 @@ def timestep_losses(timesteps: pd.DataFrame, *, theme: Theme) -> Figure:
     ax.set(xlabel="tenth of the noise schedule (1 = little noise, 10 = much)", ylabel="loss on test images")
     ax.legend()
     return figure
+
+
+@themed
+def dense_curve(curve: pd.DataFrame, *, learned: float | None, theme: Theme) -> Figure:
+    """Fidelity of the initial mask with its most sensitive layers dense, against what stays sparse; the learned mask's."""
+    figure, axes = new_figure("Layers kept dense")
+    ax = axes[0, 0]
+    shares, reached = 100 * curve["sparse_multiply_adds_share"], curve["fidelity"].astype(float)
+    ax.plot(shares, reached, "-o", color=theme.suggested, label="initial mask, with so many layers dense")
+    for share, value, count in zip(shares, reached, curve["num_dense"], strict=True):
+        ax.annotate(str(count), (share, value), textcoords="offset points", xytext=(3, 5), fontsize=6)
+    if learned is not None:
+        ax.axhline(learned, color=theme.best, linestyle="--", label="learned mask, no more layers dense")
+    ax.invert_xaxis()
+    ax.set(xlabel="% of the multiply-adds that stay sparse", ylabel="fidelity (validation)")
+    ax.legend(loc="lower right")
+    return figure

@@ -20,10 +20,12 @@ DRIVER_LOG = "driver.log"
 # Pictures of all candidates, and the parts of an evaluation that are already made.
 EVALUATION_FOLDER = "evaluation"
 
-# The masks of the best trial, and in this folder: its settings, and what the mask changed in each layer.
+# The masks of the best trial, and in this folder: its settings, what the mask changed in each layer, and what it is worth
+# to keep layers dense.
 BEST_FOLDER = "best"
 CONFIG_FILE = "config.json"
 LAYERS_FILE = "layers.csv"
+DENSE_CURVE_FILE = "dense_curve.csv"
 
 # Beside the experiments: what evaluations know of the data.
 REFERENCE_FOLDER = ".reference_statistics"

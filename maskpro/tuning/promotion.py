@@ -12,10 +12,11 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
+from maskpro.dense_curve import dense_curve
 from maskpro.dense_layers import dense_rows
 from maskpro.errors import MaskproError
 from maskpro.fidelity import advice, fidelity, format_share
-from maskpro.files import read_json, replaced_folder, write_json
+from maskpro.files import atomic_path, read_json, replaced_folder, write_json
 from maskpro.layer_statistics import layer_changes
 from maskpro.mask_file import MaskFile, save_mask_file
 from maskpro.masked_model import MaskedModel
@@ -28,6 +29,7 @@ from maskpro.schedule.checkpoints import read_counters, read_part
 from maskpro.schedule.folder import (
     BEST_FOLDER,
     CONFIG_FILE,
+    DENSE_CURVE_FILE,
     EVALUATION_FILE,
     EVALUATION_FOLDER,
     LAYERS_FILE,
@@ -139,12 +141,13 @@ def promote(experiment: Experiment, *, make: PartMaker = make_parts) -> dict[str
     if picked is not best:
         write_best(experiment, picked)
     form = _format(experiment, picked)
-    models = {
-        "dense": search.workload.model,
-        "initial": initial_masked(search.context, search.workload.model, form).model,
-        "learned": _learned(experiment, picked),
-    }
-    dense_layers = search.workload.dense_layers_of(load_masks(experiment, picked)).describe()
+    masked, initial = load_masks(experiment, picked), initial_masked(search.context, search.workload.model, form)
+    say("what it is worth to keep layers dense: a pass over held-out samples for each layer")
+    curve = dense_curve(search.workload, initial, device=search.options.evaluation_device)
+    with atomic_path(folder / BEST_FOLDER / DENSE_CURVE_FILE) as temporary:
+        pd.DataFrame(curve).to_csv(temporary, index=False)
+    models = {"dense": search.workload.model, "initial": initial.model, "learned": _learned(experiment, picked)}
+    dense_layers = search.workload.dense_layers_of(masked).describe()
     report = _final_report(experiment, picked, evaluate(models)) | choice | {"dense_layers": dense_layers}
     write_json(folder / EVALUATION_FILE, report)
     return report
