@@ -223,7 +223,7 @@ class OpenedExperiment:
 
     @cached_property
     def dense_curve(self) -> pd.DataFrame:
-        """A row per number of dense layers (`maskpro.dense_curve`), of the best trial's initial mask; no rows without it."""
+        """A row per number of dense layers (`maskpro.dense_curve`), of the best trial's initial mask; else no rows."""
         return self._table(DENSE_CURVE_FILE, _DENSE_CURVE_COLUMNS)
 
     def _table(self, name: str, columns: list[str]) -> pd.DataFrame:
