@@ -82,8 +82,7 @@ def read_network(source: str, *, ema: bool | None = None, sample_size: int | Non
         return _read_original(path, ema, sample_size)
     if sample_size is not None:
         raise MaskproError(f"sample_size is {sample_size}, but {source} is no checkpoint file; allowed: without it")
-    averaged = ema is not False and (path / "unet_ema").is_dir()
-    pretrained = load_pretrained(source, ema=averaged, from_training=True)
+    pretrained = load_pretrained(source, ema=False if ema is False else None, from_training=True)
     if ema is None or pretrained.ema.startswith(EMA_WORDS[ema]):
         return pretrained
     if pretrained.ema != EMA_NOT_RECORDED:
@@ -128,6 +127,11 @@ def _chosen(found: Mapping[str, Tensor], source: str, ema: bool | None) -> tuple
         )
     averaged = [prefix for prefix in prefixes if "ema" in prefix.lower() or prefix.startswith(_EMA_IN_LIST)]
     raw = [prefix for prefix in prefixes if prefix not in averaged]
+    if not averaged and len(raw) > 1:
+        raise ModelNotFoundError(
+            f"{source} holds {len(raw)} networks, under {some_names(raw)}, and names none of them EMA; allowed: one "
+            "network, a list of a DDIM training run, or a table with EMA weights under ema"
+        )
     is_known = bool(averaged) or raw[0].startswith(_RAW_IN_LIST)
     is_ema = bool(averaged and (ema is not False or not raw)) if is_known else ema
     if ema not in (None, is_ema):
@@ -145,7 +149,7 @@ def _chosen(found: Mapping[str, Tensor], source: str, ema: bool | None) -> tuple
 
 def _config(found: Mapping[str, Tensor], source: str, sample_size: int | None) -> tuple[dict[str, Any], list[str]]:
     """The config of the network with these tensors, and notes for the user."""
-    levels = 1 + max((int(match[1]) for key in found if (match := re.match(r"down\.(\d+)\.", key))), default=0)
+    levels = max(1, len({match[1] for key in found if (match := re.match(r"down\.(\d+)\.", key))}))
     blocks = [f"down.{level}.block.0.conv1.weight" for level in range(levels)]
     for key in ("conv_in.weight", "conv_out.weight", *blocks):
         if key not in found or found[key].ndim != 4:

@@ -75,11 +75,11 @@ class Pretrained:
     notes: tuple[str, ...] = ()
 
 
-def load_pretrained(source: str, *, ema: bool = False, from_training: bool = False) -> Pretrained:
+def load_pretrained(source: str, *, ema: bool | None = False, from_training: bool = False) -> Pretrained:
     """The network and noise schedule of a diffusers DDPM folder or hub model.
 
     Args:
-        ema: take the weights in `unet_ema/`, which diffusers' training script saves beside `unet/`.
+        ema: take the weights in `unet_ema/`, which diffusers' training script saves beside `unet/`; None: if it is there.
         from_training: accept a checkpoint of that script, which has no model_index.json and no scheduler.
 
     Raises:
@@ -97,6 +97,7 @@ def load_pretrained(source: str, *, ema: bool = False, from_training: bool = Fal
     # Older pipelines on the hub keep unet and scheduler in the top folder.
     parts = {part: folder / part if (folder / part).is_dir() else folder for part in ("unet", "scheduler")}
     notes = [f"{name} of the pipeline is not used" for name in _unused_parts(index)]
+    ema = (folder / "unet_ema").is_dir() if ema is None else ema
     if ema:
         if not (folder / "unet_ema").is_dir():
             raise ModelNotFoundError(f"ema is True, but model {source} has no folder unet_ema; allowed: without --ema")

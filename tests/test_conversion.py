@@ -197,6 +197,16 @@ def test_a_training_run_without_ema_is_recorded_as_raw(tmp_path):
     assert record(tmp_path / "converted") == {"ema": False}
 
 
+@pytest.mark.parametrize(
+    "content", [[small_original(0), small_original(1)], {"a": small_original(0), "b": small_original(1)}]
+)
+def test_several_networks_of_which_none_is_known_to_be_ema_are_refused(tmp_path, content):
+    source = saved(tmp_path, content)
+    places = ("0., 1." if isinstance(content, list) else "a., b.") + ", and names none of them EMA; allowed: one network"
+    for options in ((), ("--ema",), ("--raw",)):
+        assert f"holds 2 networks, under {places}" in refusal(source, *options)
+
+
 def test_what_a_file_of_one_network_does_not_tell_is_asked_for(tmp_path):
     source = saved(tmp_path, {f"_orig_mod.{key}": value for key, value in small_original().items()})
     said = convert(source, "--output-dir", tmp_path / "unknown", "--sample-size", 8)
@@ -217,6 +227,7 @@ def test_what_a_file_of_one_network_does_not_tell_is_asked_for(tmp_path):
         ),
         ({"up.0.block.0.conv1.bias": None}, (), "holds no up.0.block.0.conv1.bias; allowed: the"),
         ({"conv_out.weight": None}, (), "holds no convolution conv_out.weight; allowed: a whole"),
+        ({f"down.{10**12}.block.0.conv1.weight": torch.zeros(1)}, (), "holds no convolution down.2.block.0.conv1.weight"),
         ({"conv_in.bias": torch.zeros(8)}, (), "conv_in.bias is [8], allowed: [32]"),
         ({"temb.dense.0.weight": None}, (), "keys of no known layout: temb.dense.0.bias"),
         ({"conv_in.bias": torch.full((32,), math.nan)}, (), "not finite in conv_in.bias"),
@@ -285,6 +296,15 @@ def test_a_training_folder_becomes_a_pipeline_of_its_ema_weights(tmp_path, train
     shutil.rmtree(training / "unet_ema")
     convert(training / "unet", "--output-dir", tmp_path / "bare")
     assert not (tmp_path / "bare" / "weights.json").exists()
+
+
+def test_of_a_hub_model_too_the_ema_weights_are_taken(tmp_path, training, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, allow_patterns: str(training))
+    for option, seed in (((), 1), (("--ema",), 1), (("--raw",), 0)):
+        folder = tmp_path / f"converted{option}"
+        convert("somebody/ddpm", "--output-dir", folder, *option)
+        assert model_hash(pipeline(folder).unet) == model_hash(seeded_unet(seed))
+        assert record(folder) == {"ema": seed == 1}
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
