@@ -136,6 +136,7 @@ def read_described(path: Path, *, kind: str, format: str) -> tuple[dict[str, str
     """(description, tensors) of a file of that format, whose description is whole; `kind` is its name in errors."""
     if not path.is_file():
         raise MaskproError(f"no {kind} {path}")
+    path.open("rb").close()  # safetensors' own error for a file that can't be read says that there is none
     try:
         with safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}

@@ -1,4 +1,6 @@
 import copy
+import errno
+import os
 
 import pytest
 import torch
@@ -48,6 +50,20 @@ def test_a_mask_that_is_not_n_of_m_is_not_written(content, tmp_path):
     with pytest.raises(MaskproError, match=f"mask of layer {name} is not 2:4"):
         save_mask_file(tmp_path / "masks.safetensors", broken)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_this_user_may_not_read_is_the_systems_own_error(content, tmp_path, monkeypatch):
+    """The commands make a sentence of it by its number; safetensors' own error has none, and says that there is no file."""
+    path = tmp_path / "masks.safetensors"
+    save_mask_file(path, content)
+
+    def refuse(self, *arguments, **options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    monkeypatch.setattr(type(path), "open", refuse)
+    with pytest.raises(PermissionError) as caught:
+        load_mask_file(path)
+    assert (caught.value.errno, caught.value.filename) == (errno.EACCES, str(path))
 
 
 def test_damaged_files_are_refused(content, tmp_path):
