@@ -177,6 +177,8 @@ def test_verify_refuses_targets_and_dtypes_that_there_are_not(mask_path):
         verify(mask_path, "--target", "onnx")
     with pytest.raises(MaskproError, match="dtype is 'float32'; allowed on sparse tensor cores: float16, bfloat16, int8"):
         verify(mask_path, "--target", "tensorrt", "--dtype", "float32")
+    with pytest.raises(MaskproError, match="dtype is ''; allowed on sparse tensor cores"):
+        verify(mask_path, "--target", "tensorrt", "--dtype", "")
     with pytest.raises(MaskproError, match="dtype is int8 without target; allowed: with --target"):
         verify(mask_path, "--dtype", "int8")
 

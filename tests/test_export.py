@@ -103,7 +103,7 @@ def test_a_compressed_file_gives_the_masked_network_back_bit_for_bit(tmp_path, d
     masks = magnitude_masks(dense.unet, pattern, layout)
     path = tmp_path / "compressed.safetensors"
     save_compressed(path, masked_network(dense, masks).cast(DTYPES[dtype]))
-    expected, found = expected_state(dense, masks, DTYPES[dtype]), load_compressed(path)
+    expected, found = expected_state(dense, masks, DTYPES[dtype]), load_compressed(str(path))
     assert found.keys() == expected.keys()
     assert all(same_bits(found[name], value) for name, value in expected.items())
     loaded = load_network(path)
@@ -211,7 +211,7 @@ def test_layers_on_the_2_to_4_kernels_compute_the_masked_network(tmp_path, dense
         return weight.as_subclass(AsTheKernels)
 
     save_compressed(tmp_path / "float32.safetensors", network.cast(torch.float32))
-    found = load_semi_structured(tmp_path / "float32.safetensors", device="cpu", compress=compress)
+    found = load_semi_structured(str(tmp_path / "float32.safetensors"), device="cpu", compress=compress)
     layers = [name for name, module in found.named_modules() if isinstance(module, SemiStructured)]
     assert len(layers) == len(compressed)
     assert {type(network.unet.get_submodule(name)) for name in layers} == {nn.Conv2d, nn.Linear}
@@ -239,6 +239,8 @@ def test_without_a_gpu_the_file_is_written_and_what_was_not_tried_is_said(tmp_pa
         MaskproError, match="dtype of the model is float32; allowed on torch's 2:4 kernels: float16, bfloat16"
     ):
         to_semi_structured(network.unet, network.masks)
+    with pytest.raises(MaskproError, match="torch's 2:4 kernels can't run: device is cpu; allowed: an NVIDIA GPU"):
+        load_semi_structured(tmp_path / "sparse.safetensors", device="cpu")
     save_mask_file(tmp_path / "wide.safetensors", magnitude_masks(dense.unet, "4:8"))
     output = run("export", tmp_path / "wide.safetensors", "--to", "torch-sparse", "--output", tmp_path / "wide")
     assert "0 of 39 masked layers, with 0.0% of the weights, run on torch's 2:4 kernels" in output
@@ -354,10 +356,11 @@ def test_what_can_not_be_exported_is_one_sentence_and_writes_nothing(tmp_path, d
         ("onnx", "bfloat16", "float32, float16"),
         ("torch-sparse", "float32", "float16, bfloat16"),
         ("diffusers", "int8", "float32, float16, bfloat16"),
+        ("diffusers", "", "float32, float16, bfloat16"),
     ):
-        message = rf"dtype is {dtype}; allowed with --to {to}: {allowed} \(--dtype\)"
+        message = rf"dtype is '{dtype}'; allowed with --to {to}: {allowed} \(--dtype\)"
         refused(tmp_path, message, mask_path, "--to", to, "--dtype", dtype, *output)
-    refused(tmp_path, "dtype is bfloat16; allowed with --to onnx: float32, float16", small, "--to", "onnx", *output)
+    refused(tmp_path, "dtype is 'bfloat16'; allowed with --to onnx: float32, float16", small, "--to", "onnx", *output)
     refused(tmp_path, "is given with compressed file", small, "--to", "diffusers", "--model", model_folder, *output)
     refused(tmp_path, "no mask file", tmp_path / "none", "--to", "onnx", *output)
     for to, kind in (("diffusers", "folder"), ("safetensors", "file"), ("torch-sparse", "file"), ("onnx", "file")):

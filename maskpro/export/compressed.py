@@ -68,21 +68,22 @@ def is_compressed(path: Path) -> bool:
         return False
 
 
-def load_compressed(path: Path) -> dict[str, Tensor]:
+def load_compressed(path: Path | str) -> dict[str, Tensor]:
     """The state dict of a compressed file's network, dense with zeros, in the file's dtype.
 
     Raises:
         MaskproError: no such file, another kind of file, or damaged.
     """
-    return _read(path)[1]
+    return _read(Path(path))[1]
 
 
-def load_network(path: Path) -> MaskedNetwork:
+def load_network(path: Path | str) -> MaskedNetwork:
     """The network of a compressed file, in the file's dtype.
 
     Raises:
         MaskproError: no such file, another kind of file, damaged, or weights that don't fit its config.
     """
+    path = Path(path)
     description, state, masks = _read(path)
     try:
         config, scheduler_config = (dict(json.loads(description[name])) for name in ("config", "scheduler_config"))

@@ -36,9 +36,9 @@ class ExportFormat:
     def dtype(self, name: str | None, found: torch.dtype | None, to: str) -> torch.dtype:
         """The dtype of that name; None: `found`, that of a compressed file, or the default."""
         given = {dtype_name(dtype): dtype for dtype in self.dtypes}
-        wanted = name or (dtype_name(found) if found else next(iter(given)))
+        wanted = name if name is not None else dtype_name(found or self.dtypes[0])
         if wanted not in given:
-            raise MaskproError(f"dtype is {wanted}; allowed with --to {to}: {', '.join(given)} (--dtype)")
+            raise MaskproError(f"dtype is {wanted!r}; allowed with --to {to}: {', '.join(given)} (--dtype)")
         return given[wanted]
 
 

@@ -52,9 +52,9 @@ def to_semi_structured(
         compress: what makes a layer's weight; None: `to_sparse_semi_structured`.
 
     Raises:
-        MaskproError: the mask does not fit the model, or torch has no kernels for this dtype or this machine.
+        MaskproError: the mask does not fit the model, or torch has no kernels for this dtype or this device.
     """
-    compress = compress or kernel_compress(next(model.parameters()).dtype)
+    compress = compress or kernel_compress(next(model.parameters()).dtype, torch.device(device))
     network: nn.Module = with_masks(model, masks).to(device).to(memory_format=torch.channels_last)
     for row in kernel_eligibility(network, masks).layers:
         layer = network.get_submodule(row.layer)
@@ -63,7 +63,9 @@ def to_semi_structured(
     return network
 
 
-def load_semi_structured(path: Path, *, device: torch.device | str = "cuda", compress: Compress | None = None) -> nn.Module:
+def load_semi_structured(
+    path: Path | str, *, device: torch.device | str = "cuda", compress: Compress | None = None
+) -> nn.Module:
     """The network of a compressed file on torch's 2:4 kernels (`to_semi_structured`)."""
     network = load_network(path)
     return to_semi_structured(network.unet, network.masks, device=device, compress=compress)
@@ -84,16 +86,16 @@ def missing_kernels(device: torch.device | None = None) -> str:
     return "" if capability >= (8, 0) else f"{name} has no sparse tensor cores"
 
 
-def kernel_compress(dtype: torch.dtype) -> Compress:
+def kernel_compress(dtype: torch.dtype, device: torch.device | None = None) -> Compress:
     """What makes a masked weight of that dtype one of torch's 2:4 kernels.
 
     Raises:
-        MaskproError: torch has no kernels for this dtype or this machine.
+        MaskproError: torch has no kernels for this dtype or this device (default: this machine's GPU).
     """
     if dtype not in DTYPES:
         allowed = ", ".join(map(dtype_name, DTYPES))
         raise MaskproError(f"dtype of the model is {dtype_name(dtype)}; allowed on torch's 2:4 kernels: {allowed}")
-    problem = missing_kernels()
+    problem = missing_kernels(device)
     if problem:
         raise MaskproError(
             f"torch's 2:4 kernels can't run: {problem}; allowed: an NVIDIA GPU of compute capability 8.0 or later"
