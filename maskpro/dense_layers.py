@@ -103,18 +103,19 @@ def multiply_adds(model: nn.Module, run: Callable[[], object]) -> dict[str, int]
 
 
 def dense_rows(masked: MaskedModel) -> list[dict[str, Any]]:
-    """A row of `layers.csv` for each layer that pattern or user leave dense; `why_dense` is empty for the others."""
-    weights = maskable_layers(masked.model)
+    """A row of `layers.csv` for each maskable layer without a mask; `why_dense` is empty for the others."""
+    masks = {layer.name for layer in masked.layers}
     return [
         {
             "layer": name,
-            "weights": weights[name].numel(),
+            "weights": weight.numel(),
             "learned": False,
-            "sparsity": (weights[name] == 0).float().mean().item(),
+            "sparsity": (weight == 0).float().mean().item(),
             "changed": 0,
             "changed_share": 0.0,
             "contribution": 0.0,
-            "why_dense": why,
+            "why_dense": masked.dense.get(name, _LEFT_OUT),
         }
-        for name, why in masked.dense.items()
+        for name, weight in maskable_layers(masked.model).items()
+        if name not in masks
     ]

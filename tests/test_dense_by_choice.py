@@ -11,6 +11,7 @@ from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from typer.testing import CliRunner
 
 from maskpro.cli import app
+from maskpro.dense_layers import dense_rows
 from maskpro.errors import MaskproError
 from maskpro.initial_masks import magnitude_masked_model
 from maskpro.mask_file import load_mask_file, save_mask_file
@@ -61,6 +62,14 @@ def test_a_mask_covers_the_other_layers_alone(digits, names):
     assert list(masks) == others
     assert all(torch.equal(mask, whole[name]) for name, mask in masks.items())
     check_weights(masked.model, digits.model, chosen)
+
+
+def test_the_table_of_layers_has_those_that_a_mask_file_leaves_out(digits, names):
+    chosen, others = names
+    masked = magnitude_masked_model(digits.model, pattern=TWO_OF_FOUR, layout="channel", covered=others)
+    assert {row["layer"]: row["why_dense"] for row in dense_rows(masked)} == dict.fromkeys(
+        chosen, "is left out by the mask"
+    )
 
 
 @pytest.mark.parametrize("estimator", ["relaxed_subset", "policy_gradient"])
@@ -144,7 +153,11 @@ def test_all_that_a_run_writes_says_what_stays_dense(tmp_path, digits, names):
 
 def test_prune_and_baseline_leave_them_dense(tmp_path, digits, names):
     chosen, others = names
-    run("prune", "--output-dir", tmp_path / "pruned", *OPTION)
+    output = run("prune", "--output-dir", tmp_path / "pruned", *OPTION)
+    sizes = {name: weight.numel() for name, weight in maskable_layers(digits.model).items()}
+    removed = sum(sizes[name] for name in others) / sum(sizes.values()) / 2
+    assert removed < 0.45
+    assert f"({removed:.0%} of the maskable weights removed)" in output
     check_weights(DDPMPipeline.from_pretrained(tmp_path / "pruned").unet, digits.model, chosen)
     path = tmp_path / "masks.safetensors"
     save_mask_file(path, magnitude_mask_file(digits, pattern=TWO_OF_FOUR, layout="channel", covered=others))

@@ -37,6 +37,7 @@ def prune(
 ) -> None:
     """Prune the dense network to n:m in one shot and write it as a diffusers folder."""
     from maskpro.initial_masks import parse_initial_mask
+    from maskpro.metrics import sparsity
     from maskpro.pattern import NMPattern, parse_layout
     from maskpro.pipeline import masks as steps
 
@@ -49,8 +50,8 @@ def prune(
     )
     form: dict[str, Any] = {"pattern": parsed, "layout": parsed_layout, "dense": layers.dense or ()}
     preflight(opened, **form)
-    steps.prune(opened, output_dir, **form, method=chosen, seed=seed)
-    print(f"pruned to {pattern} ({parsed.sparsity:.0%} of the maskable weights removed): {output_dir}")
+    pruned = steps.prune(opened, output_dir, **form, method=chosen, seed=seed)
+    print(f"pruned to {pattern} ({sparsity(pruned):.0%} of the maskable weights removed): {output_dir}")
 
 
 @results_first
@@ -106,7 +107,7 @@ def verify(
 
     if target is None and dtype is not None:
         raise MaskproError(f"dtype is {dtype} without target; allowed: with --target")
-    runtime = None if target is None else (parse_target(target), parse_dtype(dtype or "float16"))
+    runtime = None if target is None else (parse_target(target), parse_dtype("float16" if dtype is None else dtype))
 
     if source.workload is None and source != _FittingSource():
         raise MaskproError(
