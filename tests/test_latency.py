@@ -1,6 +1,7 @@
 """Masked networks timed, dense and on 2:4 kernels; what is timed, not how long it takes."""
 
 import copy
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pandas as pd
@@ -93,6 +94,23 @@ def test_a_pass_is_timed_in_milliseconds():
     assert 0 < latency._milliseconds(lambda: layer(values), 0.01) < 1000
 
 
+def test_the_timer_waits_for_the_gpu_on_which_a_pass_runs(monkeypatch):
+    entered = []
+
+    @contextmanager
+    def device_of(values):
+        entered.append(values)
+        yield
+        entered.append(None)
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(latency, "_milliseconds", lambda run, seconds: entered.append("timed") or 1.0)
+    list(latency.sweep_latencies(torch.float32, device=CPU, compress=lambda weight: weight, sizes=(16,), rows=5))
+    values, *rest = entered
+    assert values.shape == (5, 16)
+    assert rest == ["timed", "timed", None]
+
+
 def bench(*arguments):
     return CliRunner().invoke(app, ["bench-export", *map(str, arguments)], catch_exceptions=False)
 
@@ -113,7 +131,7 @@ def test_without_a_gpu_what_is_to_be_expected_is_said_and_nothing_is_timed(netwo
 
 def test_the_command_writes_what_it_timed_as_a_table(network, tmp_path, monkeypatch, runs):
     monkeypatch.setattr("maskpro.export.semi_structured.missing_kernels", lambda device: "")
-    monkeypatch.setattr("maskpro.export.semi_structured.kernel_compress", lambda dtype: lambda weight: weight)
+    monkeypatch.setattr("maskpro.export.semi_structured.kernel_compress", lambda dtype, device: lambda weight: weight)
     save_mask_file(tmp_path / "masks.safetensors", network.masks)
     result = bench(
         tmp_path / "masks.safetensors", "--device", "cpu", "--batch-sizes", "2", "--output", tmp_path / "table.csv"
@@ -124,6 +142,19 @@ def test_the_command_writes_what_it_timed_as_a_table(network, tmp_path, monkeypa
     assert set(table["batch"]) == {2}
     assert f"{latency.NETWORK}, batch 2: dense 1.000 ms, 2:4 2.000 ms, 0.50 times as fast" in result.output
     assert "Linear 128 x 128" not in result.output
+
+
+def test_too_many_images_for_the_gpu_are_one_sentence(network, tmp_path, monkeypatch):
+    def run_out(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("maskpro.export.semi_structured.missing_kernels", lambda device: "")
+    monkeypatch.setattr("maskpro.export.semi_structured.kernel_compress", lambda dtype, device: lambda weight: weight)
+    monkeypatch.setattr(latency, "_timed", run_out)
+    save_mask_file(tmp_path / "masks.safetensors", network.masks)
+    with pytest.raises(MaskproError, match="batch_sizes is '4 8', for which cpu has too little memory; allowed: smaller"):
+        bench(tmp_path / "masks.safetensors", "--device", "cpu", "--batch-sizes", "4 8", "--output", tmp_path / "table.csv")
+    assert not (tmp_path / "table.csv").exists()
 
 
 @pytest.mark.parametrize(

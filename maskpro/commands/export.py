@@ -71,6 +71,7 @@ def bench_export(
 ) -> None:
     """Time a masked network and its layers on a GPU, dense and on torch's 2:4 kernels, beside what was to be expected."""
     import pandas as pd
+    import torch
 
     from maskpro.export import latency
     from maskpro.export.network import dtype_name
@@ -94,12 +95,17 @@ def bench_export(
         unwritten = "" if output is None else f", and {output} is not written"
         print(one_line(f"nothing was timed, as torch's 2:4 kernels can't run ({problem}){unwritten}"))
         return
-    compress, rows = kernel_compress(network.dtype), []
+    compress, rows = kernel_compress(network.dtype, place), []
     timed = latency.network_latencies(network, found, batches, device=place, compress=compress)
     swept = latency.sweep_latencies(network.dtype, device=place, compress=compress) if sweep else ()
-    for row in itertools.chain(timed, swept):
-        rows.append(row)
-        print(one_line(row.line()), flush=True)
+    try:
+        for row in itertools.chain(timed, swept):
+            rows.append(row)
+            print(one_line(row.line()), flush=True)
+    except torch.OutOfMemoryError as error:
+        raise MaskproError(
+            f"batch_sizes is {batch_sizes!r}, for which {place} has too little memory; allowed: smaller ones"
+        ) from error
     for line in found.lines():
         print(one_line(line))
     if output is not None:

@@ -90,19 +90,15 @@ def network_latencies(
         images = _images(network, batch).to(device).to(memory_format=torch.channels_last)
         inputs = _layer_inputs(dense, [row.layer for row in rows], images)
         yield _timed(
-            NETWORK,
-            batch,
-            partial(_predict, dense, images),
-            partial(_predict, sparse, images),
-            found.most_speed_up(),
-            seconds,
+            NETWORK, batch, partial(_predict, dense), partial(_predict, sparse), images, found.most_speed_up(), seconds
         )
         layers = [
             _timed(
                 row.layer,
                 batch,
-                partial(dense.get_submodule(row.layer), inputs[row.layer]),
-                partial(sparse.get_submodule(row.layer), inputs[row.layer]),
+                dense.get_submodule(row.layer),
+                sparse.get_submodule(row.layer),
+                inputs[row.layer],
                 _TWICE,
                 seconds,
                 row.gain,
@@ -132,19 +128,22 @@ def sweep_latencies(
         layer.weight.copy_(torch.randn(size, size, generator=generator) * torch.tensor([1, 0, 0, 1]).repeat(size // 4))
         values = torch.randn(rows, size, generator=generator).to(device, dtype)
         sparse = SemiStructured(layer, compress)
-        yield _timed(f"Linear {size} x {size}", rows, partial(layer, values), partial(sparse, values), _TWICE, seconds)
+        yield _timed(f"Linear {size} x {size}", rows, layer, sparse, values, _TWICE, seconds)
 
 
 def _timed(
     what: str,
     batch: int,
-    dense: Callable[[], object],
-    sparse: Callable[[], object],
+    dense: Callable[[Tensor], object],
+    sparse: Callable[[Tensor], object],
+    values: Tensor,
     expected: float,
     seconds: float,
     gain: Gain | None = None,
 ) -> Latency:
-    return _latency(what, batch, _milliseconds(dense, seconds), _milliseconds(sparse, seconds), expected, gain)
+    with torch.cuda.device_of(values):  # torch's timer waits for the current GPU alone
+        dense_ms, sparse_ms = (_milliseconds(partial(run, values), seconds) for run in (dense, sparse))
+    return _latency(what, batch, dense_ms, sparse_ms, expected, gain)
 
 
 def _latency(
