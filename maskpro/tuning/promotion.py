@@ -142,12 +142,12 @@ def promote(experiment: Experiment, *, make: PartMaker = make_parts) -> dict[str
         write_best(experiment, picked)
     form = _format(experiment, picked)
     masked, initial = load_masks(experiment, picked), initial_masked(search.context, search.workload.model, form)
+    models = {"dense": search.workload.model, "initial": initial.model, "learned": _learned(experiment, picked)}
+    dense_layers = search.workload.dense_layers_of(masked).describe()
     say("what it is worth to keep layers dense: a pass over held-out samples for each layer")
     curve = dense_curve(search.workload, initial, device=search.options.evaluation_device)
     with atomic_path(folder / BEST_FOLDER / DENSE_CURVE_FILE) as temporary:
         pd.DataFrame(curve).to_csv(temporary, index=False)
-    models = {"dense": search.workload.model, "initial": initial.model, "learned": _learned(experiment, picked)}
-    dense_layers = search.workload.dense_layers_of(masked).describe()
     report = _final_report(experiment, picked, evaluate(models)) | choice | {"dense_layers": dense_layers}
     write_json(folder / EVALUATION_FILE, report)
     return report
