@@ -51,8 +51,8 @@ CAPTIONS = {
     "timestep_losses": "Where in the noise schedule the masks lose.",
     "layer_changes": "What the best mask changed in each layer, in the order in which the network lists them.",
     "dense_curve": "What the initial mask gains where its most sensitive layers are kept dense, beside the learned mask of "
-    "all layers. The curve is of 256 validation samples, the line of all of them. best/dense_curve.csv names the layers, for "
-    "--dense.",
+    "all layers. The curve is of 256 validation samples, the line of all of them. best/dense_curve.csv names the layers "
+    "for --dense.",
 }
 
 
