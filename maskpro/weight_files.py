@@ -164,7 +164,9 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         named = re.search(r"GLOBAL (\S+)", str(error))
         code = f"{named[1]} in it may be code and is not run" if named else "others may hold code and are not opened"
         return f"no torch file of tensors alone, such as a network's state_dict(); {code}"
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    text = " ".join(str(error).split())[:200]
+    # Of bytes at random torch may raise a number alone.
+    return text if " " in text else f"damaged or no file of tensors, {type(error).__name__} {text}".rstrip()
 
 
 def _tensors(table: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:

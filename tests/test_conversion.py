@@ -265,6 +265,12 @@ def test_a_file_that_is_cut_off_is_one_sentence(tmp_path, is_zip):
         assert "can't be loaded (model.ckpt: " in refusal(source)
 
 
+def test_a_file_of_something_else_is_said_to_be_no_file_of_tensors(tmp_path):
+    source = tmp_path / "model.ckpt"
+    source.write_bytes(b"junk" * 100)
+    assert "can't be loaded (model.ckpt: damaged or no file of tensors, KeyError" in refusal(source)
+
+
 def test_results_are_never_overwritten(tmp_path):
     source = saved(tmp_path, small_original())
     (tmp_path / "converted").mkdir()

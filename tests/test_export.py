@@ -419,6 +419,7 @@ def test_the_digits_workloads_masks_fit(tmp_path, digits):
     """A mask that a workload's own steps have made is exported without naming a model."""
     masks = magnitude_mask_file(digits, pattern=NMPattern(2, 4), layout="channel")
     save_mask_file(tmp_path / "masks.safetensors", replace(masks, base_hash=""))  # as of extract without the original
-    run("export", tmp_path / "masks.safetensors", "--to", "safetensors", "--output", tmp_path / "new")
+    output = run("export", tmp_path / "masks.safetensors", "--to", "safetensors", "--output", tmp_path / "new")
+    assert "masks.safetensors names no model; its layers' names and shapes are those of embedded digits DDPM\n" in output
     assert load_network(tmp_path / "new").masks.base_hash == digits.fingerprint()
     assert len(maskable_layers(load_network(tmp_path / "new").unet)) == len(masks.masks)

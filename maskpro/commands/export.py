@@ -133,4 +133,7 @@ def _network(source: Path, model: str | None, ema: bool) -> Any:
     name = "embedded digits DDPM" if is_embedded else str(model)
     for note in dense.notes:
         print(one_line(f"model {name}: {note}"))
-    return masked_network(dense, load_masks_of(dense.unet, name, source))
+    masks = load_masks_of(dense.unet, name, source)
+    if not masks.base_hash:
+        print(one_line(f"mask file {source} names no model; its layers' names and shapes are those of {name}"))
+    return masked_network(dense, masks)
