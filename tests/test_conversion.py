@@ -227,7 +227,7 @@ def test_what_a_file_of_one_network_does_not_tell_is_asked_for(tmp_path):
         ),
         ({"up.0.block.0.conv1.bias": None}, (), "holds no up.0.block.0.conv1.bias; allowed: the"),
         ({"conv_out.weight": None}, (), "holds no convolution conv_out.weight; allowed: a whole"),
-        ({f"down.{10**12}.block.0.conv1.weight": torch.zeros(1)}, (), "holds no convolution down.2.block.0.conv1.weight"),
+        ({"down.7.block.0.conv1.weight": torch.zeros(1)}, (), "holds no convolution down.2.block.0.conv1.weight"),
         ({"conv_in.bias": torch.zeros(8)}, (), "conv_in.bias is [8], allowed: [32]"),
         ({"temb.dense.0.weight": None}, (), "keys of no known layout: temb.dense.0.bias"),
         ({"conv_in.bias": torch.full((32,), math.nan)}, (), "not finite in conv_in.bias"),
