@@ -17,6 +17,7 @@ from torch.sparse._semi_structured_conversions import sparse_semi_structured_fro
 from torch.sparse._semi_structured_conversions import sparse_semi_structured_to_dense_cutlass as to_dense
 from typer.testing import CliRunner
 
+from benchmarks.step_cost import CIFAR10_UNET
 from maskpro.cli import app
 from maskpro.embedded import DIGITS_MODEL
 from maskpro.errors import MaskproError
@@ -156,25 +157,10 @@ def test_export_to_a_compressed_file_and_back_to_a_diffusers_folder(tmp_path, de
     assert all(same_bits(again[name], value) for name, value in expected.items())
 
 
-CIFAR10_DDPM = {
-    "sample_size": 32,
-    "layers_per_block": 2,
-    "block_out_channels": (128, 256, 256, 256),
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    "attention_head_dim": None,
-    "downsample_padding": 0,
-    "flip_sin_to_cos": False,
-    "freq_shift": 1,
-    "norm_eps": 1e-6,
-    "norm_num_groups": 32,
-}
-
-
 @pytest.mark.slow
 def test_the_compressed_cifar10_network_is_two_fifths_smaller_than_its_dense_file(tmp_path):
     """google/ddpm-cifar10-32's config, with random weights."""
-    dense = Pretrained(unet=seeded_unet(**CIFAR10_DDPM), scheduler=DDPMScheduler(), ema="")
+    dense = Pretrained(unet=seeded_unet(**CIFAR10_UNET, norm_num_groups=32), scheduler=DDPMScheduler(), ema="")
     assert sum(value.numel() for value in dense.unet.parameters()) == 35_746_307
     network = masked_network(dense, magnitude_masks(dense.unet)).cast(torch.float16)
     save_compressed(tmp_path / "compressed.safetensors", network)
