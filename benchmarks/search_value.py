@@ -17,7 +17,7 @@ import json
 import math
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,7 +36,7 @@ from maskpro.errors import MaskproError
 from maskpro.fidelity import Estimate, estimate_fidelity, estimate_gain
 from maskpro.runs import RunCache, build_trainer
 from maskpro.schedule.history import METRIC
-from maskpro.schedule.rungs import MIN_COMPLETED, rungs
+from maskpro.schedule.rungs import MIN_COMPLETED, rung_lr, rungs
 from maskpro.schedule.state import Plan
 from maskpro.search_options import SearchOptions
 from maskpro.trainer import MaskTrainer, NonFiniteLossError
@@ -135,9 +135,12 @@ class _RealTrials:
         if key not in self._trainers:
             settings = search.space.fixed | dict(params)
             targets = split_targets(settings.pop("targets", None)) or search.context.targets
+            config = TrainerConfig(**settings, budget_samples=budget, seed=search.options.seed)
+            full, exponent = search.context.max_samples, search.context.rung_lr_exponent
+            scaled = rung_lr(config.lr, budget=budget, max_samples=full, exponent=exponent)
             self._trainers[key] = build_trainer(
                 search.workload,
-                TrainerConfig(**settings, budget_samples=budget, seed=search.options.seed),
+                replace(config, lr=scaled),
                 self._form,
                 seed=search.context.seed,
                 device=torch.device("cpu"),

@@ -98,7 +98,7 @@ class SimulatedSearch:
     pace: Callable[[Mapping[str, Any]], float] = pace
     num_trials: int = 15
     planned: Sequence[Plan] = ()
-    warm_start: Sequence[tuple[dict[str, Any], float, str]] = ()
+    warm_start: Sequence[tuple[Any, ...]] = ()
     searcher: str = "optuna"
     scheduler: str = "asha"
     seed: int = 0
@@ -118,8 +118,8 @@ class SimulatedSearch:
             drop_torn_line(path)
         history = MortalHistory(path, lines=lines, torn=torn)
         history.session((history.num_trials or self.num_trials) + extend, time="now")
-        for params, value, source in self.warm_start if is_new else ():
-            history.add_warm_start(params, value, source)
+        for told in self.warm_start if is_new else ():
+            history.add_warm_start(*told)
         study = self.study()
         state = SearchState(
             history,
@@ -133,6 +133,11 @@ class SimulatedSearch:
         if self.journal:
             study.write(folder / STUDY_FILE)
         return state
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """Samples at which trials are compared: the rungs, and the full budget."""
+        return self.halving().ends if self.scheduler == "asha" else ()
 
     def halving(self) -> SuccessiveHalving:
         """New early stopping with the search's settings."""
@@ -152,6 +157,7 @@ class SimulatedSearch:
             pruner=pruner,
             seed=self.seed,
             num_seed_points=len(self.planned),
+            rungs=self.rungs,
         )
 
     def run(self, source: TrialSource, replies: list[Reply] | None = None) -> list[Reply]:
@@ -160,7 +166,7 @@ class SimulatedSearch:
         history = source.history
         clock: list[tuple[float, int, str, int]] = []  # (time, trial, what happens, at how many samples)
         budgets: dict[int, int] = {}  # trial's number to the budget of its current run
-        rungs = self.halving().rungs if self.restarts and self.scheduler == "asha" else ()
+        rungs = self.rungs[:-1] if self.restarts else ()
 
         def fill(now: float) -> None:
             """Start as many trials as there is room for; Tune too asks again after every event."""

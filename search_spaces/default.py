@@ -12,9 +12,10 @@ workload = "digits"
 pattern = "2:4"
 layout = "channel"
 num_trials = 24
-num_reports = 16
-reduction_factor = 4  # the best quarter of those that have reached 1/16 and 1/4 of the budget is promoted
-promotion = "restart"  # each rung ends a run of its own: a run cut off in its annealing tells little
+num_reports = 8
+reduction_factor = 8  # one rung, at 1/8 of the budget; of every eight trials there the best one is promoted
+promotion = "restart"  # the rung ends a run of its own: a run cut off in its annealing tells little
+rung_lr_exponent = 0.3  # and takes steps 1.9 times as large: the shorter a run, the larger its best lr
 
 param_space = {
     "estimator": "relaxed_subset",

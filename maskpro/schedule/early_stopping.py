@@ -52,6 +52,11 @@ class SuccessiveHalving:
         """Samples at each rung."""
         return tuple(self._rungs)
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Samples at each rung, and of the full budget."""
+        return (*self._rungs, self._max_samples)
+
     def budget(self, record: TrialRecord) -> int:
         """Budget, in samples, of the run that a trial is in or begins next."""
         if not self._restarts:

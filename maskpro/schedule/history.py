@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -170,9 +170,11 @@ class History:
         """The search starts or resumes, and shall have `num_trials` trials in all."""
         self._append(event="session", num_trials=num_trials, time=time)
 
-    def add_warm_start(self, params: dict[str, Any], value: float, source: str) -> None:
-        """A trial of another experiment is given to the searcher."""
-        self._append(event="warm_start", params=params, value=value, source=source)
+    def add_warm_start(
+        self, params: dict[str, Any], value: float, source: str, reports: Sequence[tuple[int, float]] = ()
+    ) -> None:
+        """A trial of another experiment is given to the searcher: its last value, and each report's samples and value."""
+        self._append(event="warm_start", params=params, value=value, source=source, reports=list(map(list, reports)))
 
     def start(self, params: dict[str, Any], *, source: str, seed: int) -> TrialRecord:
         """A new trial starts."""
@@ -227,7 +229,8 @@ class History:
             self.num_sessions += 1
             self.trained_before_session = sum(record.trained for record in self.trials.values())
         elif kind == "warm_start":
-            self.warm_start.append({name: event[name] for name in ("params", "value", "source")})
+            reports = event.get("reports", [])  # an older history lacks them
+            self.warm_start.append({name: event[name] for name in ("params", "value", "source")} | {"reports": reports})
         elif kind == "trial":
             record = TrialRecord(number=event["trial"], params=event["params"], source=event["source"], seed=event["seed"])
             self.trials[record.number] = record

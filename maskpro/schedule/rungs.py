@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,6 +25,21 @@ def rungs(*, first_rung: int, max_samples: int, reduction_factor: int) -> tuple[
         found.append(rung)
         rung *= reduction_factor
     return tuple(found)
+
+
+def rung_lr(lr: float, *, budget: int, max_samples: int, exponent: float) -> float:
+    """The learning rate of a run that ends at a rung, so that it ranks trials as the full run does.
+
+    The best learning rate falls with the length of a run, as a power of it (Bjorck et al. 2025, "Scaling Optimal LR Across
+    Token Horizons", equation 1). Without this, rungs promote trials with too large a learning rate.
+
+    Args:
+        lr: of the full run.
+        budget: samples of the run.
+        max_samples: samples of the full run.
+        exponent: of the power law; 0: no scaling.
+    """
+    return lr * math.pow(max_samples / budget, exponent)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from maskpro.schedule.journal import JournalExport
 
 # Random trials before TPE begins, if a space has no seed points and there is no warm start.
 _STARTUP_TRIALS = 5
+# Trials that a rung must have, beyond one for each searched parameter, before suggestions come from its values: the
+# setting of BOHB's authors (Falkner et al. 2018, N_min + 2 with N_min = d + 1).
+_MORE_THAN_PARAMETERS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,14 +118,19 @@ def searcher_name(searcher: Searcher) -> str:
 class SearchStudy:
     """Suggests parameters and judges reports.
 
-    A stopped trial is added to Optuna's study as complete, with its last value and its samples seen. In simulations this is
-    as good as adding it as pruned, and much better than as failed. The sampler of the k-th trial is seeded by (seed, k)
-    alone, so a resumed search suggests what it would have suggested without the interruption.
+    A stopped trial is added to Optuna's study as complete, with its last value and its samples seen. The sampler of the
+    k-th trial is seeded by (seed, k) alone, so a resumed search suggests what it would have suggested without the
+    interruption.
+
+    Suggestions come from the values of one rung, as in BOHB (Falkner et al. 2018, section 3.2): the highest one that has
+    enough trials. Last values can't be compared: whatever was promoted first has the lowest one, as it has seen most
+    samples. Trials that stopped below that rung count as worse than all others.
 
     Args:
         searcher: a searcher that `check_searcher` allows.
         distributions: distributions of the searched parameters.
         num_seed_points: number of seed points; they replace random start-up trials.
+        rungs: samples at which trials are compared; empty: trials don't stop at rungs, and last values are compared.
 
     Raises:
         MaskproError: no such searcher.
@@ -135,6 +144,7 @@ class SearchStudy:
         pruner: BasePruner,
         seed: int,
         num_seed_points: int = 0,
+        rungs: Sequence[int] = (),
     ):
         check_searcher(searcher)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -144,6 +154,7 @@ class SearchStudy:
         self._seed = seed
         self._num_seed_points = num_seed_points
         self._startup_trials = num_seed_points or _STARTUP_TRIALS
+        self._rungs = rungs
         self._study = optuna.create_study(direction="minimize", pruner=pruner)
         self._running: dict[int, Trial] = {}
         self._told: dict[int, int] = {}  # position in the study of each trial that has stopped or ended, by its number
@@ -153,7 +164,8 @@ class SearchStudy:
         """Take in all events of the history, as if they had happened now."""
         for told in history.warm_start:
             attributes = {"source": told["source"]}
-            self._study.add_trial(self._frozen(TrialState.COMPLETE, told["params"], told["value"], attributes, {}))
+            values = dict(told["reports"])
+            self._study.add_trial(self._frozen(TrialState.COMPLETE, told["params"], told["value"], attributes, values))
         for record in history.searched:
             if record.status == "unfinished" and record.stopped_at is None:
                 self.begin(record)
@@ -174,7 +186,8 @@ class SearchStudy:
         )
         make = self._make_sampler
         self._study.sampler = SEARCHERS[make](at) if isinstance(make, str) else make(at.seed)
-        trial = self._study.ask(self._distributions)
+        with self._compared_at_one_rung():
+            trial = self._study.ask(self._distributions)
         self._running[number] = trial
         return dict(trial.params)
 
@@ -216,6 +229,23 @@ class SearchStudy:
         told.state, told.value = ended.state, ended.value
         told.intermediate_values = ended.intermediate_values
         told.user_attrs = ended.user_attrs
+
+    @contextmanager
+    def _compared_at_one_rung(self) -> Iterator[None]:
+        """In the block, each trial has its value at the highest rung with enough trials, or is pruned below it."""
+        told = self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        last_values = [trial.value for trial in told]
+        enough = len(self._distributions) + _MORE_THAN_PARAMETERS
+        filled = [rung for rung in self._rungs if sum(rung in trial.intermediate_values for trial in told) >= enough]
+        rung = max(filled, default=min(self._rungs, default=0))
+        for trial in told:
+            trial.value = trial.intermediate_values.get(rung, trial.value)
+            # A warm start may bring trials that went further without a report there, or without any.
+            if max(trial.intermediate_values, default=rung) < rung:
+                trial.state = TrialState.PRUNED
+        yield
+        for trial, value in zip(told, last_values, strict=True):
+            trial.state, trial.value = TrialState.COMPLETE, value
 
     def write(self, path: Path) -> None:
         """Write the stopped and ended trials as a journal of Optuna, and add further ones as they come."""

@@ -211,7 +211,7 @@ def warm_started(search: Search, folder: Path) -> Search:
     for what, theirs, ours in (
         *((name, value, my_data[name]) for name, value in their_data.items()),
         ("another max_samples", described["trial"]["max_samples"], mine["trial"]["max_samples"]),
-        ("another promotion", _promotion(described), "restart" if search.restarts else "resume"),
+        ("another promotion", *(_promotion(record) for record in (described, mine))),
         ("another precision of validation", _validated_in(described), _validated_in(mine)),
         ("other fixed parameters", _fixed(described), _fixed(mine)),
         ("other layers that stay dense", *(list(record["options"].get("dense") or ()) for record in (described, mine))),
@@ -225,7 +225,9 @@ def warm_started(search: Search, folder: Path) -> Search:
             contains(distributions[name], value) for name, value in trial.params.items()
         )
         if fits and trial.status in ("completed", "stopped"):
-            told.append((trial.params, trial.last[METRIC], f"warm start from {folder.absolute().name}, {trial.name}"))
+            source = f"warm start from {folder.absolute().name}, {trial.name}"
+            reports = [(samples, metrics[METRIC]) for samples, metrics in trial.reports.items()]
+            told.append((trial.params, trial.last[METRIC], source, reports))
     if not told:
         raise MaskproError(
             f"warm_start is {folder}; none of its trials fits; allowed: a search over {', '.join(distributions)}"
@@ -237,7 +239,10 @@ def _promotion(described: Mapping[str, Any]) -> str:
     """How promoted trials continued. See `Search.restarts`; a replay's own scheduler is none."""
     options, space = described["options"], described["space"]
     scheduler = options["scheduler"] or ("none" if options["only_seed_points"] else space["scheduler"])
-    return space.get("promotion", "resume") if scheduler == "asha" else "resume"
+    if scheduler != "asha" or space.get("promotion") != "restart":
+        return "resume"
+    exponent = space.get("rung_lr_exponent")
+    return f"restart, rung_lr_exponent {exponent}" if exponent else "restart"
 
 
 def _validated_in(described: Mapping[str, Any]) -> str:

@@ -66,18 +66,19 @@ class Experiment:
     def search_state(self) -> SearchState:
         """What comes next, from the history alone."""
         search, context = self.search, self.search.context
+        halving = SuccessiveHalving(
+            first_rung=context.report_samples,
+            max_samples=context.max_samples,
+            reduction_factor=search.space.reduction_factor,
+            restarts=search.restarts,
+        )
         study = SearchStudy(
             search.searcher,
             distributions=search.space.distributions,
             pruner=make_pruner(search.scheduler, context.report_samples, search.space.reduction_factor),
             seed=search.options.seed,
             num_seed_points=len(search.planned),
-        )
-        halving = SuccessiveHalving(
-            first_rung=context.report_samples,
-            max_samples=context.max_samples,
-            reduction_factor=search.space.reduction_factor,
-            restarts=search.restarts,
+            rungs=halving.ends if search.scheduler == "asha" else (),
         )
         return SearchState(
             self.history,
@@ -154,8 +155,8 @@ def _open_history(search: Search, *, resume: bool, extend: int) -> History:
         write_text(folder / SPACE_FILE, search.space.source)
         with atomic_path(path) as temporary:
             new = History(temporary)
-            for params, value, source in search.warm_start:
-                new.add_warm_start(params, value, source)
+            for told in search.warm_start:
+                new.add_warm_start(*told)
         write_json(folder / EXPERIMENT_FILE, search.describe())
     elif path.exists():
         drop_torn_line(path)

@@ -51,7 +51,7 @@ class Search:
         planned: the trials that are run first, as they stand.
         num_trials: of the search when it is new; a history knows better.
         preflight: what was measured of the first format of the space.
-        warm_start: (parameters, value, source) of another experiment's trials; of a new search only.
+        warm_start: (parameters, value, source, reports) of another experiment's trials; of a new search only.
         judged_by: what judges beside the held-out samples, as the evaluation says it.
         is_replay: True for a search that follows another one's history: it stops trials where that one did.
         min_completed: least number of trials that run to their full budget.
@@ -64,7 +64,7 @@ class Search:
     planned: tuple[Plan, ...]
     num_trials: int
     preflight: Preflight
-    warm_start: tuple[tuple[dict[str, Any], float, str], ...] = ()
+    warm_start: tuple[tuple[dict[str, Any], float, str, list[tuple[int, float]]], ...] = ()
     judged_by: Mapping[str, Any] = field(default_factory=dict)
     is_replay: bool = False
     min_completed: int = MIN_COMPLETED
@@ -250,6 +250,7 @@ def _context(options: SearchOptions, space: SearchSpace, workload: Workload, max
         timesteps=space.choices("timesteps", TrainerConfig().timesteps),
         precisions=space.choices("precision", TrainerConfig().precision),
         dense=options.dense or (),
+        rung_lr_exponent=space.rung_lr_exponent,
         storage=f"{options.storage_path}/{options.experiment}" if options.storage_path else f"{options.folder}/trials",
         cpus=options.cpus_per_trial,
     )

@@ -38,6 +38,7 @@ class TrialContext:
         timesteps: the ways to draw timesteps that the search space allows.
         precisions: the precisions of the networks' passes in training that the search space allows.
         dense: parts of the names of layers that stay dense by choice.
+        rung_lr_exponent: see `rung_lr`.
         storage: folder of the trials' checkpoints, a path or a URI.
         gpu_share: share of one GPU's memory that a trial may use.
     """
@@ -55,6 +56,7 @@ class TrialContext:
     timesteps: tuple[Timesteps, ...] = ("uniform",)
     precisions: tuple[Precision, ...] = ("float32",)
     dense: tuple[str, ...] = ()
+    rung_lr_exponent: float = 0.0
     storage: str = ""
     cpus: float = 1.0
     gpu_share: float = 1.0

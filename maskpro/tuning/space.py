@@ -45,6 +45,7 @@ class SearchSpace:
         reduction_factor: of early stopping: one in so many goes on, and the next rung lies so many times higher.
         promotion: whether a promoted trial resumes from its checkpoint ("resume"), or is trained anew with the next rung as
             its budget ("restart").
+        rung_lr_exponent: with "restart", a run of a rung has lr * (max_samples / its budget) to this power.
         searcher, scheduler: what suggests trials, and what stops them early: names, or the user's own Optuna objects.
     """
 
@@ -62,6 +63,7 @@ class SearchSpace:
     num_reports: int
     reduction_factor: int
     promotion: str
+    rung_lr_exponent: float
     searcher: Searcher
     scheduler: Scheduler
 
@@ -110,6 +112,7 @@ _OPTIONAL: dict[str, Any] = {
     "num_reports": 27,
     "reduction_factor": 3,
     "promotion": "resume",
+    "rung_lr_exponent": 0.0,
     "searcher": "optuna",
     "scheduler": "asha",
 }
@@ -169,6 +172,14 @@ def _checked_space(source: str, values: dict[str, Any]) -> SearchSpace:
     check_scheduler(values["scheduler"])
     if values["promotion"] not in PROMOTIONS:
         raise MaskproError(f"promotion is {values['promotion']!r}; allowed: {' or '.join(PROMOTIONS)}")
+    exponent = values["rung_lr_exponent"]
+    if isinstance(exponent, bool) or not isinstance(exponent, int | float) or not 0 <= exponent <= 1:
+        raise MaskproError(f"rung_lr_exponent is {exponent!r}; allowed: a number from 0 to 1")
+    if exponent and values["promotion"] != "restart":
+        raise MaskproError(
+            f"rung_lr_exponent is {exponent} with promotion {values['promotion']!r}, where no rung has a run of its own; "
+            "allowed: promotion 'restart'"
+        )
     for name, least in (("num_trials", 1), ("max_samples", 1), ("num_reports", 1), ("reduction_factor", 2)):
         value = values[name]
         is_whole = isinstance(value, int) and not isinstance(value, bool)

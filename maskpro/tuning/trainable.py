@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Hashable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from maskpro.objectives import HeldOutMeans, Shelf
 from maskpro.runs import MaskFormat, RunCache, build_trainer
 from maskpro.schedule.checkpoints import read_counters, read_part, write_checkpoint
 from maskpro.schedule.history import METRIC, PARTS, STOPPED_PARTS
+from maskpro.schedule.rungs import rung_lr
 from maskpro.trainer import MaskTrainer, NonFiniteLossError
 from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.adapters import BUDGET, CHECKPOINT, FOLDER, NUMBER, PROMOTED, SEED, open_checkpoint
@@ -69,7 +71,15 @@ class MaskTrainable(Trainable):
         targets = split_targets(settings.pop("targets", None)) or context.targets
         for name in MaskFormat._fields:
             settings.pop(name, None)
-        trainer_config = TrainerConfig(**settings, budget_samples=budget or context.max_samples, seed=seed)
+        budget_samples = budget or context.max_samples
+        trainer_config = TrainerConfig(**settings, budget_samples=budget_samples, seed=seed)
+        scaled = rung_lr(
+            trainer_config.lr,
+            budget=budget_samples,
+            max_samples=context.max_samples,
+            exponent=context.rung_lr_exponent,
+        )
+        trainer_config = replace(trainer_config, lr=scaled)
         self._initial = self._shared.initial[form]
         self._trainer = build_trainer(
             context.workload,

@@ -21,7 +21,7 @@ PARAMS = {"lr": 0.1 + 0.2, "batch_size": 16, "raw_step": False, "layout": "chann
 def fill(history):
     """Every kind of event."""
     history.session(3, time="2026-01-01T00:00:00+00:00")
-    history.add_warm_start(PARAMS, 1 / 3, "warm start from other, trial_00002")
+    history.add_warm_start(PARAMS, 1 / 3, "warm start from other, trial_00002", [(100, 1 / 2), (200, 1 / 3)])
     for source in ("seed point 2", "optuna", "confirmation of trial 1"):
         history.start(PARAMS, source=source, seed=2**32 - 1)
     history.report(1, plain_metrics(SEARCH.metrics(1 / 3, 100)), stopped=False)
@@ -31,6 +31,13 @@ def fill(history):
     history.removed(1, ("mask", "logits"))
     history.error(3, "ünknown\nin two lines")
     history.session(8, time="2026-01-02T00:00:00+00:00")
+
+
+def test_a_warm_start_of_an_older_history_has_no_reports(tmp_path):
+    (tmp_path / HISTORY_FILE).write_text('{"event": "warm_start", "params": {"lr": 1.0}, "value": 0.5, "source": "x"}\n')
+    assert History(tmp_path / HISTORY_FILE).warm_start == [
+        {"params": {"lr": 1.0}, "value": 0.5, "source": "x", "reports": []}
+    ]
 
 
 def test_every_event_survives_a_round_trip(tmp_path):
@@ -46,7 +53,8 @@ def test_every_event_survives_a_round_trip(tmp_path):
     assert in_memory.trials == read[0].trials
     assert read[1].trials[2].error == "unknown error"
     assert (written.num_trials, written.num_sessions, list(written.trials)) == (8, 2, [1, 2, 3])
-    assert written.warm_start == [{"params": PARAMS, "value": 1 / 3, "source": "warm start from other, trial_00002"}]
+    warm = {"params": PARAMS, "value": 1 / 3, "source": "warm start from other, trial_00002"}
+    assert written.warm_start == [warm | {"reports": [[100, 1 / 2], [200, 1 / 3]]}]
     assert [record.number for record in written.searched] == [1, 2]
     assert [record.seed_point for record in written.trials.values()] == [2, None, None]
 

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.simulated_search import SimulatedSearch, learning_curve
 from maskpro.schedule.history import History
-from maskpro.schedule.rungs import Ladder, rungs
+from maskpro.schedule.rungs import Ladder, rung_lr, rungs
 from maskpro.schedule.state import Plan
 
 SEED_POINTS = tuple(
@@ -16,6 +16,13 @@ SEED_POINTS = tuple(
 @pytest.fixture(autouse=True)
 def _no_flushing(monkeypatch):
     monkeypatch.setattr("os.fsync", lambda file: None)
+
+
+@pytest.mark.parametrize(
+    ("budget", "exponent", "scaled"), [(100, 1 / 3, 4.0), (100, 0.0, 2.0), (800, 1 / 3, 2.0), (200, 0.5, 4.0)]
+)
+def test_the_learning_rate_of_a_short_run_is_larger_by_a_power_of_the_budgets_ratio(budget, exponent, scaled):
+    assert rung_lr(2.0, budget=budget, max_samples=800, exponent=exponent) == pytest.approx(scaled, rel=1e-12)
 
 
 def ladder(**changed):

@@ -360,6 +360,64 @@ def test_warm_start_changes_what_tpe_suggests_from_the_first_trial_on(tmp_path):
     assert sum(losses["warm"]) < sum(losses["cold"]), "it starts where the told ones were good"
 
 
+RUNGS = (100, 300, 900)
+
+
+def suggested(told, *, rungs=RUNGS, warm=()):
+    """What TPE suggests after trials with these (lr, {samples: value})."""
+    history = History(None)
+    for lr, values in warm:
+        history.add_warm_start({"lr": lr}, list(values.values())[-1], "other", list(values.items()))
+    for lr, values in told:
+        number = history.start({"lr": lr}, source="optuna", seed=0).number
+        for samples, value in values.items():
+            report = {"num_samples_seen": samples, "val_error": value, "done": samples == RUNGS[-1]}
+            history.report(number, report, stopped=samples == list(values)[-1] != RUNGS[-1])
+            history.checkpoint(number, "somewhere", samples)
+    distributions = {"lr": DISTRIBUTIONS["lr"]}
+    study = SearchStudy(
+        "tpe", distributions=distributions, pruner=optuna.pruners.NopPruner(), seed=0, num_seed_points=1, rungs=rungs
+    )
+    study.replay(history)
+    before = [told_trial(trial) for trial in study._study.trials]
+    found = study.suggest(99, place=99)["lr"]
+    assert [told_trial(trial) for trial in study._study.trials[: len(before)]] == before, "the study itself is unchanged"
+    return found
+
+
+def told_trial(trial):
+    return trial.state, trial.value, trial.intermediate_values
+
+
+FIRST_RUNG = [(0.05 * 100 ** (number / 20), {100: 0.5 + 0.01 * abs(number - 10)}) for number in range(20)]
+FURTHER = {300: 0.2, 900: 0.1}
+
+
+def with_reports(told, reports, numbers):
+    return [(lr, values | (reports if number in numbers else {})) for number, (lr, values) in enumerate(told)]
+
+
+@pytest.mark.parametrize("numbers", [(0,), (0, 19), (1, 2, 3)])
+def test_suggestions_come_from_values_at_the_same_rung_however_far_few_trials_went(numbers):
+    further = with_reports(FIRST_RUNG, FURTHER, numbers)
+    assert suggested(further) == suggested(FIRST_RUNG)
+    assert suggested(further, rungs=()) != suggested(FIRST_RUNG), "last values are not comparable"
+
+
+def test_suggestions_come_from_the_highest_rung_with_one_trial_a_parameter_and_three_more():
+    few, enough = ((2, 5, 8), (2, 5, 8, 11))
+    assert suggested(with_reports(FIRST_RUNG, {300: 0.2}, few)) == suggested(FIRST_RUNG)
+    told = with_reports(FIRST_RUNG, {300: 0.2}, enough)
+    upside_down = [(lr, values | {100: 1 - values[100]}) for lr, values in told]
+    assert suggested(told) == suggested(upside_down), "the values below it mean nothing"
+    assert suggested(told) != suggested(FIRST_RUNG)
+
+
+def test_a_warm_start_is_compared_at_the_same_rung_as_far_as_it_reported_there():
+    further = with_reports(FIRST_RUNG, FURTHER, (0, 1))
+    assert suggested([], warm=further) == suggested([], warm=FIRST_RUNG)
+
+
 def test_a_trial_that_goes_on_counts_as_running_with_its_own_parameters(tmp_path):
     """TPE keeps away from running trials, so it must know where they are."""
     search = replace(SEARCH, slots=4, journal=False)

@@ -68,7 +68,7 @@ def test_a_small_space_gets_defaults(tmp_path):
     space = load_space(write(tmp_path, GOOD))
     assert (space.workload, space.pattern, space.layout, space.targets) == ("digits", "2:4", "channel", ("all",))
     assert (space.searcher, space.scheduler, space.num_reports, space.reduction_factor) == ("optuna", "asha", 27, 3)
-    assert space.promotion == "resume"
+    assert (space.promotion, space.rung_lr_exponent) == ("resume", 0.0)
     assert space.describe()["param_space"]["batch_size"]["attributes"] == {"choices": [16, 32]}
 
 
@@ -207,6 +207,9 @@ def test_every_seed_point_that_is_let_through_can_be_told_to_optuna(tmp_path):
         (GOOD + "num_trials = 0", "num_trials is 0; allowed: a whole number of at least 1"),
         (GOOD + "max_samples = 1.5", "max_samples is 1.5; allowed"),
         (GOOD + "promotion = 'anew'", "promotion is 'anew'; allowed: resume or restart"),
+        (GOOD + "promotion = 'restart'\nrung_lr_exponent = 1.5", "rung_lr_exponent is 1.5; allowed: a number from 0 to 1"),
+        (GOOD + "promotion = 'restart'\nrung_lr_exponent = '0'", "rung_lr_exponent is '0'; allowed: a number from 0 to 1"),
+        (GOOD + "rung_lr_exponent = 0.3", "rung_lr_exponent is 0.3 with promotion 'resume', where no rung has a run"),
         (GOOD + "num_reports = 0", "num_reports is 0; allowed: a whole number of at least 1"),
         (GOOD + "num_reports = '9'", "num_reports is '9'; allowed: a whole number of at least 1"),
         (GOOD + "reduction_factor = 1", "reduction_factor is 1; allowed: a whole number of at least 2"),

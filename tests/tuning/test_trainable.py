@@ -154,6 +154,21 @@ def test_a_run_up_to_a_rung_is_a_run_of_its_own_length_and_a_promoted_one_begins
     assert start({**settings, **promoted})._earlier_samples == rung
 
 
+def test_a_run_up_to_a_rung_learns_at_the_scaled_rate_and_the_full_run_at_the_trials_own(start, context, shared):
+    class Scaled(start):
+        def setup(self, config):
+            MaskTrainable.setup(self, config, context=replace(context, rung_lr_exponent=0.5), shared=shared)
+
+    rung = context.report_samples
+    ratio = context.max_samples / rung
+    unscaled = start({**FIRST, "lr": FIRST["lr"] * ratio**0.5, "budget": rung})
+    scaled = Scaled({**FIRST, "budget": rung})
+    assert reported(scaled.step()) == reported(unscaled.step())
+    assert scaled._running_trainer().config.lr == pytest.approx(2.0 * ratio**0.5)
+    for budget in (None, context.max_samples):
+        assert Scaled({**FIRST, "budget": budget})._running_trainer().config == start(dict(FIRST))._running_trainer().config
+
+
 def test_a_run_up_to_a_rung_resumes_bit_for_bit(start, context):
     settings = {**FIRST, "budget": 80, "lr_decay": "cosine"}
     whole = start(dict(settings))
