@@ -48,9 +48,10 @@ from maskpro.tuning.trainable import split_targets
 _SEED_POINTS = "the seed points at full budget"
 _BESIDE = "found by hand, no search"
 _SEARCHES = {
-    "default (TPE, ASHA)": ("optuna", "asha"),
+    "default (GP, ASHA)": ("gp", "asha"),
+    "TPE, ASHA": ("tpe", "asha"),
     "random search, ASHA": ("random", "asha"),
-    "TPE, no early stopping": ("optuna", "none"),
+    "TPE, no early stopping": ("tpe", "none"),
 }
 
 
