@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
+from typer.core import TyperCommand
 
 from maskpro.commands.conversion import convert
 from maskpro.commands.doctor import doctor
@@ -15,21 +18,21 @@ from maskpro.commands.searches import monitor, stop
 from maskpro.machine.installation import check_installation, limit_threads
 from maskpro.machine.limits import usable_cores
 
-# They look at a search's folder, and need neither torch nor torchvision, which take seconds to import.
-_WITHOUT_TORCH = ("monitor", "stop")
 
+class _WithTorch(TyperCommand):
+    """A command that checks the installation, which takes seconds; its help and a mistyped option come before that."""
 
-def _check(context: typer.Context) -> None:
-    if context.invoked_subcommand not in _WITHOUT_TORCH:
+    def invoke(self, ctx: Any) -> Any:
+        """Check, then run."""
         check_installation()
         limit_threads(usable_cores())
+        return super().invoke(ctx)
 
 
 app = typer.Typer(
     **SETTINGS,
     no_args_is_help=True,
     help="Learn and evaluate n:m sparse masks of frozen diffusion networks. The search itself is tune_main.py.",
-    callback=_check,
 )
 for _command in (
     convert,
@@ -43,9 +46,10 @@ for _command in (
     bench_export,
     reference_statistics,
     doctor,
-    monitor,
-    stop,
 ):
+    app.command(cls=_WithTorch)(_command)
+# They look at a search's folder, and need neither torch nor torchvision.
+for _command in (monitor, stop):
     app.command()(_command)
 
 

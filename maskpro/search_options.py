@@ -96,10 +96,7 @@ class SearchOptions(JudgingOptions, SamplingOptions, DenseOptions, SourceOptions
         from maskpro.schedule.early_stopping import check_scheduler
         from maskpro.schedule.searcher import check_searcher
 
-        if self.space is None:
-            raise MaskproError(
-                "space is missing; allowed: a search-space file (--space), or an experiment (--resume or --replay)"
-            )
+        named_space(self.space)
         if Path(self.experiment).name != self.experiment or self.experiment in ("", ".", ".."):
             raise MaskproError(f"experiment is {self.experiment!r}; allowed: a plain folder name")
         if len(os.fsencode(self.experiment)) > _LONGEST_NAME:
@@ -134,8 +131,7 @@ class SearchOptions(JudgingOptions, SamplingOptions, DenseOptions, SourceOptions
     @property
     def space_file(self) -> Path:
         """The search-space file, which a checked instance has."""
-        assert self.space is not None
-        return self.space
+        return named_space(self.space)
 
     @property
     def folder(self) -> Path:
@@ -178,6 +174,21 @@ class SearchOptions(JudgingOptions, SamplingOptions, DenseOptions, SourceOptions
 
 SESSION_OPTIONS = names_in(SearchOptions, SESSION)
 PLACE_OPTIONS = names_in(SearchOptions, PLACE)
+
+
+def named_space(space: Path | None) -> Path:
+    """The search-space file that was named; raise MaskproError where none was."""
+    if space is None:
+        raise MaskproError(
+            "space is missing; allowed: a search-space file (--space), or an experiment (--resume or --replay)"
+        )
+    return space
+
+
+def check_space_file(space: Path) -> None:
+    """Raise MaskproError where there is no search-space file of that name."""
+    if not space.is_file():
+        raise MaskproError(f"space is {space}; no such file (allowed: a Python file such as search_spaces/default.py)")
 
 
 @dataclass(frozen=True, kw_only=True)

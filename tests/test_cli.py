@@ -10,6 +10,7 @@ import pytest
 import torch
 import typer
 from safetensors import SafetensorError
+from typer.testing import CliRunner
 
 from maskpro.cli import app
 from maskpro.commands.running import run_app
@@ -134,6 +135,14 @@ def test_an_output_that_cant_be_written_is_told_of_at_once(tmp_path, below):
 def test_devices_that_nothing_is_made_for_are_refused(name):
     with pytest.raises(MaskproError, match=f"device is '{name}'; allowed: auto, cpu, cuda or cuda:0"):
         parse_device(name)
+
+
+@pytest.mark.parametrize("command", ["prune", "doctor", "stop"])
+def test_neither_help_nor_a_mistyped_option_waits_for_torch(monkeypatch, command):
+    monkeypatch.setattr("maskpro.cli.check_installation", lambda: pytest.fail("this takes seconds"))
+    assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
+    mistyped = CliRunner().invoke(app, [command, "--mistyped"])
+    assert (mistyped.exit_code, "No such option" in mistyped.output) == (2, True)
 
 
 @pytest.mark.parametrize("output", ["> /dev/full", "| head -1", ">&- 2>&-"])

@@ -238,11 +238,13 @@ def test_a_finished_search_is_promoted_again_without_running_anything(finished):
 
 @pytest.mark.slow
 def test_a_mistake_ends_in_one_sentence_without_a_traceback(tmp_path):
-    run = job("--space", tmp_path / "none.py", "--results-dir", tmp_path / "results")
+    """One that is seen while Ray starts."""
+    (tmp_path / "space.py").write_text("seed_points = []")
+    run = job("--space", tmp_path / "space.py", "--results-dir", tmp_path / "results")
     assert run.returncode == 2
-    assert run.stderr.startswith("error: space is ")
+    assert run.stderr.startswith("error: space file ")
     assert run.stderr.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "space.py"]
 
 
 def refused(tmp_path, **options):
@@ -296,10 +298,18 @@ def test_options_that_are_not_allowed_are_refused(tmp_path, options, message):
     assert message in refused(tmp_path, **options)
 
 
-def test_a_value_that_is_not_allowed_is_told_of_before_anything_is_imported_or_started(monkeypatch):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_trials": 0}, "num_trials is 0; allowed"),
+        ({"space": Path("/nowhere/space.py")}, "space is /nowhere/space.py; no such file"),
+        ({}, "space is missing; allowed"),
+    ],
+)
+def test_a_mistake_that_is_plain_to_see_is_told_of_before_anything_is_imported_or_started(monkeypatch, options, message):
     monkeypatch.setattr("maskpro.tuning.launch.check_installation", lambda: pytest.fail("this takes seconds"))
-    with pytest.raises(MaskproError, match="num_trials is 0; allowed"):
-        tune_main.main(num_trials=0)
+    with pytest.raises(MaskproError, match=message):
+        tune_main.main(**options)
 
 
 def test_a_tracker_that_is_not_installed_is_refused(tmp_path, monkeypatch):

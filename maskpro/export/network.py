@@ -13,7 +13,8 @@ from torch import nn
 
 from maskpro.errors import MaskproError
 from maskpro.mask_file import MaskFile
-from maskpro.masked_model import check_layer_masks, maskable_layers, model_hash
+from maskpro.masked_model import maskable_layers, model_hash
+from maskpro.metrics import masked_copy
 from maskpro.pretrained import Pretrained
 
 
@@ -67,18 +68,17 @@ def masked_network(dense: Pretrained, masks: MaskFile) -> MaskedNetwork:
 
 
 def with_masks(model: nn.Module, masks: MaskFile) -> Any:
-    """A copy of a model in which all weights that the mask removes are 0.
+    """A copy of a model in which all weights that the mask removes are 0, without a sign.
 
     Raises:
         MaskproError: the mask does not fit, or layers share a weight.
     """
     _check_unshared(model)
-    copied = copy.deepcopy(model)
+    copied = masked_copy(model, masks.masks, masks.pattern, masks.layout)
     weights = maskable_layers(copied)
-    shapes = {name: weights[name].shape for name in masks.masks if name in weights}
-    check_layer_masks(masks.masks, shapes, masks.pattern, masks.layout)
-    for name, mask in masks.masks.items():
-        weights[name].data.masked_fill_(~mask.to(weights[name].device), 0)
+    for name in masks.masks:
+        # No view of the copy's flat buffer. A negative weight times 0 is -0, and -0 + 0 is 0.
+        weights[name].data = weights[name].data.contiguous() + 0.0
     return copied
 
 

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import joblib
-
 CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 # Least value that means no limit: version 1 has 2**63 less a page.
 _NO_MEMORY_LIMIT = 1 << 60
@@ -52,6 +50,8 @@ def usable_cores(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> int:
 
     joblib knows a container's quota, but no quota of a group within it. A share of a core counts as one core.
     """
+    import joblib  # a fifth of a second, which help and monitor would wait for
+
     quota = cgroup_limits(cgroups, membership).cores
     cores = int(joblib.cpu_count())
     return cores if quota is None else min(cores, max(1, math.ceil(quota)))

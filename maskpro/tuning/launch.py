@@ -16,7 +16,7 @@ from maskpro.machine.installation import check_installation, limit_threads
 from maskpro.machine.limits import usable_cores
 from maskpro.monitoring.driver_log import kept_output
 from maskpro.options import Given, check_values, expanded, parsed
-from maskpro.search_options import JobOptions, SearchOptions
+from maskpro.search_options import JobOptions, SearchOptions, check_space_file, named_space
 
 
 def search_command(write_report: Callable[[Path], Path]) -> Callable[..., None]:
@@ -37,7 +37,10 @@ def search_command(write_report: Callable[[Path], Path]) -> Callable[..., None]:
 def _run(given: Given[SearchOptions], job: JobOptions, write_report: Callable[[Path], Path]) -> int:
     """The job from the options to the report; the process's exit status."""
     # What can be seen without torch is told before anything is started.
-    check_values(SearchOptions, parsed(SearchOptions, given.values))
+    values = parsed(SearchOptions, given.values)
+    check_values(SearchOptions, values)
+    if not (job.resume or job.replay):
+        check_space_file(named_space(values.get("space")))
     with ExitStack() as stack:
         # A new search needs Ray in any case; one that is resumed may be complete. Ray takes about as long to start as torch
         # and diffusers take to be imported.

@@ -21,6 +21,7 @@ from maskpro.initial_masks import parse_initial_mask
 from maskpro.pattern import NMPattern, parse_layout
 from maskpro.schedule.early_stopping import PROMOTIONS, Scheduler, check_scheduler, scheduler_name
 from maskpro.schedule.searcher import Searcher, check_searcher, searcher_name
+from maskpro.search_options import check_space_file
 from maskpro.trainer_config import HYPERPARAMETERS, TrainerConfig
 from maskpro.workloads import WORKLOADS
 
@@ -124,8 +125,7 @@ def load_space(path: Path) -> SearchSpace:
     Raises:
         MaskproError: the file is missing or not Python, lacks a name, or holds a value that is not allowed.
     """
-    if not path.is_file():
-        raise MaskproError(f"space is {path}; no such file (allowed: a Python file such as search_spaces/default.py)")
+    check_space_file(path)
     try:
         defined = runpy.run_path(str(path))
     except (Exception, SystemExit) as error:  # whatever the user's file raises
