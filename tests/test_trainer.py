@@ -109,10 +109,10 @@ def test_a_validated_mask_is_kept_with_its_loss_and_never_one_worse_than_the_ini
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_accumulated_batches_equal_one_large_batch(digits, estimator):
+def test_accumulated_batches_equal_one_large_batch(tiny, estimator):
     settings = {"estimator": estimator, "target": TARGET[estimator], "budget_samples": 64, "dataset_size": 64}
-    large = make_trainer(digits, batch_size=32, **settings)
-    small = make_trainer(digits, batch_size=8, gradient_accumulation_steps=4, **settings)
+    large = make_trainer(tiny, batch_size=32, **settings)
+    small = make_trainer(tiny, batch_size=8, gradient_accumulation_steps=4, **settings)
     large.train(64)
     small.train(64)
     assert small.num_steps == large.num_steps == 2
@@ -144,8 +144,8 @@ def test_every_setting_resumes_bit_for_bit(tiny, settings, monkeypatch):
         assert not torch.equal(whole.state_dict()[0]["logits"]["reference"], PackedMask(whole.initial_mask).bits)
 
 
-def test_without_moments_nothing_is_rounded(digits):
-    trainer = make_trainer(digits, estimator="policy_gradient", target="noise", lr=0.01)
+def test_without_moments_nothing_is_rounded(tiny):
+    trainer = make_trainer(tiny, estimator="policy_gradient", target="noise", lr=0.01)
     trainer.train(32)
     before = trainer.logits.clone()
     trainer.validate()
@@ -197,10 +197,10 @@ def test_a_state_of_another_model_or_device_is_refused(digits):
         make_trainer(digits).load_state_dict(parts, counters)
 
 
-def test_masks_of_a_step_see_the_same_samples_and_each_counts(digits):
+def test_masks_of_a_step_see_the_same_samples_and_each_counts(tiny):
     seen = []
     trainer = make_trainer(
-        digits, estimator="policy_gradient", target="noise", masks_per_step=3, batch_size=8, budget_samples=48
+        tiny, estimator="policy_gradient", target="noise", masks_per_step=3, batch_size=8, budget_samples=48
     )
     objective = trainer._gradient.objective
     predict = objective.predict
@@ -213,10 +213,10 @@ def test_masks_of_a_step_see_the_same_samples_and_each_counts(digits):
         trainer.train(32)
 
 
-def test_the_leave_one_out_step_is_the_mean_of_advantage_times_score(digits):
+def test_the_leave_one_out_step_is_the_mean_of_advantage_times_score(tiny):
     """One step of two masks, written out: (L1 - L2) / rms goes to the first mask's score, its negative to the second's."""
     trainer = make_trainer(
-        digits, estimator="policy_gradient", target="noise", masks_per_step=2, batch_size=8, budget_samples=32, lr=3.0
+        tiny, estimator="policy_gradient", target="noise", masks_per_step=2, batch_size=8, budget_samples=32, lr=3.0
     )
     logits, masks, losses = trainer.logits.clone(), [], []
     set_mask, objective = trainer.masked.set_mask, trainer._gradient.objective
@@ -237,15 +237,15 @@ def test_the_reference_is_replaced_once_the_loss_is_half_of_its_own():
     assert far.reference_is_far()
 
 
-@pytest.mark.parametrize("pattern", ["1:4", "4:8", "2:8", pytest.param("8:16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("pattern", ["1:4", "4:8", "2:8", "8:16"])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_every_pattern_is_learned_by_every_estimator_or_refused_in_words(digits, estimator, pattern):
+def test_every_pattern_is_learned_by_every_estimator_or_refused_in_words(tiny, estimator, pattern):
     settings = {"estimator": estimator, "target": TARGET[estimator], "batch_size": 2, "budget_samples": 4, "lr": 4.0}
     if (estimator, pattern) == ("gumbel_softmax", "8:16"):
         with pytest.raises(MaskproError, match="pattern is 8:16, which has 12,870 masks a group"):
-            make_trainer(digits, pattern=pattern, **settings)
+            make_trainer(tiny, pattern=pattern, **settings)
         return
-    trainer = make_trainer(digits, pattern=pattern, **settings)
+    trainer = make_trainer(tiny, pattern=pattern, **settings)
     before = trainer.logits.clone()
     trainer.train(4)
     assert trainer.logits.isfinite().all()
@@ -253,8 +253,8 @@ def test_every_pattern_is_learned_by_every_estimator_or_refused_in_words(digits,
     assert (trainer.mode().sum(dim=1) == int(pattern.split(":")[0])).all()
 
 
-def test_layers_outside_the_targets_are_not_touched(digits):
-    trainer = make_trainer(digits, targets=("mid_block",), lr=4.0, budget_samples=128)
+def test_layers_outside_the_targets_are_not_touched(tiny):
+    trainer = make_trainer(tiny, targets=("mid_block",), lr=4.0, budget_samples=128)
     before = trainer.masked.layer_masks()
     run_to_end(trainer)
     trainer.masked.set_mask(trainer.best_mask)
@@ -289,24 +289,24 @@ def test_bfloat16_learns_as_well_as_float32_within_the_noise_of_seeds(digits, se
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_initial_mask_has_no_residual_in_any_precision(digits, precision):
+def test_the_initial_mask_has_no_residual_in_any_precision(tiny, precision):
     """Teacher, baseline and losses are of the same precision: its rounding is no reward or punishment of a mask."""
     settings = {"estimator": "policy_gradient", "batch_size": 64, "budget_samples": 128, "precision": precision}
-    trainer = make_trainer(digits, **settings)
+    trainer = make_trainer(tiny, **settings)
     (batch,) = trainer._gradient.batches(torch.arange(64))
     baseline = trainer._gradient.baseline(torch.arange(64))
     assert (batch.teacher.dtype, baseline.dtype) == (torch.float32, torch.float32)
     with torch.no_grad():
         assert torch.equal(trainer._gradient.losses(batch.samples, batch.teacher), baseline)
-        other = make_trainer(digits, **settings | {"precision": {"float32": "bfloat16"}.get(precision, "float32")})
+        other = make_trainer(tiny, **settings | {"precision": {"float32": "bfloat16"}.get(precision, "float32")})
         assert not torch.equal(
             trainer._gradient.losses(batch.samples, batch.teacher), other._gradient.baseline(torch.arange(64))
         )
 
 
-def test_a_reference_that_is_refreshed_has_no_residual_either(digits):
+def test_a_reference_that_is_refreshed_has_no_residual_either(tiny):
     trainer = make_trainer(
-        digits, estimator="policy_gradient", refresh_reference=True, batch_size=64, budget_samples=128, precision="bfloat16"
+        tiny, estimator="policy_gradient", refresh_reference=True, batch_size=64, budget_samples=128, precision="bfloat16"
     )
     trainer._gradient.refresh(trainer.initial_mask)
     (batch,) = trainer._gradient.batches(torch.arange(64))
@@ -316,9 +316,9 @@ def test_a_reference_that_is_refreshed_has_no_residual_either(digits):
         )
 
 
-def test_of_masks_that_held_out_samples_cannot_tell_apart_the_latest_is_kept(digits, generator, monkeypatch):
+def test_of_masks_that_held_out_samples_cannot_tell_apart_the_latest_is_kept(tiny, generator, monkeypatch):
     """Worse by less than the standard error of the paired difference is as good; worse by more is not."""
-    trainer = make_trainer(digits)
+    trainer = make_trainer(tiny)
     initial, noise = trainer.initial.error, torch.randn(400, generator=generator, dtype=torch.float64)
     error = (noise - noise.flip(0)).std(correction=0).item() / 20
     shift = (noise - noise.flip(0)).mean().item()
@@ -413,9 +413,9 @@ def test_scaling_a_gradient_rounds_no_more_than_a_division_by_its_root_mean_squa
     assert torch.equal(normalised(torch.zeros(3, 4)), torch.zeros(3, 4))
 
 
-def test_policy_gradient_starts_at_rest_and_moves_by_lr_in_units_of_a_tenth(digits):
+def test_policy_gradient_starts_at_rest_and_moves_by_lr_in_units_of_a_tenth(tiny):
     trainer = make_trainer(
-        digits, estimator="policy_gradient", target="noise", lr=1.0, lr_decay="constant", budget_samples=800
+        tiny, estimator="policy_gradient", target="noise", lr=1.0, lr_decay="constant", budget_samples=800
     )
     start = trainer.logits.clone()
     trainer.train(8)
@@ -428,8 +428,8 @@ def test_policy_gradient_starts_at_rest_and_moves_by_lr_in_units_of_a_tenth(digi
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_a_loss_that_is_not_finite_stops_the_run(digits, estimator, monkeypatch):
-    trainer = make_trainer(digits, estimator=estimator, target=TARGET[estimator])
+def test_a_loss_that_is_not_finite_stops_the_run(tiny, estimator, monkeypatch):
+    trainer = make_trainer(tiny, estimator=estimator, target=TARGET[estimator])
     trainer.train(16)
     original = DiffusionObjective.teacher_losses
     monkeypatch.setattr(DiffusionObjective, "teacher_losses", lambda *inputs: original(*inputs) * math.nan)
@@ -437,9 +437,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(digits, estimator, monkeypatch)
         trainer.train(16)
 
 
-def test_a_logit_that_is_not_finite_stops_the_run(digits):
+def test_a_logit_that_is_not_finite_stops_the_run(tiny):
     """NaN logits have no order, so their mode would not be n:m."""
-    trainer = make_trainer(digits)
+    trainer = make_trainer(tiny)
     trainer.logits[5, 2] = math.nan
     with pytest.raises(NonFiniteLossError, match="a logit is not finite after 64 samples"):
         trainer.train(64)
@@ -497,9 +497,9 @@ def test_settings_that_are_not_allowed_are_refused(settings, message):
 
 
 @pytest.mark.parametrize("settings", [{}, {"estimator": "policy_gradient"}, {"gradient_accumulation_steps": 2}])
-def test_where_memory_runs_out_smaller_forward_passes_give_the_same_result(digits, monkeypatch, settings):
-    """In float64, where an order of summation shows in the last digits alone."""
-    double = replace(digits, model=copy.deepcopy(digits.model).double())
+def test_where_memory_runs_out_smaller_forward_passes_give_the_same_result(tiny, monkeypatch, settings):
+    """In float64, where an order of summation shows in the last tiny alone."""
+    double = replace(tiny, model=copy.deepcopy(tiny.model).double())
     original = DiffusionObjective.predict
     memory = {}
 
@@ -536,8 +536,8 @@ def test_where_memory_runs_out_smaller_forward_passes_give_the_same_result(digit
         run(0)
 
 
-def test_what_trackers_show_of_a_mask_is_what_it_is(digits):
-    trainer = make_trainer(digits, lr=10.0, budget_samples=96)
+def test_what_trackers_show_of_a_mask_is_what_it_is(tiny):
+    trainer = make_trainer(tiny, lr=10.0, budget_samples=96)
     start = trainer.statistics()
     run_to_end(trainer)
     end = trainer.statistics()
