@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import PIL
 
-from maskpro.images.listing import beside, find_images, split_folders
+from maskpro.images.listing import beside, find_images, refuse_deeper_splits, split_folders
 from maskpro.images.reading import ImageReading, UnreadableImageError, read_image
 from maskpro.images.splits import DataNotFoundError, ImageCounts, ImageSplits, Split, split_indices
 from maskpro.images.storage import StoredImages, as_tensor, store_images, stored_path, stored_record
@@ -144,7 +144,9 @@ def _listed(root: Path, skipped: Counter[str]) -> dict[Split, list[Path]]:
     """The pictures of each split that has a folder; without such folders all are training images."""
     folders = split_folders(root)
     if not folders:
-        return {"train": find_images(root, skipped)}
+        paths = find_images(root, skipped)
+        refuse_deeper_splits(root, paths)
+        return {"train": paths}
     beside(folders, skipped)
     listed = {split: find_images(folders[split], skipped) for split in _SPLITS if split in folders}
     return _apart(listed, skipped)

@@ -80,7 +80,7 @@ def is_system_name(name: str) -> bool:
 def split_folders(root: Path) -> dict[Split, Path]:
     """The folders `train`, `val` (`valid`, `validation`) and `test` of a data set; {} where it has none.
 
-    Capitals don't matter. If `root` holds nothing but one folder, as an unpacked archive does, that folder is taken.
+    Capitals don't matter. If `root` holds one folder and no picture, as an unpacked archive does, that folder is taken.
 
     Raises:
         DataNotFoundError: two folders for one split, or no training images beside the other splits.
@@ -96,9 +96,11 @@ def split_folders(root: Path) -> dict[Split, Path]:
                         f"{root} holds both {found[split].name}/ and {path.name}/; allowed: one folder for {split} images"
                     )
                 found[split] = path
-        if found or len(inner) != 1 or not inner[0].is_dir() or inner[0].is_symlink():
+        folders = [path for path in inner if path.is_dir()]
+        has_pictures = any(path.suffix.lower() in picture_formats() for path in inner if not path.is_dir())
+        if found or has_pictures or len(folders) != 1 or folders[0].is_symlink():
             break
-        root = inner[0]
+        root = folders[0]
     if found and "train" not in found:
         raise DataNotFoundError(
             f"{root} holds {' and '.join(f'{path.name}/' for path in found.values())} but no train/; allowed: train/ "
@@ -106,6 +108,23 @@ def split_folders(root: Path) -> dict[Split, Path]:
         )
     _check_apart(found)
     return found
+
+
+def refuse_deeper_splits(root: Path, paths: list[Path]) -> None:
+    """Raise where images lie in folders of splits further down, as in images/train and images/val: all would be pooled."""
+    found: dict[Split, Path] = {}
+    for folder in sorted({path.parent for path in paths}):
+        for place in (folder, *folder.parents):
+            if place == root:
+                break
+            split = _SPLIT_NAMES.get(place.name.lower())
+            if split:
+                found.setdefault(split, place)
+    if "train" in found and len(found) > 1:
+        raise DataNotFoundError(
+            f"{root} holds {' and '.join(f'{path.relative_to(root)}/' for path in found.values())} further down, whose "
+            "images would be read together; allowed: --data with train/ and the other splits directly in it"
+        )
 
 
 def _check_apart(folders: dict[Split, Path]) -> None:

@@ -149,6 +149,8 @@ def read_image(path: Path, reading: ImageReading, *, resolution: int, channels: 
         with Image.open(path, formats=sorted({*picture_formats().values()})) as opened:
             if opened.format == "JPEG" and not _has_end(opened):
                 raise UnreadableImageError("truncated: a JPEG without its end")
+            if opened.format == "PNG":
+                _check_sums(path)
             done = ["first of several frames"] if getattr(opened, "is_animated", False) else []
             deep_from = deep_tiles(opened)
             stored_as = _orientation(opened)
@@ -181,6 +183,16 @@ def _has_end(opened: Any) -> bool:
     rest = opened.fp.read()
     opened.fp.seek(place)
     return _JPEG_END in rest
+
+
+def _check_sums(path: Path) -> None:
+    """Raise where a PNG's checksums are not those of its content: Pillow makes pixels of damaged bytes, too."""
+    with Image.open(path, formats=["PNG"]) as opened:
+        try:
+            opened.verify()
+        except (OSError, SyntaxError) as error:  # of a PNG that was cut off, loading tells whether pixels are missing
+            if "bad header checksum" in str(error):
+                raise UnreadableImageError("damaged: a PNG whose checksum is not that of its pixels") from error
 
 
 def _orientation(opened: Image.Image) -> int:

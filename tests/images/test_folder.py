@@ -217,10 +217,33 @@ def test_splits_that_are_ambiguous_or_lack_train_are_refused(tmp_path):
         read(tmp_path / "d")
 
 
+@pytest.mark.parametrize(
+    ("folders", "named"),
+    [
+        (("images/train", "images/val", "labels"), "images/train/ and images/val/"),
+        (("cats/good/Train", "cats/test", "dogs/train", "dogs/test"), "cats/good/Train/ and cats/test/"),
+    ],
+    ids=["labels beside", "a folder per class"],
+)
+def test_splits_further_down_are_not_pooled(tmp_path, folders, named):
+    for index, name in enumerate(folders):
+        fill(tmp_path / name, 0 if name == "labels" else 12, first=12 * index)
+    with pytest.raises(DataNotFoundError, match=f"{tmp_path} holds {named} further down, whose images would be read tog"):
+        read(tmp_path)
+
+
+def test_a_class_may_have_the_name_of_a_split(tmp_path):
+    fill(tmp_path / "land" / "train", 12)
+    fill(tmp_path / "water" / "boat", 8, first=12)
+    assert sizes(read(tmp_path)) == [16, 2, 2]
+
+
 def test_the_one_folder_of_an_unpacked_archive_is_looked_into(tmp_path):
     inner = tmp_path / "faces" / "faces-1.0"
     fill(inner / "train", 20)
     fill(inner / "test", 5, first=20)
+    assert sizes(read(tmp_path / "faces")) == [18, 2, 5]
+    (tmp_path / "faces" / "README.md").write_text("documents beside it are no images")
     assert sizes(read(tmp_path / "faces")) == [18, 2, 5]
     fill(tmp_path / "one" / "cats", 20)
     assert sizes(read(tmp_path / "one")) == [16, 2, 2]

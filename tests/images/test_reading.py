@@ -193,6 +193,19 @@ def test_a_jpeg_that_ends_in_zeros_is_truncated(tmp_path, progressive):
         read(tmp_path / "a.jpg")
 
 
+def test_a_damaged_png_is_refused_wherever_the_damage_is(tmp_path):
+    """Pillow makes other pixels of most damage to the compressed ones, and says nothing."""
+    picture(1).save(tmp_path / "a.png")
+    whole, expected = (tmp_path / "a.png").read_bytes(), np.asarray(picture(1)).transpose(2, 0, 1)
+    first, end = whole.index(b"IDAT") + 4, whole.index(b"IEND") - 4
+    for place in range(first, end):
+        (tmp_path / "b.png").write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(UnreadableImageError, match="damaged: a PNG whose checksum is not that of its pixels"):
+            read(tmp_path / "b.png")
+    (tmp_path / "c.png").write_bytes(whole[: end + 4])
+    assert np.array_equal(read(tmp_path / "c.png")[0], expected), "all pixels are there, only the end is not"
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
 def test_exif_orientation_is_applied(tmp_path, orientation, suffix):
