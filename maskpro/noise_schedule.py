@@ -211,7 +211,7 @@ def _made(scheduler_class: Any, fields: Mapping[str, Any]) -> Any:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "__array_", DeprecationWarning)
             return scheduler_class(**{key: value for key, value in fields.items() if key in known})
-    except (NotImplementedError, ValueError, TypeError, RuntimeError, ImportError, IndexError) as error:
+    except (NotImplementedError, ValueError, TypeError, RuntimeError, ImportError, IndexError, OverflowError) as error:
         if fields.get("beta_schedule", "linear") not in BETA_SCHEDULES:
             raise NoiseScheduleError(
                 f"beta_schedule of the scheduler is {fields['beta_schedule']!r}; allowed: {', '.join(BETA_SCHEDULES)}"

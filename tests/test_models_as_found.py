@@ -670,6 +670,7 @@ def test_the_index_alone_may_name_the_class_of_the_scheduler(folder):
         ({"clip_sample": "false"}, "clip_sample of the scheduler is 'false'; allowed: true or false"),
         ({"thresholding": "no"}, "thresholding of the scheduler is 'no'; allowed: true or false"),
         ({"beta_start": "low"}, "beta_start of the scheduler is 'low'; allowed: a number"),
+        ({"beta_end": 10**30}, "DDPMScheduler can't be made of its scheduler_config.json (int too big to convert)"),
         ({"rescale_betas_zero_snr": True}, "leave nothing of the image at the last timestep"),
     ],
 )

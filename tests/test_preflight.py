@@ -591,8 +591,17 @@ def test_schedules_of_few_timesteps_pass(opened, steps):
     assert preflight(opened(scheduler=DDPMScheduler(num_train_timesteps=steps)), sampling_steps=steps).masked_layers > 0
 
 
-def test_a_network_that_was_never_finished_is_refused_in_one_sentence(opened):
-    assert "can't be run on images of 8x8" in refused(opened(layers_per_block=0))
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [({"layers_per_block": 0}, ""), ({"attention_head_dim": 32}, "(integer division or modulo by zero)")],
+    ids=["without layers", "without heads"],
+)
+def test_a_network_that_was_never_finished_is_refused_in_one_sentence(opened, overrides, reason):
+    workload = opened(**overrides)
+    assert f"can't be run on images of 8x8 {reason}" in refused(workload)
+    with pytest.raises(MaskproError, match=r"network can't be run on images of \[3, 8, 8\] .*; name another model"):
+        workload.run_once()
 
 
 def test_values_of_a_config_that_json_does_not_know_are_left_out(made, images):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import lzma
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -94,9 +95,10 @@ _UNREADABLE = (
     AttributeError,
     TypeError,
     MemoryError,
-    NotImplementedError,
+    RuntimeError,  # of an archive with a password, too
     zipfile.BadZipFile,
     zlib.error,
+    lzma.LZMAError,
 )
 
 

@@ -144,7 +144,7 @@ class DiffusionWorkload(Workload):
             return objective.predict(model, batch)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        except _PASS_ERRORS as error:
             config, side = self.model.config, resolution(self.model)
             factor = 2 ** (len(config["block_out_channels"]) - 1)
             if side % factor:
@@ -205,6 +205,8 @@ class DiffusionWorkload(Workload):
 
 
 _JUDGING = tuple(field.name for field in fields(ImageJudging))
+# What diffusers and torch make of layers that don't fit each other or the images.
+_PASS_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, ArithmeticError)
 
 
 @torch.no_grad()
@@ -214,7 +216,9 @@ def run_on_zeros(model: nn.Module, shape: Sequence[int]) -> object:
     image = torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype)
     try:
         return model(image, torch.zeros(1, dtype=torch.int64, device=parameter.device))
-    except RuntimeError as error:
+    except torch.OutOfMemoryError:
+        raise
+    except _PASS_ERRORS as error:
         reason = " ".join(str(error).split())[:200]
         raise MaskproError(f"network can't be run on images of {list(shape)} ({reason}); name another model") from error
 

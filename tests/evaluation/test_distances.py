@@ -2,6 +2,7 @@
 
 import math
 import os
+import zipfile
 
 import numpy as np
 import pytest
@@ -251,9 +252,18 @@ def test_files_that_are_no_reference_statistics_give_one_sentence(tmp_path):
     for place in range(60, 140):  # bytes of the compressed mu
         packed[place] ^= 255
     (tmp_path / "packed.npz").write_bytes(packed)
+    locked = bytearray(whole)
+    for header, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        locked[whole.index(header) + flags] |= 1  # the bit that says that a password is needed
+    (tmp_path / "locked.npz").write_bytes(locked)
+    with zipfile.ZipFile(tmp_path / "lzma.npz", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("mu.npy", (tmp_path / "one").read_bytes())
+    damaged = bytearray((tmp_path / "lzma.npz").read_bytes())
+    damaged[50] ^= 255
+    (tmp_path / "lzma.npz").write_bytes(damaged)
     os.mkfifo(tmp_path / "pipe.npz")
     with pytest.raises(MaskproError, match=r"pipe.npz is a pipe; allowed: a \.npz file"):
         read_reference(tmp_path / "pipe.npz", WIDE)
-    for path in (tmp_path / "none.npz", tmp_path, tmp_path / "packed.npz"):
+    for path in (tmp_path, *(tmp_path / f"{name}.npz" for name in ("none", "packed", "locked", "lzma"))):
         with pytest.raises(MaskproError, match=r"can't be read as a \.npz file"):
             read_reference(path, WIDE)
