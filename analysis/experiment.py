@@ -87,8 +87,9 @@ class OpenedExperiment:
         if not path.is_file():
             return None
         described = read_json(path)
-        if not isinstance(described, dict):
-            raise MaskproError(f"{path} holds no description of a search")
+        tables = [described.get(name, {}) if isinstance(described, dict) else None for name in ("space", "trial")]
+        if not all(isinstance(table, dict) for table in tables) or not isinstance(tables[0].get("param_space", {}), dict):
+            raise MaskproError(f"{path} holds no description of a search; allowed: the file as it was written")
         return described
 
     @cached_property

@@ -188,7 +188,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))  # Windows' programs write a mark in front
     except FileNotFoundError:
         raise MaskproError(f"no file {path}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MaskproError(f"{path} is not JSON ({error})") from error
 
 

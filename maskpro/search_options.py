@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_origin, get_type_hints
 
 from maskpro.errors import MaskproError
 from maskpro.machine.interruption import parse_duration
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # for that session alone. A replay may also have a place of its own.
 MOMENTARY = "momentary"
 PLACE = "place"
+# Types of options that JSON holds as others.
+_IN_JSON: Mapping[Any, Any] = {Path: str, tuple: list, float: int | float}
 # Longest name of an experiment, in bytes: file systems take 255, and temporary names are longer.
 _LONGEST_NAME = 200
 
@@ -165,6 +167,11 @@ class SearchOptions(JudgingOptions, SamplingOptions, DenseOptions, SourceOptions
         values = {item.name: described[item.name] for item in fields(cls) if item.name in described}
         values |= dict.fromkeys(names_in(cls, MOMENTARY))
         for name, value in values.items():
+            kinds = [get_origin(kind) or kind for kind in (get_args(hints[name]) or (hints[name],))]
+            if not any(isinstance(value, _IN_JSON.get(kind, kind)) for kind in kinds):
+                raise MaskproError(
+                    f"the experiment's record has {value!r:.40} as option {name}; allowed: the record as it was written"
+                )
             if value is not None and Path in (hints[name], *get_args(hints[name])):
                 values[name] = Path(value)
             elif isinstance(value, list):

@@ -194,7 +194,7 @@ class Workload(ABC):
 
     def comparable(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """What must be equal in two searches' records (`describe`) for their trials to be compared, by name."""
-        return {"another model": record["model_hash"], "other data": record["data"]}
+        return {"another model": record.get("model_hash"), "other data": record.get("data")}
 
     def network_line(self) -> str:
         """The kind and shape of the network, for people to read."""

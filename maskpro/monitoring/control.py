@@ -237,7 +237,7 @@ def _lengths(folder: Path) -> tuple[int | None, Ladder | None]:
     try:
         described = read_json(path)
         return int(described["trial"]["max_samples"]), Ladder.of_record(described)
-    except (LookupError, TypeError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         raise MaskproError(f"{path} does not say how long its trials are; allowed: the file as it was written") from error
 
 

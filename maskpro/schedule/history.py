@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,17 @@ from maskpro.errors import MaskproError
 # the E of `fidelity`. It compares trials with different initial masks, which fidelity does not.
 METRIC = "val_error"
 Status = Literal["completed", "stopped", "failed", "unfinished"]
+# What each kind of event holds, and of which type.
+_FIELDS: Mapping[str, Mapping[str, type]] = {
+    "session": {"num_trials": int, "time": str},
+    "warm_start": {"params": dict, "value": float, "source": str},
+    "trial": {"trial": int, "params": dict, "source": str, "seed": int},
+    "go_on": {"trial": int, "promoted": bool},
+    "report": {"trial": int, "metrics": dict, "stopped": bool},
+    "checkpoint": {"trial": int, "path": str, "samples": int},
+    "removed": {"trial": int, "left": list},
+    "error": {"trial": int, "text": str},
+}
 # Parts of a checkpoint, as in `MaskTrainer.state_dict`; each needs the ones before it.
 PARTS = ("mask", "logits", "exact")
 # Parts that a stopped trial keeps, and from which it resumes when it is promoted.
@@ -218,6 +229,7 @@ class History:
     def _take_in(self, event: dict[str, Any], path: Path, line: int) -> None:
         """Apply an event that was read from the file."""
         try:
+            _check(event)
             self._apply(event)
         except (LookupError, TypeError) as error:
             raise _broken(path, line, f"{type(error).__name__}: {error}") from error
@@ -254,6 +266,30 @@ class History:
                 record.checkpoint_parts = tuple(event["left"])
             elif kind == "error":
                 record.error = event["text"] or "unknown error"
+
+
+def _check(event: dict[str, Any]) -> None:
+    """Raise LookupError or TypeError where an event lacks a field, or has one of another type."""
+    for name, kind in _FIELDS[event["event"]].items():
+        _check_type(name, event[name], kind)
+    if event["event"] != "report":
+        return
+    metrics = event["metrics"]
+    _check_type("num_samples_seen", metrics["num_samples_seen"], int)
+    for name, value in metrics.items():
+        if name == "failure":
+            _check_type(name, value, str)
+        elif value is not None:
+            _check_type(name, value, int if name in ("num_samples_seen", "num_samples_trained") else float)
+    if metrics[METRIC] is None and not metrics.get("failure"):
+        raise TypeError(f"{METRIC} is None")
+
+
+def _check_type(name: str, value: Any, kind: type) -> None:
+    # A bool, such as "done", is a number for Python; true in place of a count is none for us.
+    is_right = isinstance(value, int | float) if kind is float else type(value) is kind
+    if not is_right or (kind is int and value < 0):
+        raise TypeError(f"{name} is {value!r:.40}")
 
 
 def _write_line(path: Path, line: bytes) -> None:
@@ -318,7 +354,7 @@ def _parse(path: Path, content: bytes, lines_before: int) -> Iterator[dict[str, 
     for number, line in enumerate(content.split(b"\n")[:-1], lines_before + 1):
         try:
             yield json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _broken(path, number, str(error)) from error
 
 

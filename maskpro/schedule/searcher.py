@@ -18,6 +18,7 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, Ra
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from maskpro.errors import MaskproError
+from maskpro.schedule.folder import SPACE_FILE
 from maskpro.schedule.history import METRIC, History, TrialRecord
 from maskpro.schedule.journal import JournalExport
 
@@ -267,14 +268,20 @@ class SearchStudy:
         attributes: dict[str, Any],
         intermediate_values: dict[int, float],
     ) -> FrozenTrial:
-        return create_trial(
-            state=state,
-            params=dict(params),
-            distributions=self._distributions,
-            value=value if state == TrialState.COMPLETE else None,
-            user_attrs=attributes,
-            intermediate_values=intermediate_values,
-        )
+        try:
+            return create_trial(
+                state=state,
+                params=dict(params),
+                distributions=self._distributions,
+                value=value if state == TrialState.COMPLETE else None,
+                user_attrs=attributes,
+                intermediate_values=intermediate_values,
+            )
+        except ValueError as error:
+            raise MaskproError(
+                f"parameters {dict(params)} of the history do not fit the search space ({error}); allowed: {SPACE_FILE} of "
+                "the experiment as it was when it began"
+            ) from error
 
 
 def _attributes(record: TrialRecord) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from maskpro.search_options import PLACE_OPTIONS, SESSION_OPTIONS, JobOptions, S
 from maskpro.tuning.search import EXPERIMENT_FORMAT, Search, load_search, prepare_search
 from maskpro.tuning.space import FORMAT, contains, load_space
 
-# What of `Search.describe` is read again.
+# What of `Search.describe` is read again, with the tables before what is in them.
 _RECORDED = {
     "options": dict,
     "space": dict,
@@ -34,6 +34,11 @@ _RECORDED = {
     "planned": list,
     "is_replay": bool,
     "min_completed": int,
+    "space.source": str,
+    "space.param_space": dict,
+    "workload.model_hash": str,
+    "trial.max_samples": int,
+    "trial.report_samples": int,
 }
 
 
@@ -192,11 +197,20 @@ def read_experiment(folder: Path, field: str) -> dict[str, Any]:
         )
     described.setdefault("min_completed", UNRECORDED_MIN_COMPLETED)
     for name, kind in _RECORDED.items():
-        if not isinstance(described.get(name), kind):
-            raise MaskproError(
-                f"{folder / EXPERIMENT_FILE} has {described.get(name)!r:.40} as {name}; allowed: the file as it was written"
-            )
+        table, _, entry = name.rpartition(".")
+        value = (described[table] if table else described).get(entry)
+        if not isinstance(value, kind):
+            raise _changed(folder, name, value)
+    for plan in described["planned"]:
+        try:
+            Plan(**plan)
+        except TypeError as error:
+            raise _changed(folder, "planned", plan) from error
     return described
+
+
+def _changed(folder: Path, name: str, value: Any) -> MaskproError:
+    return MaskproError(f"{folder / EXPERIMENT_FILE} has {value!r:.40} as {name}; allowed: the file as it was written")
 
 
 def warm_started(search: Search, folder: Path) -> Search:
@@ -238,7 +252,7 @@ def warm_started(search: Search, folder: Path) -> Search:
 def _promotion(described: Mapping[str, Any]) -> str:
     """How promoted trials continued. See `Search.restarts`; a replay's own scheduler is none."""
     options, space = described["options"], described["space"]
-    scheduler = options["scheduler"] or ("none" if options["only_seed_points"] else space["scheduler"])
+    scheduler = options.get("scheduler") or ("none" if options.get("only_seed_points") else space.get("scheduler"))
     if scheduler != "asha" or space.get("promotion") != "restart":
         return "resume"
     exponent = space.get("rung_lr_exponent")
@@ -246,10 +260,10 @@ def _promotion(described: Mapping[str, Any]) -> str:
 
 
 def _validated_in(described: Mapping[str, Any]) -> str:
-    return str(described["trial"]["validation_precision"])
+    return str(described["trial"].get("validation_precision"))
 
 
 def _fixed(described: Mapping[str, Any]) -> dict[str, Any]:
     space = described["space"]
     fixed = {name: value for name, value in space["param_space"].items() if not isinstance(value, dict)}
-    return {**{name: space[name] for name in FORMAT}, **fixed}
+    return {**{name: space.get(name) for name in FORMAT}, **fixed}

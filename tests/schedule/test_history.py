@@ -133,6 +133,9 @@ def test_metrics_are_kept_as_json_can_hold_them(tmp_path):
     assert not history.trials[1].reports, "what is not in the file has not happened"
 
 
+REPORT = b'{"event": "report", "trial": 1, "stopped": false, "metrics": {%s}}'
+
+
 @pytest.mark.parametrize(
     ("line", "why"),
     [
@@ -145,6 +148,17 @@ def test_metrics_are_kept_as_json_can_hold_them(tmp_path):
         (b'{"trial": 1}', "KeyError: 'event'"),
         (b"5", "TypeError: .*"),
         (b'"session"', "TypeError: .*"),
+        (b'{"event": "pause", "trial": 1}', "KeyError: 'pause'"),
+        (b'{"event": "session", "num_trials": "8", "time": ""}', "TypeError: num_trials is '8'"),
+        (b'{"event": "trial", "trial": 2, "params": null, "source": "tpe", "seed": 0}', "TypeError: params is None"),
+        (b'{"event": "trial", "trial": 2, "params": {}, "source": 5, "seed": 0}', "TypeError: source is 5"),
+        (REPORT % b'"num_samples_seen": -1, "val_error": 0.5', "TypeError: num_samples_seen is -1"),
+        (REPORT % b'"num_samples_seen": true, "val_error": 0.5', "TypeError: num_samples_seen is True"),
+        (REPORT % b'"num_samples_seen": 100', "KeyError: 'val_error'"),
+        (REPORT % b'"num_samples_seen": 100, "val_error": null', "TypeError: val_error is None"),
+        (REPORT % b'"num_samples_seen": 100, "val_error": 0.5, "fidelity": "0.1"', "TypeError: fidelity is '0.1'"),
+        (REPORT % b'"num_samples_seen": 100, "val_error": 0.5, "num_samples_trained": "x"', "num_samples_trained is 'x'"),
+        (b"[" * 100_000, "maximum recursion depth exceeded"),
     ],
 )
 def test_a_broken_line_is_named_in_one_sentence(tmp_path, line, why):

@@ -17,6 +17,7 @@ from maskpro.schedule.history import History
 from maskpro.schedule.rungs import Ladder
 from maskpro.search_options import JobOptions, SearchOptions
 from maskpro.tuning.command import parse_command
+from maskpro.tuning.experiment import Experiment
 from maskpro.tuning.search import EXPERIMENT_FORMAT, prepare_search
 
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5)
@@ -419,23 +420,52 @@ def test_an_experiment_of_the_version_before_is_resumed_and_done_again(tmp_path)
         ("workload", "digits", "'digits'"),
         ("is_replay", "gone", "None"),
         ("min_completed", "4", "'4'"),
+        ("space.source", None, "None"),
+        ("space.param_space", [], "[]"),
+        ("workload.model_hash", 5, "5"),
+        ("trial.max_samples", "many", "'many'"),
+        ("planned", [{"params": {}, "weed": 0}], "{'params': {}, 'weed': 0}"),
     ],
 )
 def test_a_record_that_somebody_has_changed_is_refused(parse, tmp_path, name, value, shown):
     record = {
         "format": EXPERIMENT_FORMAT,
         "options": {},
-        "space": {},
-        "workload": {},
-        "trial": {},
+        "space": {"source": SPACE, "param_space": {}},
+        "workload": {"model_hash": "ab"},
+        "trial": {"max_samples": 288, "report_samples": 96},
         "num_trials": 3,
         "planned": [],
         "is_replay": False,
-        name: value,
     }
+    table, _, entry = name.rpartition(".")
+    (record[table] if table else record)[entry] = value
     if value == "gone":
         del record[name]
     write_json(tmp_path / "experiment.json", record)
     expected = f"{tmp_path}/experiment.json has {shown} as {name}; allowed: the file as it was written"
     with pytest.raises(MaskproError, match=f"^{re.escape(expected)}$"):
         parse(resume=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("crop", None), ("background", []), ("seed", "x"), ("cpus_per_trial", "two"), ("data", []), ("frechet", None)],
+)
+def test_an_option_of_a_record_that_somebody_has_changed_is_refused(name, value):
+    expected = f"the experiment's record has {value!r} as option {name}; allowed: the record as it was written"
+    with pytest.raises(MaskproError, match=f"^{re.escape(expected)}$"):
+        SearchOptions.of_record({name: value}, space=Path("space.py"), experiment="e")
+    right = {"crop": "none", "seed": 3, "cpus_per_trial": 2, "data": "images", "seed_points": [1], "gpus_per_trial": None}
+    options = SearchOptions.of_record(right, space=Path("space.py"), experiment="e")
+    assert (options.data, options.cpus_per_trial, options.seed_points) == (Path("images"), 2, (1,))
+
+
+def test_a_space_that_was_narrowed_below_its_trials_is_refused(parse, tmp_path):
+    folder = begun(parse(experiment="e"), [({"lr": 1.5, "batch_size": 16}, 934)])
+    (folder / "space.py").write_text(SPACE.replace("loguniform(0.5, 2.0)", "loguniform(0.5, 1.2)").replace("1.5", "1.1"))
+    search = parse(resume=folder)
+    with pytest.raises(
+        MaskproError, match=r"parameters .*1\.5.* do not fit the search space .*; allowed: space\.py of the"
+    ):
+        Experiment(search=search, history=History(folder / "history.jsonl")).search_state()
