@@ -86,9 +86,8 @@ class OpenedExperiment:
         path = self.folder / EXPERIMENT_FILE
         if not path.is_file():
             return None
-        described = read_json(path)
-        tables = [described.get(name, {}) if isinstance(described, dict) else None for name in ("space", "trial")]
-        if not all(isinstance(table, dict) for table in tables) or not isinstance(tables[0].get("param_space", {}), dict):
+        described: dict[str, Any] = read_json(path)
+        if not _is_description(described):
             raise MaskproError(f"{path} holds no description of a search; allowed: the file as it was written")
         return described
 
@@ -246,6 +245,17 @@ class OpenedExperiment:
     def _named(self, table: pd.DataFrame) -> pd.DataFrame:
         table.insert(0, "experiment", self.name)
         return table
+
+
+def _is_description(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    space = value.get("space", {})
+    return (
+        isinstance(space, dict)
+        and isinstance(space.get("param_space", {}), dict)
+        and isinstance(value.get("trial", {}), dict)
+    )
 
 
 def without_nan(frame: pd.DataFrame) -> pd.DataFrame:

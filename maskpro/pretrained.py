@@ -105,6 +105,8 @@ def load_pretrained(source: str, *, ema: bool | None = False, from_training: boo
         notes.append("the weights are those of unet_ema/ (--ema)")
     elif (folder / "unet_ema").is_dir():
         notes.append("unet_ema/ beside unet/ holds weights averaged over the training; --ema takes them")
+    if not ema and (folder / "unet_ema").is_dir() and not (parts["unet"] / "config.json").is_file():
+        raise ModelNotFoundError(f"model {source} has a folder unet_ema but no unet; allowed: --ema, which takes it")
     config = _read_config(parts["unet"] / "config.json", source)
     path = parts["scheduler"] / _SCHEDULER_CONFIG
     if from_training and not path.is_file():

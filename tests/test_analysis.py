@@ -166,6 +166,16 @@ def test_a_final_evaluation_that_is_none_gives_one_sentence_by_every_command(tmp
             show(folder)
 
 
+@pytest.mark.parametrize("record", ["[]", '{"space": null}', '{"trial": 5}', '{"space": {"param_space": "lr"}}'])
+def test_a_description_that_somebody_has_changed_gives_one_sentence(tmp_path, record):
+    folder = make_experiment(tmp_path / "a")
+    (folder / "experiment.json").write_text(record)
+    with pytest.raises(
+        MaskproError, match=r"experiment.json holds no description of a search; allowed: the file as it was"
+    ):
+        _ = analysis.open(folder).trials
+
+
 @pytest.mark.parametrize("name", ["layers.csv", "dense_curve.csv"])
 def test_an_empty_table_of_the_best_mask_gives_one_sentence(tmp_path, name):
     folder = make_experiment(tmp_path / "a")

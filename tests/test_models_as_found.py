@@ -762,6 +762,7 @@ def test_averaged_weights_beside_the_others_are_offered_and_taken_by_an_option(f
     assert averaged.ema == "EMA weights"
     assert averaged.notes == ("the weights are those of unet_ema/ (--ema)",)
     shutil.rmtree(folder / "unet")
+    assert "has a folder unet_ema but no unet; allowed: --ema, which takes it" in refusal(folder)
     (folder / "unet_ema").rename(folder / "unet")
     assert load_pretrained(str(folder)).ema == "EMA weights (decay 0.9, 0 steps, of diffusers' EMAModel)"
 

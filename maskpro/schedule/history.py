@@ -281,7 +281,7 @@ def _check(event: dict[str, Any]) -> None:
             _check_type(name, value, str)
         elif value is not None:
             _check_type(name, value, int if name in ("num_samples_seen", "num_samples_trained") else float)
-    if metrics[METRIC] is None and not metrics.get("failure"):
+    if metrics.get(METRIC) is None and not metrics.get("failure"):
         raise TypeError(f"{METRIC} is None")
 
 

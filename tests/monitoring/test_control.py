@@ -222,9 +222,10 @@ def test_mistakes_end_in_one_sentence(folder, tmp_path, monkeypatch):
         with pytest.raises(MaskproError, match=message) as caught:
             run(*arguments)
         assert "\n" not in str(caught.value)
-    (folder / "experiment.json").write_text("{}")
-    with pytest.raises(MaskproError, match="does not say how long its trials are; allowed"):
-        run("monitor", folder)
+    for record in ({}, {"trial": {"max_samples": "many"}}):
+        (folder / "experiment.json").write_text(json.dumps(record))
+        with pytest.raises(MaskproError, match="does not say how long its trials are; allowed"):
+            run("monitor", folder)
     (folder / "experiment.json").unlink()
     with (folder / "history.jsonl").open("ab") as file:
         file.write(b"nonsense\n")

@@ -154,7 +154,7 @@ REPORT = b'{"event": "report", "trial": 1, "stopped": false, "metrics": {%s}}'
         (b'{"event": "trial", "trial": 2, "params": {}, "source": 5, "seed": 0}', "TypeError: source is 5"),
         (REPORT % b'"num_samples_seen": -1, "val_error": 0.5', "TypeError: num_samples_seen is -1"),
         (REPORT % b'"num_samples_seen": true, "val_error": 0.5', "TypeError: num_samples_seen is True"),
-        (REPORT % b'"num_samples_seen": 100', "KeyError: 'val_error'"),
+        (REPORT % b'"num_samples_seen": 100', "TypeError: val_error is None"),
         (REPORT % b'"num_samples_seen": 100, "val_error": null', "TypeError: val_error is None"),
         (REPORT % b'"num_samples_seen": 100, "val_error": 0.5, "fidelity": "0.1"', "TypeError: fidelity is '0.1'"),
         (REPORT % b'"num_samples_seen": 100, "val_error": 0.5, "num_samples_trained": "x"', "num_samples_trained is 'x'"),
