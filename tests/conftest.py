@@ -203,13 +203,18 @@ def started_cluster() -> Iterator[Cluster]:
 STORE = 80_000_000
 
 
+def with_two_nodes(cluster: Cluster) -> Cluster:
+    """The cluster with nodes added for those that a test before has taken away."""
+    while len(cluster.worker_nodes) < 2:
+        cluster.add_node(num_cpus=1, object_store_memory=STORE)
+    cluster.wait_for_nodes()
+    return cluster
+
+
 @pytest.fixture
 def ray_cluster(started_cluster: Cluster) -> Cluster:
-    """The Ray that all tests share: a head and two nodes of a core each, whatever a test before has taken away."""
-    while len(started_cluster.worker_nodes) < 2:
-        started_cluster.add_node(num_cpus=1, object_store_memory=STORE)
-    started_cluster.wait_for_nodes()
-    return started_cluster
+    """The Ray that all tests share: a head and two nodes of a core each."""
+    return with_two_nodes(started_cluster)
 
 
 @pytest.fixture

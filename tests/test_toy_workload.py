@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import ray
 import torch
-from conftest import RAY_IN_PROCESS
+from conftest import RAY_IN_PROCESS, with_two_nodes
 from typer.testing import CliRunner
 
 from analysis.report import write_report
@@ -84,11 +84,13 @@ def test_an_option_of_another_kind_is_refused_in_one_sentence(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, started_cluster):
     """An experiment of two trials."""
+    address = with_two_nodes(started_cluster).address
     place = tmp_path_factory.mktemp("toy")
     (place / "space.py").write_text(SPACE)
-    given = {"space": place / "space.py", "experiment": "x", "results_dir": place / "results", "gpus_per_trial": 0.0}
+    options = {"experiment": "x", "results_dir": place / "results", "gpus_per_trial": 0.0, "address": address}
+    given = {"space": place / "space.py", **options}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(WORKLOADS, "toy", TOY)
         search = parse_command(given, JobOptions(), now=datetime.datetime.now())

@@ -12,10 +12,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import is_strictly_two_of_four
+from conftest import RAY_IN_PROCESS, is_strictly_two_of_four
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 
 from maskpro.errors import MaskproError
+from maskpro.machine.limits import usable_cores
 from maskpro.machine.process import one_line
 from maskpro.mask_file import load_mask_file
 from maskpro.masked_model import is_protected, maskable_layers
@@ -53,6 +54,23 @@ def job(*arguments, **environment):
         timeout=600,
         env={**os.environ, **environment},
     )
+
+
+def in_process(test):
+    """A test in whose process Ray runs."""
+    for mark in RAY_IN_PROCESS:
+        test = mark(test)
+    return test
+
+
+def job_here(**options):
+    """The job in this process, which has imported torch: for what is not about the process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(usable_cores())
+    try:
+        tune_main.main(max_concurrent=1, **options)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -168,14 +186,14 @@ def compared(folder):
     return pd.read_csv(folder / "trials.csv").drop(columns=["seconds"])
 
 
+@in_process
 @pytest.mark.slow
 def test_experiment_json_alone_is_enough_to_get_the_same_trials_again(finished, ray_cluster, tmp_path):
     """On another Ray, of several nodes."""
     folder, _ = finished
     (tmp_path / "experiment.json").write_bytes((folder / "experiment.json").read_bytes())
-    again = ("--results-dir", tmp_path, "--experiment", "again", "--max-concurrent", 1, "--address", ray_cluster.address)
-    run = job("--replay", tmp_path / "experiment.json", *again)
-    assert run.returncode == 0, run.stdout + run.stderr
+    place = {"results_dir": tmp_path, "experiment": "again", "address": ray_cluster.address}
+    job_here(replay=tmp_path / "experiment.json", **place)
     pd.testing.assert_frame_equal(compared(folder), compared(tmp_path / "again"), check_exact=True)
     reports = [json.loads((path / "final_evaluation.json").read_text()) for path in (folder, tmp_path / "again")]
     assert reports[0]["models"] == reports[1]["models"]
@@ -199,6 +217,7 @@ def interrupt(number, folder, *arguments):
     return process.returncode, output
 
 
+@in_process
 @pytest.mark.slow
 def test_a_search_that_is_stopped_and_killed_ends_as_the_uninterrupted_one(finished, ray_cluster, tmp_path):
     """SIGTERM, then kill -9 of a driver with a Ray of its own, then on to the end, then two trials more."""
@@ -211,27 +230,24 @@ def test_a_search_that_is_stopped_and_killed_ends_as_the_uninterrupted_one(finis
     assert "Traceback" not in output
     status, _ = interrupt(signal.SIGKILL, tmp_path / "short", "--resume", tmp_path / "short", "--max-concurrent", 1)
     assert status == -signal.SIGKILL
-    run = job("--resume", tmp_path / "short", "--max-concurrent", 1, *address)
-    assert run.returncode == 0, run.stdout + run.stderr
+    job_here(resume=tmp_path / "short", address=ray_cluster.address)
     pd.testing.assert_frame_equal(compared(tmp_path / "short"), compared(folder), check_exact=True)
-    run = job("--resume", tmp_path / "short", "--extend", 2, "--no-frechet", *address)
-    assert run.returncode == 0, run.stdout + run.stderr
+    job_here(resume=tmp_path / "short", extend=2, frechet=False, address=ray_cluster.address)
     extended = compared(tmp_path / "short")
     assert len(extended) == 5
     pd.testing.assert_frame_equal(extended[:2], compared(folder)[:2], check_exact=True)
 
 
 @pytest.mark.slow
-def test_a_finished_search_is_promoted_again_without_running_anything(finished):
+def test_a_finished_search_is_promoted_again_without_running_anything(finished, capsys):
     """Killed after the search: the trials are kept as they are, and the evaluation gives the same figures."""
     folder, _ = finished
     trials = pd.read_csv(folder / "trials.csv")
     report = json.loads((folder / "final_evaluation.json").read_text())
     for name in ("trials.csv", "final_evaluation.json"):
         (folder / name).unlink()
-    run = job("--resume", folder)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "Ray dashboard" not in run.stdout
+    job_here(resume=folder)
+    assert "Ray dashboard" not in capsys.readouterr().out
     pd.testing.assert_frame_equal(pd.read_csv(folder / "trials.csv"), trials)
     assert json.loads((folder / "final_evaluation.json").read_text()) == report
 

@@ -12,22 +12,18 @@ from maskpro.workload_evaluation import make_parts
 pytestmark = [*RAY_IN_PROCESS, pytest.mark.slow]
 
 
-@pytest.fixture
-def resources(joined_ray):
-    return start_ray(joined_ray.address, cpus=1.0, gpus=0.0)
-
-
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
-def test_all_nodes_together_make_the_images_that_one_process_makes(digits, resources, sampler):
-    plan = SamplingPlan(scheduler=digits.scheduler, shape=(1, 8, 8), sampler=sampler, steps=3, seed=0, batch_size=4)
+def test_all_nodes_together_make_the_images_that_one_process_makes(digits, joined_ray):
+    resources = start_ray(joined_ray.address, cpus=1.0, gpus=0.0)
     chunks = [range(8), range(12, 20), range(20, 22)]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as many as a task has
-    try:
-        expected = list(make_parts(digits.model, plan.images, chunks))
-    finally:
-        torch.set_num_threads(threads)
-    found = list(ray_parts(resources)(digits.model, plan.images, chunks))
-    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
-    other = list(ray_parts(resources)(digits.model, plan.images, chunks[1:]))
-    assert all(torch.equal(*pair) for pair in zip(other, expected[1:], strict=True))
+    for sampler in ("ddim", "ddpm"):
+        plan = SamplingPlan(scheduler=digits.scheduler, shape=(1, 8, 8), sampler=sampler, steps=3, seed=0, batch_size=4)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as many as a task has
+        try:
+            expected = list(make_parts(digits.model, plan.images, chunks))
+        finally:
+            torch.set_num_threads(threads)
+        found = list(ray_parts(resources)(digits.model, plan.images, chunks))
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+        other = list(ray_parts(resources)(digits.model, plan.images, chunks[1:]))
+        assert all(torch.equal(*pair) for pair in zip(other, expected[1:], strict=True))

@@ -1,6 +1,5 @@
 """Trials of a search on images that are mapped from a file."""
 
-import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +30,7 @@ workload = "cifar10"
 
 
 class Mapping:
-    """The processes that map a file while this is open, by their numbers."""
+    """Ray's processes that map a file while this is open, by their numbers."""
 
     def __init__(self, path):
         self.path, self.seen, self._over = str(path), set(), threading.Event()
@@ -42,7 +41,8 @@ class Mapping:
             for process in Path("/proc").iterdir():
                 if process.name.isdecimal():
                     try:
-                        if self.path in (process / "maps").read_text():
+                        named = (process / "cmdline").read_bytes().startswith(b"ray::")
+                        if named and self.path in (process / "maps").read_text():
                             self.seen.add(int(process.name))
                     except OSError:  # it has ended, or is somebody else's
                         pass
@@ -76,11 +76,11 @@ def run_session(search, *, resume):
                 assert session.run_search()
         finally:
             ray.shutdown()
-        return mapping.seen - {os.getpid()}, experiment.trials()
+        return mapping.seen, experiment.trials()
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="Linux alone tells what a process maps")
-def test_trials_side_by_side_and_later_sessions_share_one_file_of_images(tmp_path, model_folder, image_folder):
+def test_trials_side_by_side_and_later_sessions_share_one_file_of_images(ray_cluster, tmp_path, model_folder, image_folder):
     (tmp_path / "space.py").write_text(SPACE)
     options = SearchOptions(
         space=tmp_path / "space.py",
@@ -93,6 +93,7 @@ def test_trials_side_by_side_and_later_sessions_share_one_file_of_images(tmp_pat
         sampling_steps=2,
         cpus_per_trial=0.5,
         max_concurrent=2,
+        address=ray_cluster.address,
     )
     search = with_stored_images(prepare_search(options))
     file = search.workload.images.stored.path
@@ -101,7 +102,8 @@ def test_trials_side_by_side_and_later_sessions_share_one_file_of_images(tmp_pat
     assert len(processes) >= 2, "each trial's process maps it"
     assert trials["status"].tolist() == ["completed"] * 2
 
-    again = with_stored_images(reopen_search(tmp_path / "results" / "x", refused={}, session={"max_concurrent": 2}))
+    session = {"max_concurrent": 2, "address": ray_cluster.address}
+    again = with_stored_images(reopen_search(tmp_path / "results" / "x", refused={}, session=session))
     processes, trials = run_session(again, resume=True)
     assert len(processes) >= 2
     assert trials["status"].tolist() == ["completed"] * 4
