@@ -22,10 +22,10 @@ from maskpro.schedule.folder import (
     HISTORY_FILE,
     LAYERS_FILE,
 )
-from maskpro.schedule.history import METRIC, History
+from maskpro.schedule.history import METRIC, History, TrialRecord
 from maskpro.schedule.ranking import best_trial
 from maskpro.schedule.rungs import rungs
-from maskpro.schedule.trial_table import FIGURES, tabulate_trials
+from maskpro.schedule.trial_table import FIGURES, tabulate_front, tabulate_trials
 
 _CURVE_COLUMNS = [
     "num_samples_seen",
@@ -142,8 +142,13 @@ class OpenedExperiment:
     @property
     def best_trial(self) -> str | None:
         """trial_id of the best trial (`maskpro.schedule.ranking.best_trial`); None: no trial has reported yet."""
-        best = best_trial(self.history.searched)
+        best = best_trial(self.history.searched, self.history.min_sparse_share)
         return None if best is None else best.name
+
+    @cached_property
+    def pareto_front(self) -> pd.DataFrame:
+        """A row per trial of the Pareto front: num_dense, what stays sparse, errors; no rows of other searches."""
+        return self._named(tabulate_front(self.history.searched))
 
     @property
     def is_going_on(self) -> bool:
@@ -181,8 +186,13 @@ class OpenedExperiment:
     @property
     def evaluated_trial(self) -> int | None:
         """Number of the trial whose mask was evaluated, which need not be the best one; None: the search has not ended."""
+        return None if self.promoted is None else self.promoted.number
+
+    @property
+    def promoted(self) -> TrialRecord | None:
+        """The trial whose mask was evaluated."""
         name = (self.final_evaluation or {}).get("protocol", {}).get("trial_id")
-        return next((number for number, trial in self.history.trials.items() if trial.name == name), None)
+        return next((trial for trial in self.history.trials.values() if trial.name == name), None)
 
     @cached_property
     def evaluation(self) -> pd.DataFrame:

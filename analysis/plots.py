@@ -12,12 +12,15 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from analysis.experiment import OpenedExperiment, judged_trials
-from analysis.figures.learning import best_so_far, fidelity_against_cost, learning_curves
+from analysis.figures.learning import best_so_far, fidelity_against_cost, learning_curves, pareto_front
 from analysis.figures.masks import dense_curve, layer_changes, timestep_losses
 from analysis.figures.parameters import importances, parallel_coordinates, parameter_importance, slices
 from analysis.figures.theme import LIGHT, Theme
 from maskpro.commands.running import run_command
 from maskpro.errors import MaskproError
+from maskpro.schedule.history import SHARE
+
+_NONE_COUNTS = "no trial has left min_sparse_share of the multiply-adds sparse"
 
 
 def all_figures(experiment: OpenedExperiment, *themes: Theme) -> tuple[list[dict[str, Figure]], dict[str, str]]:
@@ -29,12 +32,18 @@ def all_figures(experiment: OpenedExperiment, *themes: Theme) -> tuple[list[dict
     trials, curves, layers, timesteps = experiment.trials, experiment.curves, experiment.layers, experiment.timesteps
     parameters = {name: value for name, value in experiment.searched_parameters.items() if name in trials.columns}
     best, marks, curve = experiment.best_trial, experiment.rungs, experiment.dense_curve
+    least = experiment.history.min_sparse_share
+    counting = trials if least is None or SHARE not in trials else trials[trials[SHARE] >= least]
     missing: dict[str, str] = {}
     no_reports = "no trial without a failure has reported a fidelity" if judged_trials(trials).empty else ""
     no_parameters = no_reports or ("" if parameters else "no parameter was searched")
     found = cache(lambda: importances(trials, parameters))  # computed once for all themes
     drawn: tuple[tuple[str, str, Callable[[Theme], Figure]], ...] = (
-        ("best_so_far", no_reports, lambda theme: best_so_far(trials, curves, theme=theme)),
+        (
+            "best_so_far",
+            no_reports or ("" if len(counting) else _NONE_COUNTS),
+            lambda theme: best_so_far(counting, curves, theme=theme),
+        ),
         ("learning_curves", no_reports, lambda theme: learning_curves(trials, curves, best=best, rungs=marks, theme=theme)),
         (
             "learning_curves_by_time",
@@ -61,6 +70,10 @@ def all_figures(experiment: OpenedExperiment, *themes: Theme) -> tuple[list[dict
             lambda theme: dense_curve(curve, learned=(experiment.best_config or {}).get("fidelity"), theme=theme),
         ),
     )
+    if SHARE in trials:
+        front, chosen = experiment.pareto_front, experiment.promoted
+        no_front = "" if len(front) else "no trial has run to its full budget"
+        drawn += (("pareto_front", no_front, lambda theme: pareto_front(trials, front, promoted=chosen, theme=theme)),)
     figures: list[dict[str, Figure]] = [{} for _ in themes]
     for name, why_not, draw in drawn:
         try:

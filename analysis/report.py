@@ -29,8 +29,8 @@ from maskpro.fidelity import format_share, images_judged_by, learned_against_den
 from maskpro.files import write_text
 from maskpro.machine.process import one_line
 from maskpro.schedule.folder import BEST_FOLDER, REPORT_FILE
-from maskpro.schedule.history import METRIC
-from maskpro.schedule.trial_table import FIGURES, single_figures
+from maskpro.schedule.history import METRIC, SHARE
+from maskpro.schedule.trial_table import FIGURES, OF_SHARES, single_figures
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -39,6 +39,9 @@ _BEST_SHOWN = 15
 _FAILURES_SHOWN = 50
 
 CAPTIONS = {
+    "pareto_front": "What each trial of a search of num_dense came to: its error, and what of the network its mask leaves "
+    "sparse. No trial is better than one of the front in one of them and as good in the other. In all other figures a "
+    "trial's fidelity relates to the initial mask with its own layers dense, so it compares trials of one num_dense alone.",
     "best_so_far": "How good the search's best mask was after how many calibration samples of all trials together.",
     "learning_curves": "Every trial's fidelity as it learned. Dotted lines: rungs, where early stopping judged it. Where "
     "promoted trials are trained anew, their curves fall behind a rung and rise again.",
@@ -65,6 +68,7 @@ class Report:
         missing: what can't be shown, and why.
         candidates: the masks of which one was picked; empty where there was one alone.
         picked_by: what picked it.
+        front: the Pareto front; empty where nothing but the error was searched for.
         warnings: what the final evaluation's figures can't tell.
         pictures: file name to caption of what the final evaluation has drawn; other versions have captions by name alone.
     """
@@ -80,6 +84,7 @@ class Report:
     failures: list[str]
     candidates: pd.DataFrame
     picked_by: str
+    front: pd.DataFrame
     missing: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     pictures: Mapping[str, str] = field(default_factory=dict)
@@ -108,7 +113,7 @@ def gather(experiment: OpenedExperiment) -> Report:
         missing.append("a promoted mask (best/)")
     parameters = experiment.searched_parameters
     columns = ["trial", *(name for name in parameters if name in trials), "status", "num_samples_seen"]
-    columns += [name for name in (*FIGURES, "seconds", "source") if name in trials]
+    columns += [name for name in (*FIGURES, *OF_SHARES, "seconds", "source") if name in trials]
     ordered = trials.sort_values(METRIC)[columns] if len(trials) else trials
     failed = trials[trials["status"] == "failed"] if len(trials) else trials
     candidates = evaluated.get("candidates", [])
@@ -124,6 +129,7 @@ def gather(experiment: OpenedExperiment) -> Report:
         failures=[f"trial {row.trial}: {row.failure}" for row in failed.itertuples()],
         candidates=pd.DataFrame(candidates if len(candidates) > 1 else []),
         picked_by=str(evaluated.get("picked_by", "")),
+        front=experiment.pareto_front.drop(columns="experiment"),
         missing=missing,
         warnings=evaluated.get("warnings", []),
         pictures=evaluated.get("pictures", {}),
@@ -134,7 +140,8 @@ def _headline(evaluated: Mapping[str, Any], trials: pd.DataFrame, best: str | No
     if evaluated:
         return learned_against_dense(evaluated)
     if best is None:
-        return "No trial has reported yet."
+        reported = trials[METRIC].notna().any() if len(trials) else False
+        return "No trial that may be promoted has reported yet." if reported else "No trial has reported yet."
     reached = trials.loc[trials["trial_id"] == best, "fidelity"].iloc[0]
     return f"Not evaluated yet. The best trial so far has a fidelity of {format_share(reached)} on validation samples."
 
@@ -155,8 +162,13 @@ def _facts(
     if dense.get("layers"):
         shares = f"{dense['weights_share']:.1%} of the weights, {dense['multiply_adds_share']:.1%} of the multiply-adds"
         facts.append(("layers that stay dense", f"{len(dense['layers'])} ({shares})"))
-    if experiment.evaluated_trial is not None:
-        facts.insert(0, ("evaluated trial", str(experiment.evaluated_trial)))
+    chosen = experiment.promoted
+    if chosen is not None:
+        facts.insert(0, ("evaluated trial", str(chosen.number)))
+    if chosen is not None and SHARE in chosen.last:
+        facts.insert(1, ("its num_dense", str(chosen.params["num_dense"])))
+        facts.insert(2, ("its multiply-adds that stay sparse", f"{chosen.last[SHARE]:.1%}"))
+        facts.insert(3, ("trials of the Pareto front", str(len(experiment.pareto_front))))
     for name in ("recovery", "fidelity"):
         if evaluated.get(name) is not None:
             facts.insert(0, (f"test {name}", format_share(evaluated[name])))
@@ -223,6 +235,7 @@ def render_html(report: Report, figures: Mapping[str, tuple[str, str]], grids: M
         evaluation=_html_table(report.evaluation, "evaluation"),
         judged_by=images_judged_by(report.protocol),
         candidates=_html_table(report.candidates, "candidates"),
+        front=_html_table(report.front, "front"),
         grids=list(grids.items()),
         figures=[(name, *pair) for name, pair in figures.items()],
         captions=CAPTIONS,
@@ -243,6 +256,7 @@ def render_markdown(report: Report) -> str:
     for title, frame in (
         ("Final evaluation on test samples", report.evaluation),
         (f"Candidates, picked by {report.picked_by}", report.candidates),
+        ("Pareto front", report.front),
         (f"Trials, the best {_BEST_SHOWN}", report.trials.head(_BEST_SHOWN)),
     ):
         if len(frame):

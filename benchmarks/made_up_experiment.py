@@ -11,13 +11,16 @@ import numpy as np
 import torch
 
 from maskpro.evaluation.sampling import save_grid
-from maskpro.schedule.history import History
+from maskpro.schedule.history import COMMON_FIDELITY, SHARE, History
+from maskpro.schedule.ranking import pareto_front
 
 _DOMAINS = {
     "lr": {"name": "FloatDistribution", "attributes": {"step": None, "low": 0.4, "high": 4.0, "log": True}},
     "logits": {"name": "FloatDistribution", "attributes": {"step": None, "low": 2.0, "high": 10.0, "log": False}},
     "batch_size": {"name": "CategoricalDistribution", "attributes": {"choices": [16, 32, 64]}},
 }
+
+_DENSE_DOMAIN = {"num_dense": {"name": "CategoricalDistribution", "attributes": {"choices": [0, 2, 4]}}}
 
 
 class _Recorded(History):
@@ -32,15 +35,20 @@ class _Recorded(History):
         super()._append(**event)
 
 
-def make_experiment(folder: Path, *, trials: int = 12, reports: int = 9, finished: bool = True, seed: int = 0) -> Path:
-    """Make trials of a made-up loss under successive halving by threes; the first two are seed points."""
+def make_experiment(
+    folder: Path, *, trials: int = 12, reports: int = 9, finished: bool = True, seed: int = 0, num_dense: bool = False
+) -> Path:
+    """Make trials of a made-up loss under successive halving by threes; the first two are seed points.
+
+    With `num_dense` trials keep layers dense, whose share is searched for as well, and all run to their budget.
+    """
     folder.mkdir(parents=True)
     random = np.random.default_rng(seed)
     description = {
         "format": 5,
         "options": {"seed": seed},
         "space": {
-            "param_space": {"estimator": "straight_through", **_DOMAINS},
+            "param_space": {"estimator": "straight_through", **_DOMAINS, **(_DENSE_DOMAIN if num_dense else {})},
             "pattern": "2:4",
             "layout": "channel",
             "reduction_factor": 3,
@@ -59,10 +67,13 @@ def make_experiment(folder: Path, *, trials: int = 12, reports: int = 9, finishe
             "logits": float(random.uniform(2, 10)),
             "batch_size": int(random.choice([16, 32, 64])),
         }
+        if num_dense:
+            params["num_dense"] = int(random.choice([0, 2, 4]))
+        share = 1 - params.get("num_dense", 0) / 10
         source = f"seed point {number}" if number <= 2 else "optuna"
         history.start(params, source=source, seed=seed)
         quality = random.uniform(0.3, 0.97)
-        last = reports if number == 1 else int(random.choice([1, 3, reports], p=[0.6, 0.25, 0.15]))
+        last = reports if number == 1 or num_dense else int(random.choice([1, 3, reports], p=[0.6, 0.25, 0.15]))
         for report in range(1, last + 1):
             reached = quality * (1 - math.exp(-report / 2))
             metrics = {
@@ -79,12 +90,17 @@ def make_experiment(folder: Path, *, trials: int = 12, reports: int = 9, finishe
                 "seconds": 2.0 * report,
                 "failure": "",
                 "done": report == reports,
+                **({SHARE: share, COMMON_FIDELITY: reached * share} if num_dense else {}),
             }
             history.report(number, metrics, stopped=report == last < reports)
         history.checkpoint(number, f"trial_{number:05d}/checkpoint_000000", 100 * last)
     (folder / "history.jsonl").write_text("".join(json.dumps(event) + "\n" for event in history.events))
     if finished:
         _finish(folder)
+    if finished and num_dense:
+        report = json.loads((folder / "final_evaluation.json").read_text())
+        report["protocol"]["trial_id"] = pareto_front(history.searched)[-1].name
+        (folder / "final_evaluation.json").write_text(json.dumps(report))
     return folder
 
 

@@ -17,7 +17,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from maskpro.fidelity import fidelity
 from maskpro.schedule.early_stopping import SuccessiveHalving, make_pruner
 from maskpro.schedule.folder import HISTORY_FILE, STUDY_FILE
-from maskpro.schedule.history import METRIC, History, drop_torn_line
+from maskpro.schedule.history import METRIC, SHARE, History, drop_torn_line
 from maskpro.schedule.searcher import SearchStudy
 from maskpro.schedule.state import Plan, SearchState, TrialSource
 
@@ -41,6 +41,11 @@ def learning_curve(params: Mapping[str, Any], samples: int, budget: int = 900) -
         raise DiedError("the worker died: out of memory")
     floor = 0.1 + 0.3 * math.log10(params["lr"]) ** 2 + 0.02 * abs(params["logits"] - 4) - 0.0005 * params["batch_size"]
     return float(floor + (1 - floor) * math.exp(-samples / (40 + 3 * params["batch_size"])))
+
+
+def sparse_share(params: Mapping[str, Any]) -> float:
+    """Share of the multiply-adds in layers with a mask, where a trial keeps some of them dense."""
+    return float(1 - params["num_dense"] / 10)
 
 
 def pace(params: Mapping[str, Any]) -> float:
@@ -91,6 +96,8 @@ class SimulatedSearch:
         pace: simulated seconds of one report of a trial with such params.
         unit: samples between two reports.
         journal: whether to write the Optuna study beside the history.
+        objectives: of the search; the share that stays sparse is `sparse_share` of a trial's parameters.
+        min_sparse_share: of the trial that is promoted.
     """
 
     distributions: Mapping[str, BaseDistribution] = field(default_factory=lambda: DISTRIBUTIONS)
@@ -109,6 +116,8 @@ class SimulatedSearch:
     min_completed: int = 1
     restarts: bool = False
     journal: bool = False
+    objectives: Sequence[str] = (METRIC,)
+    min_sparse_share: float | None = None
 
     def open(self, folder: Path, *, extend: int = 0, lines: float = math.inf, torn: bool = False) -> SearchState:
         """A session of the search whose history is in `folder`; it is killed after writing `lines` lines."""
@@ -117,7 +126,8 @@ class SimulatedSearch:
         if not is_new:
             drop_torn_line(path)
         history = MortalHistory(path, lines=lines, torn=torn)
-        history.session((history.num_trials or self.num_trials) + extend, time="now")
+        num_trials = (history.num_trials or self.num_trials) + extend
+        history.session(num_trials, time="now", min_sparse_share=self.min_sparse_share)
         for told in self.warm_start if is_new else ():
             history.add_warm_start(*told)
         study = self.study()
@@ -158,6 +168,7 @@ class SimulatedSearch:
             seed=self.seed,
             num_seed_points=len(self.planned),
             rungs=self.rungs,
+            objectives=self.objectives,
         )
 
     def run(self, source: TrialSource, replies: list[Reply] | None = None) -> list[Reply]:
@@ -199,6 +210,8 @@ class SimulatedSearch:
                     error = self.curve(history.trials[number].params, samples, budgets[number])
                     earlier = sum(rung for rung in rungs if rung < budgets[number])  # its runs up to these
                     metrics = self.metrics(error, samples, earlier)
+                    if SHARE in self.objectives:
+                        metrics[SHARE] = sparse_share(history.trials[number].params)
                 except DiedError as error:
                     history.error(number, str(error))
                     source.finish(number)

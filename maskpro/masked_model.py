@@ -29,8 +29,16 @@ def is_protected(name: str) -> bool:
 
 
 def is_target(name: str, targets: Iterable[str]) -> bool:
-    """True where a target ("all", "down_blocks.1", "attentions.0", ...) is a run of whole parts of the layer's name."""
-    return any(target == "all" or f".{target}." in f".{name}." for target in targets)
+    """True where a target ("all", "down_blocks.1", "attentions.0", ...) is a run of whole parts of the layer's name.
+
+    A target of `whole_name` is that layer alone.
+    """
+    return any(target in ("all", whole_name(name)) or f".{target}." in f".{name}." for target in targets)
+
+
+def whole_name(name: str) -> str:
+    """The target that is the layer of this name alone: it may be a run of parts of another layer's name."""
+    return f"={name}"
 
 
 def maskable_layers(model: nn.Module) -> dict[str, Tensor]:

@@ -7,6 +7,8 @@ import shutil
 import pytest
 
 from analysis.experiment import OpenedExperiment
+from analysis.figures.learning import pareto_front as draw_front
+from analysis.figures.theme import LIGHT
 from analysis.report import CAPTIONS, gather, write_report
 from benchmarks.made_up_experiment import make_experiment
 from maskpro.errors import MaskproError
@@ -15,7 +17,7 @@ from maskpro.schedule.history import History
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    return write_report(make_experiment(tmp_path_factory.mktemp("results") / "whole <&>"))
+    return write_report(make_experiment(tmp_path_factory.mktemp("results") / "whole <&>", num_dense=True))
 
 
 def _chromium():
@@ -64,6 +66,32 @@ def test_light_and_dark_figures_differ_and_names_are_escaped(report):
     assert "Frechet distance +0.60 ± 0.20 beside the dense network's" in markdown
     assert "| dense | 1 | 0.002 | 0.076 | 0.076 |" in markdown
     assert "_by_" not in markdown
+
+
+def test_the_front_of_a_search_of_two_objectives_is_listed(report):
+    opened = OpenedExperiment(report.parent)
+    front, promoted = opened.pareto_front, opened.promoted
+    assert {"trial", "num_dense", "sparse_multiply_adds_share", "val_error", "common_fidelity"} < set(front.columns)
+    assert opened.trials["sparse_multiply_adds_share"].tolist() == [1 - count / 10 for count in opened.trials["num_dense"]]
+    facts = dict(gather(opened).facts)
+    assert facts["evaluated trial"] == str(promoted.number)
+    assert facts["its num_dense"] == str(promoted.params["num_dense"])
+    assert facts["its multiply-adds that stay sparse"] == f"{promoted.last['sparse_multiply_adds_share']:.1%}"
+    assert facts["trials of the Pareto front"] == str(len(front))
+    text, markdown = report.read_text(), report.with_name("report.md").read_text()
+    assert text.count("<tr", text.index('id="front"'), text.index("</table>", text.index('id="front"'))) == len(front) + 1
+    assert "## Pareto front\n\n| trial | num_dense |" in markdown
+    figure = draw_front(opened.trials, front, promoted=promoted, theme=LIGHT)
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert lines["Pareto front"].get_drawstyle() == "steps-post", "what a share has come to holds for all smaller ones"
+    assert lines["Pareto front"].get_ydata().tolist() == front["val_error"].tolist()
+    assert list(lines[f"promoted: trial {promoted.number}"].get_ydata()) == [promoted.last["val_error"]]
+    assert len(lines["ran to its budget"].get_ydata()) == 12
+
+
+def test_a_search_for_the_error_alone_has_no_front_and_does_not_miss_it(tmp_path):
+    text = write_report(make_experiment(tmp_path / "one")).read_text()
+    assert "areto" not in text
 
 
 @pytest.mark.slow

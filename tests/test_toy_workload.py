@@ -2,13 +2,17 @@
 
 import datetime
 
+import optuna
 import pandas as pd
 import pytest
 import ray
 import torch
 from conftest import RAY_IN_PROCESS, with_two_nodes
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from typer.testing import CliRunner
 
+import analysis
 from analysis.report import write_report
 from benchmarks.toy_workload import TOY, WEIGHTS_FILE, load_toy, perceptron
 from maskpro.cli import app
@@ -83,12 +87,10 @@ def test_an_option_of_another_kind_is_refused_in_one_sentence(tmp_path):
         run("train", "--workload", "toy", "--timesteps", "importance", "--output-dir", tmp_path / "run")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, started_cluster):
-    """An experiment of two trials."""
-    address = with_two_nodes(started_cluster).address
-    place = tmp_path_factory.mktemp("toy")
-    (place / "space.py").write_text(SPACE)
+def searched(place, space, cluster):
+    """The folder of an experiment that has run to its end."""
+    (place / "space.py").write_text(space)
+    address = with_two_nodes(cluster).address
     options = {"experiment": "x", "results_dir": place / "results", "gpus_per_trial": 0.0, "address": address}
     given = {"space": place / "space.py", **options}
     with pytest.MonkeyPatch.context() as patch:
@@ -99,6 +101,12 @@ def folder(tmp_path_factory, started_cluster):
         finally:
             ray.shutdown()
     return place / "results" / "x"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, started_cluster):
+    """An experiment of two trials."""
+    return searched(tmp_path_factory.mktemp("toy"), SPACE, started_cluster)
 
 
 @pytest.mark.slow
@@ -129,3 +137,42 @@ def test_its_experiment_is_resumed(folder):
     assert again.evaluation.options.num_vectors == 32
     with pytest.raises(MaskproError, match=r"^sampler is ddpm with workload toy; allowed: noise, num_vectors$"):
         parse_command({"sampler": "ddpm"}, JobOptions(resume=folder), now=datetime.datetime.now())
+
+
+@pytest.mark.slow
+def test_a_search_of_dense_layers_promotes_the_best_that_leaves_enough_sparse_and_shows_its_front(
+    tmp_path, capfd, started_cluster
+):
+    space = SPACE.replace('"logits": 1.0', '"logits": 1.0, "num_dense": tune.choice([0, 1, 2])').replace(
+        "trials = 2", "trials = 4"
+    )
+    points = ", ".join(f'{{"lr": 5.0, "num_dense": {count}}}' for count in (0, 1, 2))
+    folder = searched(tmp_path, space.replace('{"lr": 5.0}', points) + "min_sparse_share = 0.5", started_cluster)
+    trials = pd.read_csv(folder / "trials.csv")
+    assert trials["status"].tolist() == ["completed"] * 4
+    assert trials["sparse_multiply_adds_share"].tolist() == pytest.approx([1 - count / 3 for count in trials["num_dense"]])
+    assert trials["common_fidelity"][0] == trials["fidelity"][0]
+    initial = trials["val_error"][0] / (1 - trials["fidelity"][0])
+    assert trials["common_fidelity"].tolist() == pytest.approx((1 - trials["val_error"] / initial).tolist())
+    enough = trials[trials["sparse_multiply_adds_share"] >= 0.5]
+    assert enough["val_error"].min() > trials["val_error"].min()
+    config = read_json(folder / "best" / "config.json")
+    assert config["trial"] in enough["trial"].tolist()
+    order = list(read_json(folder / "experiment.json")["dense_order"])
+    masks = load_mask_file(folder / "best" / "masks.safetensors").masks
+    assert sorted(masks) == sorted(order[config["num_dense"] :])
+    assert config["sparse_multiply_adds_share"] == pytest.approx(len(masks) / 3)
+    front = analysis.open(folder).pareto_front
+    said = capfd.readouterr().out
+    assert f"Pareto front: {len(front)} trials" in said
+    assert (
+        f"promoted: {config['trial_id']}, num_dense {config['num_dense']}, {len(masks) / 3:.1%} of the multiply-adds"
+        in said
+    )
+    study = optuna.load_study(
+        study_name="maskpro", storage=JournalStorage(JournalFileBackend(str(folder / "optuna_journal.log")))
+    )
+    assert sorted(trial.user_attrs["trial"] for trial in study.best_trials) == sorted(front["trial"])
+    page = (folder / "report.html").read_text()
+    assert 'id="pareto_front"' in page
+    assert 'id="front"' in page

@@ -1,4 +1,4 @@
-"""The trials' results against samples and seconds."""
+"""The trials' results against samples and seconds, and against what stays sparse."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from analysis.experiment import judged_trials
 from analysis.figures.theme import FIDELITY_LABEL, Theme, lowest_shown, new_figure, themed
-from maskpro.schedule.history import METRIC
+from maskpro.schedule.history import METRIC, SHARE, TrialRecord
 
 
 @themed
@@ -118,4 +118,24 @@ def fidelity_against_cost(trials: pd.DataFrame, *, theme: Theme) -> Figure:
     ax.set(xlabel="seconds of training and validation", ylabel=FIDELITY_LABEL)
     ax.set_ylim(bottom=(lowest_shown(judged["fidelity"], -1.0) if len(judged) else 0.0) - 0.05)
     ax.legend(loc="lower right")
+    return figure
+
+
+@themed
+def pareto_front(trials: pd.DataFrame, front: pd.DataFrame, *, promoted: TrialRecord | None, theme: Theme) -> Figure:
+    """Each completed trial's error against the share of the multiply-adds in layers with a mask; the front as steps."""
+    figure, axes = new_figure("Pareto front")
+    ax, completed = axes[0, 0], trials[trials["status"] == "completed"]
+    ax.plot(100 * completed[SHARE], completed[METRIC], "o", color=theme.suggested, label="ran to its budget", markersize=5)
+    ax.step(100 * front[SHARE], front[METRIC], "-o", where="post", color=theme.seed, label="Pareto front", markersize=6)
+    for point in front.to_dict("records"):
+        place = (100 * point[SHARE], point[METRIC])
+        ax.annotate(f"{point['num_dense']} dense", place, textcoords="offset points", xytext=(4, 5), fontsize=7)
+    if promoted is not None:
+        place = ([100 * promoted.last[SHARE]], [promoted.last[METRIC]])
+        ax.plot(*place, "*", color=theme.best, label=f"promoted: trial {promoted.number}", markersize=13)
+    ax.invert_xaxis()
+    ax.margins(x=0.1)  # room for the last point's name
+    ax.set(xlabel="% of the multiply-adds in layers with a mask", ylabel="val_error")
+    ax.legend(loc="upper right")
     return figure

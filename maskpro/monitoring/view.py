@@ -129,7 +129,7 @@ def take_snapshot(
 
 
 def _best(history: History) -> Best | None:
-    best = best_so_far(history.trials.values())
+    best = best_so_far(history.trials.values(), history.min_sparse_share)
     if best is None:
         return None
     figures = best.last
@@ -181,7 +181,7 @@ def summary_rows(snapshot: SearchSnapshot, devices: Sequence[Row] = (), *, is_ru
     """
     return [
         ("trials", _trials(snapshot, is_running)),
-        ("best so far", _describe_best(snapshot.best)),
+        ("best so far", _describe_best(snapshot)),
         ("samples seen", _budget(snapshot)),
         ("time", _time(snapshot, is_running)),
         *devices,
@@ -217,9 +217,10 @@ def _trials(snapshot: SearchSnapshot, is_running: bool) -> str:
     return f"{', '.join(f'{count:,} {name}' for name, count in counts.items())}; {snapshot.num_trials:,} in all"
 
 
-def _describe_best(best: Best | None) -> str:
-    if best is None:
-        return "no trial has reported yet"
+def _describe_best(snapshot: SearchSnapshot) -> str:
+    best = snapshot.best
+    if best is None:  # failed trials can't be promoted, nor those that leave less than min_sparse_share sparse
+        return "no trial that may be promoted has reported yet" if snapshot.num_reports else "no trial has reported yet"
     params = ", ".join(f"{name} {_short(value)}" for name, value in best.params.items())
     reached = format_share(best.fidelity)
     return f"trial {best.number}, fidelity {reached}, {METRIC} {best.val_error:.3g}{f' ({params})' if params else ''}"

@@ -19,6 +19,10 @@ from maskpro.errors import MaskproError
 # The metric that a search minimises: the mean squared difference from the dense network's output on the validation samples,
 # the E of `fidelity`. It compares trials with different initial masks, which fidelity does not.
 METRIC = "val_error"
+# The metric that a search of num_dense maximises beside it: of all Conv2d and Linear layers' multiply-adds those in layers
+# with a mask. And fidelity in units of the initial mask of num_dense 0, which compares trials of any num_dense.
+SHARE, COMMON_FIDELITY = "sparse_multiply_adds_share", "common_fidelity"
+DIRECTIONS = {METRIC: "minimize", SHARE: "maximize"}
 Status = Literal["completed", "stopped", "failed", "unfinished"]
 # What each kind of event holds, and of which type.
 _FIELDS: Mapping[str, Mapping[str, type]] = {
@@ -149,6 +153,7 @@ class History:
     Attributes:
         session_time: start of the newest session, in ISO 8601.
         trained_before_session: calibration samples that all trials were trained on until then.
+        min_sparse_share: least share of multiply-adds in layers with a mask that the promoted trial shall have; None: any.
         reported: trial's number and samples of each report, in the order of the reports.
         failure: why a line could not be written; no further line is written then, as the search ends.
     """
@@ -162,6 +167,7 @@ class History:
         self.num_sessions = 0
         self.session_time = ""
         self.trained_before_session = 0
+        self.min_sparse_share: float | None = None
         self.reported: list[tuple[int, int]] = []
         if path is not None and path.exists():
             for number, event in enumerate(read_events(path), 1):
@@ -177,15 +183,22 @@ class History:
         """The trials that have neither stopped nor ended, in order."""
         return [trial for trial in self.trials.values() if trial.status == "unfinished"]
 
-    def session(self, num_trials: int, *, time: str) -> None:
+    def session(self, num_trials: int, *, time: str, min_sparse_share: float | None = None) -> None:
         """The search starts or resumes, and shall have `num_trials` trials in all."""
-        self._append(event="session", num_trials=num_trials, time=time)
+        least = {} if min_sparse_share is None else {"min_sparse_share": min_sparse_share}
+        self._append(event="session", num_trials=num_trials, time=time, **least)
 
     def add_warm_start(
-        self, params: dict[str, Any], value: float, source: str, reports: Sequence[tuple[int, float]] = ()
+        self,
+        params: dict[str, Any],
+        value: float,
+        source: str,
+        reports: Sequence[tuple[int, float]] = (),
+        share: float | None = None,
     ) -> None:
-        """A trial of another experiment is given to the searcher: its last value, and each report's samples and value."""
-        self._append(event="warm_start", params=params, value=value, source=source, reports=list(map(list, reports)))
+        """Give the searcher another experiment's trial: last value, each report's samples and value, its share if any."""
+        told = {"params": params, "value": value, "source": source, "reports": list(map(list, reports))}
+        self._append(event="warm_start", **told, **({} if share is None else {SHARE: share}))
 
     def start(self, params: dict[str, Any], *, source: str, seed: int) -> TrialRecord:
         """A new trial starts."""
@@ -238,11 +251,13 @@ class History:
         kind = event["event"]
         if kind == "session":
             self.num_trials, self.session_time = event["num_trials"], event["time"]
+            self.min_sparse_share = event.get("min_sparse_share")
             self.num_sessions += 1
             self.trained_before_session = sum(record.trained for record in self.trials.values())
         elif kind == "warm_start":
             reports = event.get("reports", [])  # an older history lacks them
-            self.warm_start.append({name: event[name] for name in ("params", "value", "source")} | {"reports": reports})
+            known = {name: event[name] for name in ("params", "value", "source", *(event.keys() & {SHARE}))}
+            self.warm_start.append(known | {"reports": reports})
         elif kind == "trial":
             record = TrialRecord(number=event["trial"], params=event["params"], source=event["source"], seed=event["seed"])
             self.trials[record.number] = record

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import optuna
@@ -24,18 +24,18 @@ class JournalExport:
     appear when the file is next rewritten.
     """
 
-    def __init__(self, path: Path, trials: Iterable[FrozenTrial]):
+    def __init__(self, path: Path, trials: Iterable[FrozenTrial], directions: Sequence[str]):
         with atomic_path(path) as temporary:
-            _open_journal(temporary).add_trials(trials)
+            _open_journal(temporary, directions).add_trials(trials)
         # Optuna would wait for a lock that a kill has left. The experiment's own lock already protects the file.
         path.with_name(path.name + _LOCK_SUFFIX).unlink(missing_ok=True)
-        self._study = _open_journal(path)
+        self._study = _open_journal(path, directions)
 
     def add(self, trial: FrozenTrial) -> None:
         """A trial has stopped or ended."""
         self._study.add_trial(trial)
 
 
-def _open_journal(path: Path) -> optuna.Study:
+def _open_journal(path: Path, directions: Sequence[str]) -> optuna.Study:
     storage = JournalStorage(JournalFileBackend(str(path)))
-    return optuna.create_study(storage=storage, study_name=STUDY_NAME, direction="minimize", load_if_exists=True)
+    return optuna.create_study(storage=storage, study_name=STUDY_NAME, directions=directions, load_if_exists=True)

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from maskpro.errors import MaskproError
 from maskpro.schedule.folder import SPACE_FILE
-from maskpro.schedule.history import METRIC, History, TrialRecord
+from maskpro.schedule.history import DIRECTIONS, METRIC, History, TrialRecord
 from maskpro.schedule.journal import JournalExport
 
 # Random trials before TPE begins, if a space has no seed points and there is no warm start.
@@ -116,6 +116,14 @@ def searcher_name(searcher: Searcher) -> str:
     return searcher if isinstance(searcher, str) else type(searcher(0)).__name__
 
 
+def contains(distribution: BaseDistribution, value: Any) -> bool:
+    """Whether a parameter can have the value."""
+    try:
+        return bool(distribution._contains(distribution.to_internal_repr(value)))
+    except (ValueError, TypeError):  # not one of the choices, or of another type
+        return False
+
+
 class SearchStudy:
     """Suggests parameters and judges reports.
 
@@ -132,6 +140,7 @@ class SearchStudy:
         distributions: distributions of the searched parameters.
         num_seed_points: number of seed points; they replace random start-up trials.
         rungs: samples at which trials are compared; empty: trials don't stop at rungs, and last values are compared.
+        objectives: metrics of `DIRECTIONS` that are searched for. The pruner judges one alone; of two it is not asked.
 
     Raises:
         MaskproError: no such searcher.
@@ -146,6 +155,7 @@ class SearchStudy:
         seed: int,
         num_seed_points: int = 0,
         rungs: Sequence[int] = (),
+        objectives: Sequence[str] = (METRIC,),
     ):
         check_searcher(searcher)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -156,7 +166,9 @@ class SearchStudy:
         self._num_seed_points = num_seed_points
         self._startup_trials = num_seed_points or _STARTUP_TRIALS
         self._rungs = rungs
-        self._study = optuna.create_study(direction="minimize", pruner=pruner)
+        self._objectives = objectives
+        self._directions = [DIRECTIONS[name] for name in objectives]
+        self._study = optuna.create_study(directions=self._directions, pruner=pruner)
         self._running: dict[int, Trial] = {}
         self._told: dict[int, int] = {}  # position in the study of each trial that has stopped or ended, by its number
         self._journal: JournalExport | None = None
@@ -165,12 +177,13 @@ class SearchStudy:
         """Take in all events of the history, as if they had happened now."""
         for told in history.warm_start:
             attributes = {"source": told["source"]}
-            values = dict(told["reports"])
-            self._study.add_trial(self._frozen(TrialState.COMPLETE, told["params"], told["value"], attributes, values))
+            values = self._values({METRIC: told["value"], **told})
+            trial = self._frozen(TrialState.COMPLETE, told["params"], values, attributes, dict(told["reports"]))
+            self._study.add_trial(trial)
         for record in history.searched:
             if record.status == "unfinished" and record.stopped_at is None:
                 self.begin(record)
-                for samples, metrics in record.reports.items():
+                for samples, metrics in record.reports.items() if self._is_judged else ():
                     self._running[record.number].report(metrics[METRIC], samples)
             else:
                 self._told[record.number] = len(self._study.get_trials(deepcopy=False))
@@ -204,7 +217,7 @@ class SearchStudy:
 
     def should_stop(self, number: int, samples: int, value: float) -> bool:
         """Take in a report; True if the pruner ends the trial. The pruner is not asked about promoted trials."""
-        if number not in self._running:
+        if number not in self._running or not self._is_judged:
             return False
         trial = self._running[number]
         trial.report(value, samples)
@@ -219,7 +232,7 @@ class SearchStudy:
         trial = self._running.pop(record.number)
         for name, value in ended.user_attrs.items():
             trial.set_user_attr(name, value)
-        self._study.tell(trial, ended.value, state=ended.state)
+        self._study.tell(trial, ended.values, state=ended.state)
         self._told[record.number] = trial.number
         if self._journal is not None:
             self._journal.add(ended)
@@ -227,13 +240,16 @@ class SearchStudy:
     def _correct(self, record: TrialRecord, ended: FrozenTrial) -> None:
         """Correct a trial that was promoted after it was added; Optuna's own interface can't change its value."""
         told = self._study.get_trials(deepcopy=False)[self._told[record.number]]
-        told.state, told.value = ended.state, ended.value
+        told.state, told.values = ended.state, ended.values
         told.intermediate_values = ended.intermediate_values
         told.user_attrs = ended.user_attrs
 
     @contextmanager
     def _compared_at_one_rung(self) -> Iterator[None]:
         """In the block, each trial has its value at the highest rung with enough trials, or is pruned below it."""
+        if not self._rungs:
+            yield
+            return
         told = self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
         last_values = [trial.value for trial in told]
         enough = len(self._distributions) + _MORE_THAN_PARAMETERS
@@ -251,20 +267,29 @@ class SearchStudy:
     def write(self, path: Path) -> None:
         """Write the stopped and ended trials as a journal of Optuna, and add further ones as they come."""
         told = self._study.get_trials(deepcopy=False)
-        self._journal = JournalExport(path, [trial for trial in told if trial.state.is_finished()])
+        self._journal = JournalExport(path, [trial for trial in told if trial.state.is_finished()], self._directions)
 
     def _ended(self, record: TrialRecord) -> FrozenTrial:
         """The trial as it ended, or as it last stopped while it runs again."""
         end = record.samples if record.status != "unfinished" else record.stopped_at or 0
         values = {samples: metrics[METRIC] for samples, metrics in record.reports.items() if samples <= end}
         state = TrialState.FAIL if record.error else TrialState.COMPLETE
-        return self._frozen(state, record.params, values.get(end), _attributes(record), values)
+        return self._frozen(state, record.params, self._values(record.reports.get(end, {})), _attributes(record), values)
+
+    @property
+    def _is_judged(self) -> bool:
+        """Whether reports are told to Optuna, which takes none where there are several objectives."""
+        return len(self._objectives) == 1
+
+    def _values(self, metrics: Mapping[str, Any]) -> list[float]:
+        """What a report says of the objectives; [] of no report."""
+        return [metrics[name] for name in self._objectives] if metrics else []
 
     def _frozen(
         self,
         state: TrialState,
         params: Mapping[str, Any],
-        value: float | None,
+        values: list[float],
         attributes: dict[str, Any],
         intermediate_values: dict[int, float],
     ) -> FrozenTrial:
@@ -273,7 +298,7 @@ class SearchStudy:
                 state=state,
                 params=dict(params),
                 distributions=self._distributions,
-                value=value if state == TrialState.COMPLETE else None,
+                values=values if state == TrialState.COMPLETE else None,
                 user_attrs=attributes,
                 intermediate_values=intermediate_values,
             )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from maskpro.schedule.early_stopping import SuccessiveHalving
-from maskpro.schedule.history import METRIC, History, TrialRecord
+from maskpro.schedule.history import COMMON_FIDELITY, METRIC, SHARE, History, TrialRecord
 from maskpro.schedule.searcher import SearchStudy
 
 
@@ -263,7 +263,9 @@ METRICS = (
     "num_samples_seen",
     "num_samples_trained",
     "fidelity",
+    COMMON_FIDELITY,
     METRIC,
+    SHARE,
     "val_error_now",
     "best_val_error",
     "initial_val_error",

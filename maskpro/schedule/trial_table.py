@@ -8,10 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from maskpro.schedule.history import METRIC, TrialRecord
+from maskpro.schedule.history import COMMON_FIDELITY, METRIC, SHARE, TrialRecord
+from maskpro.schedule.ranking import pareto_front
 
 # Figures of a trial's mask with the lowest validation error.
 FIGURES = ("fidelity", METRIC, "recovery", "loss_improvement", "val_loss")
+# The same of a search of num_dense, whose other trials lack them.
+OF_SHARES = (SHARE, COMMON_FIDELITY)
 
 
 def single_figures(table: pd.DataFrame) -> pd.DataFrame:
@@ -26,6 +29,7 @@ def tabulate_trials(parameters: Mapping[str, Any], records: Sequence[TrialRecord
     with the search).
     """
     rows = []
+    reported = [name for name in OF_SHARES if any(name in record.last for record in records)]
     for record in records:
         figures = {} if record.failure else record.last
         rows.append(
@@ -37,6 +41,7 @@ def tabulate_trials(parameters: Mapping[str, Any], records: Sequence[TrialRecord
                 "num_samples_seen": record.samples,
                 "num_samples_trained": record.trained,
                 **{name: figures.get(name, math.nan) for name in FIGURES},
+                **{name: record.last.get(name, math.nan) for name in reported},
                 "seconds": record.last.get("seconds", math.nan),
                 "seed": record.seed,
                 "source": record.source,
@@ -45,5 +50,12 @@ def tabulate_trials(parameters: Mapping[str, Any], records: Sequence[TrialRecord
             }
         )
     table = pd.DataFrame(rows)
-    numbers = dict.fromkeys((*FIGURES, "seconds"), "float64")
+    numbers = dict.fromkeys((*FIGURES, *reported, "seconds"), "float64")
     return table.astype({"seed_point": "Int64", **numbers}) if rows else table
+
+
+def tabulate_front(records: Sequence[TrialRecord]) -> pd.DataFrame:
+    """A row per trial of the Pareto front of a search of num_dense, the largest share of sparse multiply-adds first."""
+    columns = ["trial", "num_dense", SHARE, METRIC, COMMON_FIDELITY]
+    rows = [{**record.params, **record.last, "trial": record.number} for record in pareto_front(records)]
+    return pd.DataFrame(rows).reindex(columns=columns).dropna(axis=1, how="all")

@@ -19,10 +19,12 @@ from maskpro.schedule.folder import EXPERIMENT_FILE, HISTORY_FILE, SPACE_FILE
 from maskpro.schedule.history import METRIC, History
 from maskpro.schedule.remnants import is_remnant, refuse_begun
 from maskpro.schedule.rungs import UNRECORDED_MIN_COMPLETED
+from maskpro.schedule.searcher import contains
 from maskpro.schedule.state import Plan
 from maskpro.search_options import PLACE_OPTIONS, SESSION_OPTIONS, JobOptions, SearchOptions
 from maskpro.tuning.search import EXPERIMENT_FORMAT, Search, load_search, prepare_search
-from maskpro.tuning.space import FORMAT, contains, load_space
+from maskpro.tuning.shared import mask_format
+from maskpro.tuning.space import FORMAT, load_space
 
 # What of `Search.describe` is read again, with the tables before what is in them.
 _RECORDED = {
@@ -110,7 +112,13 @@ def reopen_search(folder: Path, *, refused: Mapping[str, Any], session: Mapping[
         **session,
     )
     planned = tuple(Plan(**plan) for plan in described["planned"])
-    search = load_search(options, load_space(options.space_file), planned=planned, num_trials=described["num_trials"])
+    search = load_search(
+        options,
+        load_space(options.space_file),
+        planned=planned,
+        num_trials=described["num_trials"],
+        dense_order=described.get("dense_order"),
+    )
     search = replace(search, is_replay=described["is_replay"], min_completed=described["min_completed"])
     return _of_same_trials(search, described)
 
@@ -152,7 +160,8 @@ def replay_search(
             for trial in trials
         )
         num_trials, is_replay = len(planned), True
-    search = load_search(options, space, planned=planned, num_trials=num_trials)
+    order = described.get("dense_order")
+    search = load_search(options, space, planned=planned, num_trials=num_trials, dense_order=order)
     search = replace(search, is_replay=is_replay, min_completed=described["min_completed"])
     return _of_same_trials(search, described)
 
@@ -206,6 +215,9 @@ def read_experiment(folder: Path, field: str) -> dict[str, Any]:
             Plan(**plan)
         except TypeError as error:
             raise _changed(folder, "planned", plan) from error
+    order = described.get("dense_order")  # the layers, the most sensitive first, which are not judged anew
+    if "num_dense" in described["space"]["param_space"] and not isinstance(order, dict):
+        raise _changed(folder, "dense_order", order)
     return described
 
 
@@ -229,6 +241,7 @@ def warm_started(search: Search, folder: Path) -> Search:
         ("another precision of validation", _validated_in(described), _validated_in(mine)),
         ("other fixed parameters", _fixed(described), _fixed(mine)),
         ("other layers that stay dense", *(list(record["options"].get("dense") or ()) for record in (described, mine))),
+        ("another order of layers for num_dense", *(_first_dense(search, record) for record in (described, mine))),
     ):
         if theirs != ours:
             raise MaskproError(f"warm_start is {folder}, a search with {what} ({theirs}); allowed: {ours}")
@@ -241,7 +254,8 @@ def warm_started(search: Search, folder: Path) -> Search:
         if fits and trial.status in ("completed", "stopped"):
             source = f"warm start from {folder.absolute().name}, {trial.name}"
             reports = [(samples, metrics[METRIC]) for samples, metrics in trial.reports.items()]
-            told.append((trial.params, trial.last[METRIC], source, reports))
+            share = search.context.sparse_shares.get(mask_format(search.context, search.space.fixed | trial.params))
+            told.append((trial.params, trial.last[METRIC], source, reports, share))
     if not told:
         raise MaskproError(
             f"warm_start is {folder}; none of its trials fits; allowed: a search over {', '.join(distributions)}"
@@ -267,3 +281,8 @@ def _fixed(described: Mapping[str, Any]) -> dict[str, Any]:
     space = described["space"]
     fixed = {name: value for name, value in space["param_space"].items() if not isinstance(value, dict)}
     return {**{name: space.get(name) for name in FORMAT}, **fixed}
+
+
+def _first_dense(search: Search, described: Mapping[str, Any]) -> list[str]:
+    """The layers that a trial of the search may keep dense by num_dense, in the order of a record."""
+    return list(described.get("dense_order", ()))[: max(search.space.choices("num_dense", 0))]

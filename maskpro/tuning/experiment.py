@@ -37,7 +37,7 @@ from maskpro.tuning.adapters import (
     trial_folder,
 )
 from maskpro.tuning.faults import FaultWatch, needed_bytes, watched_ray
-from maskpro.tuning.monitor import SearchMonitor
+from maskpro.tuning.monitor import SearchMonitor, trackers
 from maskpro.tuning.resources import TrialResources, live_nodes, start_ray, within_memory
 from maskpro.tuning.search import Search
 from maskpro.tuning.shared import SharedValues, TrialContext, share_values
@@ -79,6 +79,7 @@ class Experiment:
             seed=search.options.seed,
             num_seed_points=len(search.planned),
             rungs=halving.ends if search.scheduler == "asha" else (),
+            objectives=search.space.objectives,
         )
         return SearchState(
             self.history,
@@ -164,7 +165,8 @@ def _open_history(search: Search, *, resume: bool, extend: int) -> History:
         raise MaskproError(f"resume is {folder}; it has no {HISTORY_FILE}; allowed: an experiment with its history")
     history = History(path)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    history.session((history.num_trials or search.num_trials) + extend, time=now)
+    num_trials = (history.num_trials or search.num_trials) + extend
+    history.session(num_trials, time=now, min_sparse_share=search.space.min_sparse_share)
     return history
 
 
@@ -242,7 +244,7 @@ class Session:
                     faults,
                     HistoryCallback(source, self.experiment.checkpoints(), is_excused=faults.caused),
                     SearchMonitor(history, num_trials=shown, max_samples=self.context.max_samples, ladder=ladder),
-                    *_trackers(search),
+                    *trackers(search.options),
                 ],
             )
         except Exception as error:
@@ -323,26 +325,6 @@ def trial_resources(experiment: Experiment) -> TrialResources:
     """
     options = experiment.search.options
     return start_ray(options.address, cpus=options.cpus_per_trial, gpus=options.gpus_per_trial)
-
-
-def _trackers(search: Search) -> list[Callback]:
-    """The trackers that were asked for; Tune adds TensorBoard, CSV and JSON by itself."""
-    # Where they send it is their own setting: SWANLAB_MODE=offline and WANDB_MODE=offline keep everything on this machine,
-    # MLFLOW_TRACKING_URI names a server.
-    options, trackers = search.options, []
-    if options.swanlab is not None:
-        from swanlab.integration.ray import SwanLabLoggerCallback
-
-        trackers.append(SwanLabLoggerCallback(project=options.swanlab, log_config=True))
-    if options.wandb is not None:
-        from ray.air.integrations.wandb import WandbLoggerCallback
-
-        trackers.append(WandbLoggerCallback(project=options.wandb, group=options.experiment, dir=str(options.folder)))
-    if options.mlflow is not None:
-        from ray.air.integrations.mlflow import MLflowLoggerCallback
-
-        trackers.append(MLflowLoggerCallback(experiment_name=options.mlflow, tags={"experiment": options.experiment}))
-    return trackers
 
 
 def write_trials(experiment: Experiment) -> None:

@@ -22,10 +22,12 @@ from maskpro.machine.interruption import Interruption, exit_status, interruptibl
 from maskpro.machine.process import is_terminal
 from maskpro.monitoring.driver_log import driver_log, say
 from maskpro.schedule.folder import resuming
-from maskpro.schedule.history import METRIC
+from maskpro.schedule.history import METRIC, SHARE
+from maskpro.schedule.ranking import best_trials, completed_by_error
+from maskpro.schedule.trial_table import OF_SHARES, tabulate_front
 from maskpro.tuning.experiment import Experiment, open_experiment, running_session, trial_resources, write_trials
 from maskpro.tuning.parallel_parts import ray_parts
-from maskpro.tuning.promotion import best_trials, confirmation_plans, correlation_name, figure_label, promote, write_best
+from maskpro.tuning.promotion import confirmation_plans, correlation_name, figure_label, promote, write_best
 from maskpro.tuning.search import Search
 from maskpro.workload_evaluation import Produce
 
@@ -107,11 +109,11 @@ def _make_parts(experiment: Experiment, model: nn.Module, produce: Produce, part
 def _leave(experiment: Experiment, interruption: Interruption) -> int:
     history = experiment.history
     ended = sum(record.status != "unfinished" for record in history.searched)
-    completed = [record for record in history.searched if record.status == "completed"]
+    least = history.min_sparse_share
     try:
         write_trials(experiment)
-        if completed:
-            (best,) = best_trials(completed, 1)
+        if completed_by_error(history.searched, least):
+            (best,) = best_trials(history.searched, 1, least)
             reached = format_share(write_best(experiment, best)["fidelity"])
             say(f"best so far: trial {best.number}, fidelity {reached}; its masks are in best/, not evaluated")
     except Exception as error:
@@ -129,17 +131,18 @@ def _leave(experiment: Experiment, interruption: Interruption) -> int:
 def _summarise(experiment: Experiment, report: dict[str, Any]) -> None:
     """Print the trials and the final evaluation as tables, and where everything is."""
     console = Console(width=None if is_terminal(sys.stdout) else 140)
-    columns = [
-        "trial",
-        *experiment.search.space.domains,
-        "status",
-        "num_samples_seen",
-        "fidelity",
-        "recovery",
-        "seconds",
-        "source",
-    ]
-    console.print(_table("trials, best first", experiment.trials().sort_values(METRIC)[columns]))
+    trials, domains = experiment.trials(), experiment.search.space.domains
+    shares = [name for name in OF_SHARES if name in trials]
+    columns = ["trial", *domains, "status", "num_samples_seen", "fidelity", *shares, "recovery", "seconds", "source"]
+    console.print(_table("trials, best first", trials.sort_values(METRIC)[columns]))
+    front = tabulate_front(experiment.history.searched)
+    if len(front):
+        console.print(_table(f"Pareto front: {len(front)} trials", front))
+        chosen = report["protocol"]
+        say(
+            f"promoted: {chosen['trial_id']}, num_dense {chosen['num_dense']}, {chosen[SHARE]:.1%} of the multiply-adds in "
+            "layers with a mask; fidelity compares trials of one num_dense alone, val_error and common_fidelity all of them"
+        )
     if len(report["candidates"]) > 1:
         console.print(_table(f"candidates, picked by {report['picked_by']}", pd.DataFrame(report["candidates"])))
     shown = list(experiment.search.evaluation.shown)

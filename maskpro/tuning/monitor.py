@@ -1,4 +1,4 @@
-"""A running search in its own terminal: a live view there, plain lines elsewhere."""
+"""A running search in its own terminal: a live view there, plain lines elsewhere; and in the trackers that were named."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from maskpro.monitoring.view import REFRESH_SECONDS, SearchSnapshot, live_view, 
 from maskpro.schedule.history import History
 from maskpro.schedule.ranking import best_so_far
 from maskpro.schedule.rungs import Ladder
+from maskpro.search_options import SearchOptions
 from maskpro.tuning.adapters import NUMBER
 
 # Between two plain lines that only report progress.
@@ -111,7 +112,7 @@ class SearchMonitor(Callback):
         )
 
     def _standing(self) -> str:
-        found, best = best_so_far(self._history.trials.values()), ""
+        found, best = best_so_far(self._history.trials.values(), self._history.min_sparse_share), ""
         if found is not None:
             best = f"; best fidelity {format_share(found.last.get('fidelity'))} (trial {found.number})"
         now = time.monotonic()
@@ -125,3 +126,23 @@ class SearchMonitor(Callback):
             self._live.console.print(text, highlight=False, markup=False, soft_wrap=True)
         else:
             print(text, flush=True)
+
+
+def trackers(options: SearchOptions) -> list[Callback]:
+    """The trackers that were asked for; Tune adds TensorBoard, CSV and JSON by itself."""
+    # Where they send it is their own setting: SWANLAB_MODE=offline and WANDB_MODE=offline keep everything on this machine,
+    # MLFLOW_TRACKING_URI names a server.
+    found: list[Callback] = []
+    if options.swanlab is not None:
+        from swanlab.integration.ray import SwanLabLoggerCallback
+
+        found.append(SwanLabLoggerCallback(project=options.swanlab, log_config=True))
+    if options.wandb is not None:
+        from ray.air.integrations.wandb import WandbLoggerCallback
+
+        found.append(WandbLoggerCallback(project=options.wandb, group=options.experiment, dir=str(options.folder)))
+    if options.mlflow is not None:
+        from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+        found.append(MLflowLoggerCallback(experiment_name=options.mlflow, tags={"experiment": options.experiment}))
+    return found

@@ -14,7 +14,6 @@ from torch import nn
 
 from maskpro.dense_curve import dense_curve
 from maskpro.dense_layers import dense_rows
-from maskpro.errors import MaskproError
 from maskpro.fidelity import advice, fidelity, format_share
 from maskpro.files import atomic_path, read_json, replaced_folder, write_json
 from maskpro.layer_statistics import layer_changes
@@ -36,8 +35,8 @@ from maskpro.schedule.folder import (
     REFERENCE_FOLDER,
     SELECTION_FILE,
 )
-from maskpro.schedule.history import TrialRecord
-from maskpro.schedule.ranking import completed_by_error
+from maskpro.schedule.history import SHARE, TrialRecord
+from maskpro.schedule.ranking import best_trials
 from maskpro.schedule.state import Plan
 from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.experiment import Experiment
@@ -50,20 +49,6 @@ from maskpro.workload_evaluation import PartMaker, make_parts
 _CONTENDERS = 5
 
 
-def best_trials(records: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
-    """The `count` trials with the lowest val_error among those that ran to their full budget without a failure.
-
-    Raises:
-        MaskproError: there is none.
-    """
-    completed = completed_by_error(records)
-    if not completed:
-        raise MaskproError(
-            "no trial ran to its full budget without an error, so there is no mask to promote; see failure in trials.csv"
-        )
-    return completed[:count]
-
-
 def selected_trials(experiment: Experiment) -> list[TrialRecord]:
     """The best trials by their masks' error on the selection samples, as many as are to be evaluated.
 
@@ -73,7 +58,8 @@ def selected_trials(experiment: Experiment) -> list[TrialRecord]:
         MaskproError: no trial ran to its full budget without a failure.
     """
     count = experiment.search.options.promote_top_k
-    contenders = best_trials(experiment.history.searched, max(count, _CONTENDERS))
+    history = experiment.history
+    contenders = best_trials(history.searched, max(count, _CONTENDERS), history.min_sparse_share)
     if len(contenders) == 1:
         return contenders
     errors = _selection_errors(experiment, contenders)
@@ -119,7 +105,7 @@ def promote(experiment: Experiment, *, make: PartMaker = make_parts) -> dict[str
     figures with other randomness than the reported ones, because the lowest of several is also the luckiest.
     """
     search, folder = experiment.search, experiment.folder
-    (best,) = best_trials(experiment.history.searched, 1)
+    (best,) = best_trials(experiment.history.searched, 1, experiment.history.min_sparse_share)
     write_best(experiment, best)
     candidates = _candidates(experiment)
     if candidates[0][0] is not best:
@@ -213,6 +199,7 @@ def _final_report(experiment: Experiment, picked: TrialRecord, report: dict[str,
         "pattern": form.pattern,
         "layout": form.layout,
         "initial_mask": form.initial_mask,
+        **_dense_choice(experiment, picked),
         "trial_id": picked.name,
         "trial_seed": picked.seed,
         "search_seed": experiment.search.options.seed,
@@ -307,6 +294,12 @@ def _targets(experiment: Experiment, record: TrialRecord) -> tuple[str, ...]:
     return split_targets(settings.get("targets")) or experiment.search.context.targets
 
 
+def _dense_choice(experiment: Experiment, record: TrialRecord) -> dict[str, Any]:
+    """How many of the most sensitive layers a trial keeps dense, where the space says it, and what stays sparse then."""
+    settings = experiment.search.space.fixed | record.params | record.last
+    return {name: settings[name] for name in ("num_dense", SHARE) if name in settings}
+
+
 def _facts(experiment: Experiment, record: TrialRecord, masked: MaskedModel) -> dict[str, Any]:
     search = experiment.search
     settings = {name: value for name, value in (search.space.fixed | record.params).items() if name not in FORMAT}
@@ -320,6 +313,7 @@ def _facts(experiment: Experiment, record: TrialRecord, masked: MaskedModel) -> 
         "layout": masked.layout,
         "initial_mask": _format(experiment, record).initial_mask,
         "targets": list(_targets(experiment, record)),
+        **_dense_choice(experiment, record),
         **_kept_figures(experiment, record),
         "num_samples_seen": record.samples,
     }

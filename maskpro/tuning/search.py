@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from maskpro.dense_layers import DenseLayers
+from maskpro.dense_curve import sensitive_first
+from maskpro.dense_layers import DenseLayers, multiply_adds
 from maskpro.doctor import understood
 from maskpro.errors import MaskproError
 from maskpro.files import why_unwritable
@@ -32,7 +33,7 @@ from maskpro.schedule.searcher import Searcher, searcher_name
 from maskpro.schedule.state import Plan
 from maskpro.search_options import SearchOptions
 from maskpro.trainer_config import TrainerConfig
-from maskpro.tuning.shared import TrialContext
+from maskpro.tuning.shared import TrialContext, initial_masked, mask_format
 from maskpro.tuning.space import SearchSpace, load_space
 from maskpro.tuning.trainable import split_targets
 from maskpro.workload import Workload
@@ -51,7 +52,7 @@ class Search:
         planned: the trials that are run first, as they stand.
         num_trials: of the search when it is new; a history knows better.
         preflight: what was measured of the first format of the space.
-        warm_start: (parameters, value, source, reports) of another experiment's trials; of a new search only.
+        warm_start: (parameters, value, source, reports, share or None) of another experiment's trials, of a new search.
         judged_by: what judges beside the held-out samples, as the evaluation says it.
         is_replay: True for a search that follows another one's history: it stops trials where that one did.
         min_completed: least number of trials that run to their full budget.
@@ -64,7 +65,7 @@ class Search:
     planned: tuple[Plan, ...]
     num_trials: int
     preflight: Preflight
-    warm_start: tuple[tuple[dict[str, Any], float, str, list[tuple[int, float]]], ...] = ()
+    warm_start: tuple[tuple[dict[str, Any], float, str, list[tuple[int, float]], float | None], ...] = ()
     judged_by: Mapping[str, Any] = field(default_factory=dict)
     is_replay: bool = False
     min_completed: int = MIN_COMPLETED
@@ -93,8 +94,7 @@ class Search:
     @property
     def _asked_scheduler(self) -> Scheduler:
         """What stops trials early, or did in the search that is done again; seed points alone are run as they stand."""
-        named = self.options.scheduler or (None if self.options.only_seed_points else self.space.scheduler)
-        return named or "none"
+        return _asked_scheduler(self.options, self.space)
 
     @property
     def restarts(self) -> bool:
@@ -122,6 +122,7 @@ class Search:
             "scheduler": scheduler_name(self.scheduler),
             "num_trials": self.num_trials,
             "planned": [asdict(plan) for plan in self.planned],
+            **({"dense_order": dict(self.context.dense_order)} if "num_dense" in self.space.param_space else {}),
             "is_replay": self.is_replay,
             "min_completed": self.min_completed,
             "trial": context,
@@ -164,8 +165,25 @@ def _check_places(options: SearchOptions) -> None:
             raise MaskproError(f"{name} is {place}, which can't be written ({problem}); allowed: a writable folder")
 
 
-def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Plan, ...], num_trials: int) -> Search:
-    """A search whose trials are decided on, with its model and data."""
+def load_search(
+    options: SearchOptions,
+    space: SearchSpace,
+    *,
+    planned: tuple[Plan, ...],
+    num_trials: int,
+    dense_order: Mapping[str, float] | None = None,
+) -> Search:
+    """A search whose trials are decided on, with its model and data.
+
+    Args:
+        dense_order: as an experiment's record has it; None: it is found out where the space has num_dense.
+    """
+    scheduler = _asked_scheduler(options, space)
+    if len(space.objectives) > 1 and scheduler != "none":
+        raise MaskproError(
+            f"scheduler is {scheduler_name(scheduler)} together with a choice of num_dense; allowed: none (early stopping "
+            "can't judge two objectives, the error and the share that stays sparse)"
+        )
     name = options.workload or space.workload
     opening, judging = workload_options(name, options)
     workload = open_workload(
@@ -189,15 +207,7 @@ def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Pl
     workload = replace(workload, budgets=replace(workload.budgets, max_samples=max_samples, report_samples=report_samples))
     evaluation = workload.evaluation(judging)
     context = _context(options, space, workload, max_samples)
-    for targets in (space.targets, *(split_targets(text) for text in space.choices("targets", None))):
-        for form in context.formats if targets else ():
-            MaskedModel(
-                copy.deepcopy(workload.model),
-                pattern=NMPattern.parse(form.pattern),
-                layout=parse_layout(form.layout),
-                targets=targets,
-                dense=form.dense,
-            )
+    _check_formats(space, context)
     for masks in space.choices("masks_per_step", 1):
         if max_samples % masks or report_samples % masks:
             raise MaskproError(
@@ -207,6 +217,9 @@ def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Pl
     evaluation.check(options.evaluation_device)
     for precision in space.choices("precision", TrainerConfig().precision):
         check_precision(precision, options.evaluation_device)
+    if "num_dense" in space.param_space:
+        order = _dense_order(options, space, context) if dense_order is None else dense_order
+        context = _with_dense_layers(space, context, order)
     form = context.formats[0]
     found = run_preflight(
         workload,
@@ -228,6 +241,74 @@ def load_search(options: SearchOptions, space: SearchSpace, *, planned: tuple[Pl
     )
     check_record(workload, search.describe)
     return search
+
+
+def _asked_scheduler(options: SearchOptions, space: SearchSpace) -> Scheduler:
+    return options.scheduler or (None if options.only_seed_points else space.scheduler) or "none"
+
+
+def _check_formats(space: SearchSpace, context: TrialContext) -> None:
+    """Raise where one of the formats leaves a target no layer."""
+    for targets in (space.targets, *(split_targets(text) for text in space.choices("targets", None))):
+        for form in context.formats if targets else ():
+            _masked(context, form, targets)
+
+
+def _masked(context: TrialContext, form: MaskFormat, targets: tuple[str, ...] = ("all",)) -> MaskedModel:
+    pattern, layout = NMPattern.parse(form.pattern), parse_layout(form.layout)
+    return MaskedModel(
+        copy.deepcopy(context.workload.model), pattern=pattern, layout=layout, targets=targets, dense=form.dense
+    )
+
+
+def _dense_order(options: SearchOptions, space: SearchSpace, context: TrialContext) -> dict[str, float]:
+    """The learned layers of the first format, the most sensitive first, with their shares of the multiply-adds."""
+    # A copy: to judge it moves a network to the device.
+    workload = replace(context.workload, model=copy.deepcopy(context.workload.model))
+    workload.check_passes(workload.model, torch.device("cpu"))
+    targets = split_targets(space.choices("targets", None)[0]) or space.targets
+    initial = initial_masked(context, workload.model, context.formats[0], targets)
+    _check_num_dense(space, sum(layer.learned for layer in initial.layers))
+    order = sensitive_first(workload, initial, device=options.evaluation_device, say=say_aside)
+    costs = multiply_adds(context.workload.model, context.workload.run_once)
+    return {name: costs.get(name, 0) / max(1, sum(costs.values())) for name in order}
+
+
+def _check_num_dense(space: SearchSpace, num_layers: int) -> None:
+    most = max(space.choices("num_dense", 0))
+    if most >= num_layers:
+        raise MaskproError(
+            f"num_dense is {most}; allowed: at most {num_layers - 1}, one less than the layers that would be learned"
+        )
+
+
+def _with_dense_layers(space: SearchSpace, context: TrialContext, order: Mapping[str, float]) -> TrialContext:
+    """The context with a format for each num_dense, the smallest first.
+
+    Raises:
+        MaskproError: a num_dense is too large, or none leaves as much sparse as the promoted trial shall have.
+    """
+    _check_num_dense(space, len(order))
+    context = replace(context, dense_order=order)
+    counts = sorted(set(space.choices("num_dense", 0)))
+    forms = tuple(
+        mask_format(context, form._asdict() | {"num_dense": count}) for form in context.formats for count in counts
+    )
+    context = replace(context, formats=forms)
+    _check_formats(space, context)
+    if len(space.objectives) == 1:
+        return context
+    costs = multiply_adds(context.workload.model, context.workload.run_once)
+    shares = {
+        form: sum(costs.get(layer.name, 0) for layer in _masked(context, form).layers) / max(1, sum(costs.values()))
+        for form in forms
+    }
+    if space.min_sparse_share is not None and max(shares.values()) < space.min_sparse_share:
+        largest = math.floor(1e4 * max(shares.values())) / 1e4
+        raise MaskproError(
+            f"min_sparse_share is {space.min_sparse_share}, which no num_dense reaches; allowed: at most {largest}"
+        )
+    return replace(context, sparse_shares=shares)
 
 
 def _context(options: SearchOptions, space: SearchSpace, workload: Workload, max_samples: int) -> TrialContext:

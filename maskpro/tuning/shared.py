@@ -16,7 +16,7 @@ from torch import nn
 from maskpro import runs
 from maskpro.errors import MaskproError
 from maskpro.initial_masks import InitialMaskMethod
-from maskpro.masked_model import MaskedModel
+from maskpro.masked_model import MaskedModel, whole_name
 from maskpro.names import Precision, Timesteps
 from maskpro.objectives import HeldOutMeans
 from maskpro.runs import MaskFormat, RunCache
@@ -39,6 +39,9 @@ class TrialContext:
         precisions: the precisions of the networks' passes in training that the search space allows.
         dense: parts of the names of layers that stay dense by choice.
         rung_lr_exponent: see `rung_lr`.
+        dense_order: the layers of which a trial's num_dense first ones stay dense as well, with their shares of the
+            multiply-adds; none where num_dense is not in the search space.
+        sparse_shares: share of the multiply-adds in layers with a mask, of each format, where num_dense is searched.
         storage: folder of the trials' checkpoints, a path or a URI.
         gpu_share: share of one GPU's memory that a trial may use.
     """
@@ -57,6 +60,8 @@ class TrialContext:
     precisions: tuple[Precision, ...] = ("float32",)
     dense: tuple[str, ...] = ()
     rung_lr_exponent: float = 0.0
+    dense_order: Mapping[str, float] = field(default_factory=dict)
+    sparse_shares: Mapping[MaskFormat, float] = field(default_factory=dict)
     storage: str = ""
     cpus: float = 1.0
     gpu_share: float = 1.0
@@ -141,8 +146,8 @@ def share_values(context: TrialContext, *, resources: dict[str, float]) -> Share
         threads = torch.get_num_threads()
         dense_val_loss, initial, shares = _judged(context)
         torch.set_num_threads(threads)
-    losses = {f"{form.initial_mask} mask {form.pattern} ({form.layout})": means.loss for form, means in initial.items()}
-    for name, loss in {"dense network": dense_val_loss, **losses}.items():
+    losses = [(f"{form.initial_mask} mask {form.pattern} ({form.layout})", means.loss) for form, means in initial.items()]
+    for name, loss in (("dense network", dense_val_loss), *losses):
         if not math.isfinite(loss):
             raise MaskproError(
                 f"held-out loss of the {name} of {context.workload.model_source} is {loss}; "
@@ -153,7 +158,9 @@ def share_values(context: TrialContext, *, resources: dict[str, float]) -> Share
 
 def mask_format(context: TrialContext, settings: Mapping[str, Any]) -> MaskFormat:
     """Mask format of a trial with these settings; the search supplies missing ones."""
-    return MaskFormat(*(settings.get(name, getattr(context, name)) for name in MaskFormat._fields))
+    form = MaskFormat(*(settings.get(name, getattr(context, name)) for name in MaskFormat._fields))
+    kept = list(context.dense_order)[: settings.get("num_dense", 0)]
+    return form._replace(dense=(*form.dense, *map(whole_name, kept)))
 
 
 def _fits(context: TrialContext) -> bool:

@@ -20,13 +20,14 @@ from maskpro.estimators import PARAMETRISATIONS
 from maskpro.initial_masks import parse_initial_mask
 from maskpro.pattern import NMPattern, parse_layout
 from maskpro.schedule.early_stopping import PROMOTIONS, Scheduler, check_scheduler, scheduler_name
-from maskpro.schedule.searcher import Searcher, check_searcher, searcher_name
+from maskpro.schedule.history import METRIC, SHARE
+from maskpro.schedule.searcher import Searcher, check_searcher, contains, searcher_name
 from maskpro.search_options import check_space_file
 from maskpro.trainer_config import HYPERPARAMETERS, TrainerConfig
 from maskpro.workloads import WORKLOADS
 
 # What a space may search or fix: the trainer's settings, less those that the search itself sets, and the mask's format.
-FORMAT = ("pattern", "layout", "initial_mask", "targets")
+FORMAT = ("pattern", "layout", "initial_mask", "targets", "num_dense")
 SEARCHABLE = (*HYPERPARAMETERS, *FORMAT)
 _REQUIRED = ("param_space", "seed_points")
 
@@ -47,6 +48,7 @@ class SearchSpace:
         promotion: whether a promoted trial resumes from its checkpoint ("resume"), or is trained anew with the next rung as
             its budget ("restart").
         rung_lr_exponent: with "restart", a run of a rung has lr * (max_samples / its budget) to this power.
+        min_sparse_share: least share of multiply-adds in layers with a mask that the promoted trial shall have; None: any.
         searcher, scheduler: what suggests trials, and what stops them early: names, or the user's own Optuna objects.
     """
 
@@ -65,6 +67,7 @@ class SearchSpace:
     reduction_factor: int
     promotion: str
     rung_lr_exponent: float
+    min_sparse_share: float | None
     searcher: Searcher
     scheduler: Scheduler
 
@@ -81,6 +84,11 @@ class SearchSpace:
     def choices(self, name: str, default: Any) -> tuple[Any, ...]:
         """All values, or the bounds of the values, that a trial's setting can have."""
         return _extremes(name, self.param_space.get(name, default))
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """The metrics that are searched for: where several num_dense are allowed, the share that stays sparse as well."""
+        return (METRIC, SHARE) if len(set(self.choices("num_dense", 0))) > 1 else (METRIC,)
 
     @property
     def domains(self) -> dict[str, Domain]:
@@ -114,6 +122,7 @@ _OPTIONAL: dict[str, Any] = {
     "reduction_factor": 3,
     "promotion": "resume",
     "rung_lr_exponent": 0.0,
+    "min_sparse_share": None,
     "searcher": "optuna",
     "scheduler": "asha",
 }
@@ -194,7 +203,7 @@ def _checked_space(source: str, values: dict[str, Any]) -> SearchSpace:
         raise MaskproError(f"seed_points is {seed_points!r}; allowed: a list of dictionaries")
     points = tuple(_check_seed_point(number, point, param_space) for number, point in enumerate(seed_points, 1))
     _check_together(param_space, values["pattern"])
-    return SearchSpace(
+    space = SearchSpace(
         source=source,
         param_space=dict(param_space),
         seed_points=points,
@@ -202,11 +211,23 @@ def _checked_space(source: str, values: dict[str, Any]) -> SearchSpace:
         targets=tuple(targets),
         **{name: values[name] for name in _OPTIONAL if name != "targets"},
     )
+    share = space.min_sparse_share
+    is_share = isinstance(share, float | int) and not isinstance(share, bool) and 0 <= share <= 1
+    if share is not None and not (is_share and len(space.objectives) > 1):
+        raise MaskproError(
+            f"min_sparse_share is {share!r}; allowed: None, or with a choice of num_dense a number from 0 to 1"
+        )
+    return space
 
 
 def _check_parameter(name: str, value: Any) -> None:
     if name not in SEARCHABLE:
         raise MaskproError(f"param_space has an unknown parameter {name!r}; allowed: {', '.join(SEARCHABLE)}")
+    if name == "num_dense" and isinstance(value, Domain) and not isinstance(value, Categorical):
+        raise MaskproError(
+            f"param_space['num_dense'] is a tune domain of the kind {type(value).__name__}; allowed: a whole number, or "
+            "tune.choice of some (the initial mask of each is judged once)"
+        )
     if isinstance(value, Categorical) and not value.categories:
         raise MaskproError(f"param_space[{name!r}] is an empty choice; allowed: at least one value")
     if isinstance(value, Float | Integer) and not value.lower < value.upper:
@@ -228,14 +249,6 @@ def _distribution(name: str, domain: Domain) -> BaseDistribution:
         ) from error
     checked: BaseDistribution = distribution
     return checked
-
-
-def contains(distribution: BaseDistribution, value: Any) -> bool:
-    """Whether a parameter can have the value."""
-    try:
-        return bool(distribution._contains(distribution.to_internal_repr(value)))
-    except (ValueError, TypeError):  # not one of the choices, or of another type
-        return False
 
 
 def _extremes(name: str, value: Any) -> tuple[Any, ...]:
@@ -270,9 +283,12 @@ def _check_value(where: str, name: str, value: Any) -> None:
 
 def _check_format(where: str, name: str, value: Any) -> None:
     try:
-        if not isinstance(value, str) or not value.strip():
+        if name == "num_dense":
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise MaskproError(f"{name} is {value!r}; allowed: a whole number of at least 0")
+        elif not isinstance(value, str) or not value.strip():
             raise MaskproError(f"{name} is {value!r}; allowed: a text")
-        if name == "pattern":
+        elif name == "pattern":
             NMPattern.parse(value)
         elif name == "layout":
             parse_layout(value)

@@ -17,7 +17,7 @@ from maskpro.metrics import loss_improvement, recovery
 from maskpro.objectives import HeldOutMeans, Shelf
 from maskpro.runs import MaskFormat, RunCache, build_trainer
 from maskpro.schedule.checkpoints import read_counters, read_part, write_checkpoint
-from maskpro.schedule.history import METRIC, PARTS, STOPPED_PARTS
+from maskpro.schedule.history import COMMON_FIDELITY, METRIC, PARTS, SHARE, STOPPED_PARTS
 from maskpro.schedule.rungs import rung_lr
 from maskpro.trainer import MaskTrainer, NonFiniteLossError
 from maskpro.trainer_config import TrainerConfig
@@ -69,7 +69,8 @@ class MaskTrainable(Trainable):
         _, _, seed, checkpoint, promoted, budget = (settings.pop(name) for name in own)
         form = mask_format(context, settings)
         targets = split_targets(settings.pop("targets", None)) or context.targets
-        for name in MaskFormat._fields:
+        whole = mask_format(context, settings | {"num_dense": 0})
+        for name in (*MaskFormat._fields, "num_dense"):
             settings.pop(name, None)
         budget_samples = budget or context.max_samples
         trainer_config = TrainerConfig(**settings, budget_samples=budget_samples, seed=seed)
@@ -81,6 +82,8 @@ class MaskTrainable(Trainable):
         )
         trainer_config = replace(trainer_config, lr=scaled)
         self._initial = self._shared.initial[form]
+        self._share = context.sparse_shares.get(form)
+        self._whole_initial = self._shared.initial.get(whole)
         self._trainer = build_trainer(
             context.workload,
             trainer_config,
@@ -127,6 +130,7 @@ class MaskTrainable(Trainable):
                 "num_samples_seen": trainer.num_samples_seen,
                 "num_samples_trained": self._earlier_samples + trainer.num_samples_seen,
                 METRIC: FAILURE_PENALTY * abs(self._initial.error),
+                **({} if self._share is None else {SHARE: self._share}),
                 "failure": text,
                 "done": True,
             }
@@ -144,6 +148,7 @@ class MaskTrainable(Trainable):
             "num_samples_trained": self._earlier_samples + trainer.num_samples_seen,
             "fidelity": math.nan if reached is None else reached,
             METRIC: lowest.error,
+            **self._shared_figures(lowest),
             "val_error_now": now.error,
             "best_val_error": trainer.best.error,
             "initial_val_error": initial.error,
@@ -160,6 +165,13 @@ class MaskTrainable(Trainable):
             # A run up to a rung is not the trial's end.
             "done": trainer.finished and trainer.num_samples_seen >= self._context.max_samples,
         }
+
+    def _shared_figures(self, lowest: HeldOutMeans) -> dict[str, float]:
+        """What compares trials of different num_dense, where that is searched."""
+        if self._share is None:
+            return {}
+        common = None if self._whole_initial is None else fidelity(self._whole_initial.error, lowest.error)
+        return {SHARE: self._share, COMMON_FIDELITY: math.nan if common is None else common}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write the trainer's state and its mask as safetensors and JSON."""

@@ -92,6 +92,20 @@ def test_a_search_without_trials_has_a_view():
     assert rows["time"] == "unknown"
 
 
+def test_the_best_leaves_as_much_sparse_as_was_asked_for():
+    history = History()
+    history.session(2, time=START.isoformat(), min_sparse_share=0.5)
+    for number, share in ((1, 0.4), (2, 0.5)):
+        assert snapshot_of(history).best is None
+        history.start({"num_dense": number}, source="optuna", seed=0)
+        metrics = {"num_samples_seen": 100, "val_error": number / 10, "fidelity": 0.5, "done": True}
+        history.report(number, metrics | {"sparse_multiply_adds_share": share}, stopped=False)
+        if number == 1:
+            rows = dict(summary_rows(snapshot_of(history)))
+            assert rows["best so far"] == "no trial that may be promoted has reported yet"
+    assert snapshot_of(history).best.number == 2
+
+
 def test_confirmations_and_failures_are_never_the_best():
     history = History()
     history.session(2, time=START.isoformat())

@@ -21,7 +21,8 @@ from maskpro.schedule.remnants import refuse_begun
 from maskpro.search_options import SearchOptions
 from maskpro.tuning.adapters import open_checkpoint, trial_folder
 from maskpro.tuning.command import read_experiment
-from maskpro.tuning.experiment import _trackers, check_writable, open_experiment, tabulate_trials
+from maskpro.tuning.experiment import check_writable, open_experiment, tabulate_trials
+from maskpro.tuning.monitor import trackers
 from maskpro.tuning.search import prepare_search
 
 SPACE = """
@@ -194,7 +195,7 @@ def test_every_tracker_that_is_named_gets_a_callback(tmp_path, monkeypatch):
     monkeypatch.setattr("ray.air.integrations.wandb.wandb", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace())
     options = SimpleNamespace(swanlab=None, wandb="project", mlflow="sparse", experiment="first", folder=tmp_path)
-    names = [type(tracker).__name__ for tracker in _trackers(SimpleNamespace(options=options))]
+    names = [type(tracker).__name__ for tracker in trackers(options)]
     assert names == ["WandbLoggerCallback", "MLflowLoggerCallback"]
 
 
