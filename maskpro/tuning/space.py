@@ -214,9 +214,7 @@ def _checked_space(source: str, values: dict[str, Any]) -> SearchSpace:
     share = space.min_sparse_share
     is_share = isinstance(share, float | int) and not isinstance(share, bool) and 0 <= share <= 1
     if share is not None and not (is_share and len(space.objectives) > 1):
-        raise MaskproError(
-            f"min_sparse_share is {share!r}; allowed: None, or with a choice of num_dense a number from 0 to 1"
-        )
+        raise MaskproError(f"min_sparse_share is {share!r}; allowed: None, or with a choice of num_dense 0 to 1")
     return space
 
 
