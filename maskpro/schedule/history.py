@@ -287,6 +287,8 @@ def _check(event: dict[str, Any]) -> None:
     """Raise LookupError or TypeError where an event lacks a field, or has one of another type."""
     for name, kind in _FIELDS[event["event"]].items():
         _check_type(name, event[name], kind)
+    for name in event.keys() & {"min_sparse_share", SHARE}:
+        _check_type(name, event[name], float)
     if event["event"] == "warm_start":
         _check_type("reports", event.get("reports", []), list)
     if event["event"] != "report":
