@@ -16,8 +16,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from maskpro.fidelity import fidelity
 from maskpro.schedule.early_stopping import SuccessiveHalving, make_pruner
+from maskpro.schedule.event_file import drop_torn_line
 from maskpro.schedule.folder import HISTORY_FILE, STUDY_FILE
-from maskpro.schedule.history import METRIC, SHARE, History, drop_torn_line
+from maskpro.schedule.history import METRIC, SHARE, History
 from maskpro.schedule.searcher import SearchStudy
 from maskpro.schedule.state import Plan, SearchState, TrialSource
 

@@ -16,7 +16,7 @@ import psutil
 
 from benchmarks.resumable import Rows, die_with_parent
 from maskpro.errors import MaskproError
-from maskpro.schedule.history import read_events
+from maskpro.schedule.event_file import read_events
 
 _POLL_SECONDS = 0.25
 _SAMPLE_SECONDS = 1.0

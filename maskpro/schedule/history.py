@@ -6,15 +6,15 @@ neither the early stopping's records nor the searcher's running trials. Here a l
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from maskpro.errors import MaskproError
+from maskpro.schedule.event_file import broken_line, parse_events, read_events, write_line
 
 # The metric that a search minimises: the mean squared difference from the dense network's output on the validation samples,
 # the E of `fidelity`. It compares trials with different initial masks, which fidelity does not.
@@ -232,7 +232,7 @@ class History:
             raise self.failure
         if self._path is not None:
             try:
-                _write_line(self._path, (json.dumps(event, allow_nan=False) + "\n").encode())
+                write_line(self._path, (json.dumps(event, allow_nan=False) + "\n").encode())
             except OSError as error:
                 self.failure = error
                 error.filename = error.filename or str(self._path)
@@ -245,7 +245,7 @@ class History:
             _check(event)
             self._apply(event)
         except (LookupError, TypeError) as error:
-            raise _broken(path, line, f"{type(error).__name__}: {error}") from error
+            raise broken_line(path, line, f"{type(error).__name__}: {error}") from error
 
     def _apply(self, event: dict[str, Any]) -> None:
         kind = event["event"]
@@ -311,16 +311,6 @@ def _check_type(name: str, value: Any, kind: type) -> None:
         raise TypeError(f"{name} is {value!r:.40}")
 
 
-def _write_line(path: Path, line: bytes) -> None:
-    # One write: a kill can then tear the last line only, and reading drops that.
-    with path.open("ab", buffering=0) as file:
-        whole = file.tell()
-        if file.write(line) != len(line):  # the disk is full; half a line would break the next one
-            file.truncate(whole)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        os.fsync(file.fileno())
-
-
 class HistoryReader:
     """Follows a history that another process writes; `history` holds the events so far.
 
@@ -353,38 +343,8 @@ class HistoryReader:
         except FileNotFoundError:
             raise MaskproError(f"no file {self._path}") from None
         whole = new[: new.rfind(b"\n") + 1]
-        for number, event in enumerate(_parse(self._path, whole, self._num_lines), self._num_lines + 1):
+        for number, event in enumerate(parse_events(self._path, whole, self._num_lines), self._num_lines + 1):
             self.history._take_in(event, self._path, number)
         self._num_bytes += len(whole)
         self._num_lines += whole.count(b"\n")
         return bool(whole)
-
-
-def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """The events of a history; a last line torn by a kill is left out.
-
-    Raises:
-        MaskproError: any other line is broken.
-    """
-    return _parse(path, path.read_bytes(), 0)
-
-
-def _parse(path: Path, content: bytes, lines_before: int) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(content.split(b"\n")[:-1], lines_before + 1):
-        try:
-            yield json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise _broken(path, number, str(error)) from error
-
-
-def _broken(path: Path, number: int, why: str) -> MaskproError:
-    return MaskproError(f"{path} is broken in line {number} ({why}); allowed: a history as it was written")
-
-
-def drop_torn_line(path: Path) -> None:
-    """Remove a last line torn by a kill, before anything is appended."""
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        with path.open("rb+") as file:
-            file.truncate(len(whole))

@@ -20,8 +20,9 @@ from maskpro.files import NO_ROOM, atomic_path, remove_leftovers, write_json, wr
 from maskpro.machine.interruption import Interruption, interruptible, parse_duration
 from maskpro.monitoring.driver_log import say
 from maskpro.schedule.early_stopping import SuccessiveHalving, make_pruner
+from maskpro.schedule.event_file import drop_torn_line
 from maskpro.schedule.folder import EXPERIMENT_FILE, HISTORY_FILE, SPACE_FILE, STUDY_FILE, TRIALS_FILE, resuming
-from maskpro.schedule.history import History, TrialRecord, drop_torn_line
+from maskpro.schedule.history import History, TrialRecord
 from maskpro.schedule.lock import hold_lock
 from maskpro.schedule.remnants import clear_remnant, refuse_begun
 from maskpro.schedule.rungs import Ladder

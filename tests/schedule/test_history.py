@@ -10,8 +10,9 @@ import pytest
 
 from benchmarks.simulated_search import SimulatedSearch
 from maskpro.errors import MaskproError
+from maskpro.schedule.event_file import drop_torn_line, read_events
 from maskpro.schedule.folder import HISTORY_FILE
-from maskpro.schedule.history import COMMON_FIDELITY, SHARE, History, drop_torn_line, read_events
+from maskpro.schedule.history import COMMON_FIDELITY, SHARE, History
 from maskpro.schedule.state import METRICS, plain_metrics
 
 SEARCH = SimulatedSearch(num_trials=4)

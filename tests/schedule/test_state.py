@@ -10,8 +10,9 @@ import pytest
 
 from benchmarks.simulated_search import DISTRIBUTIONS, DiedError, KilledError, SimulatedSearch, learning_curve
 from maskpro.schedule.early_stopping import SCHEDULERS
+from maskpro.schedule.event_file import drop_torn_line, read_events
 from maskpro.schedule.folder import HISTORY_FILE
-from maskpro.schedule.history import PARTS, History, drop_torn_line, read_events
+from maskpro.schedule.history import PARTS, History
 from maskpro.schedule.searcher import SEARCHERS
 from maskpro.schedule.state import Plan, PlannedTrials, plain_metrics
 
