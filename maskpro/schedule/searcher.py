@@ -133,7 +133,8 @@ class SearchStudy:
 
     Suggestions come from the values of one rung, as in BOHB (Falkner et al. 2018, section 3.2): the highest one that has
     enough trials. Last values can't be compared: whatever was promoted first has the lowest one, as it has seen most
-    samples. Trials that stopped below that rung count as worse than all others.
+    samples. TPE takes trials that stopped below that rung as worse than all others; the Gaussian process leaves them out.
+    A trial that failed counts as it ended, wherever it did.
 
     Args:
         searcher: a searcher that `check_searcher` allows.
@@ -178,7 +179,8 @@ class SearchStudy:
         for told in history.warm_start:
             attributes = {"source": told["source"]}
             values = self._values({METRIC: told["value"], **told})
-            trial = self._frozen(TrialState.COMPLETE, told["params"], values, attributes, dict(told["reports"]))
+            reports = dict(told["reports"]) if self._rungs else {}  # a pruner judges by this search's own trials
+            trial = self._frozen(TrialState.COMPLETE, told["params"], values, attributes, reports)
             self._study.add_trial(trial)
         for record in history.searched:
             if record.status == "unfinished" and record.stopped_at is None:
@@ -250,19 +252,23 @@ class SearchStudy:
         if not self._rungs:
             yield
             return
-        told = self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        completed = self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        told = [trial for trial in completed if trial.user_attrs.get("status") != "failed"]
         last_values = [trial.value for trial in told]
-        enough = len(self._distributions) + _MORE_THAN_PARAMETERS
+        enough = max(self._startup_trials, len(self._distributions) + _MORE_THAN_PARAMETERS)
         filled = [rung for rung in self._rungs if sum(rung in trial.intermediate_values for trial in told) >= enough]
-        rung = max(filled, default=min(self._rungs, default=0))
-        for trial in told:
-            trial.value = trial.intermediate_values.get(rung, trial.value)
-            # A warm start may bring trials that went further without a report there, or without any.
-            if max(trial.intermediate_values, default=rung) < rung:
-                trial.state = TrialState.PRUNED
-        yield
-        for trial, value in zip(told, last_values, strict=True):
-            trial.state, trial.value = TrialState.COMPLETE, value
+        rung = max(filled, default=min(self._rungs))
+        try:
+            for trial in told:
+                values = trial.intermediate_values  # of a warm start none, or at other samples than the rungs
+                nearest = max((samples for samples in values if samples <= rung), default=min(values, default=rung))
+                trial.value = values.get(nearest, trial.value)
+                if max(values, default=rung) < rung:
+                    trial.state = TrialState.PRUNED
+            yield
+        finally:
+            for trial, value in zip(told, last_values, strict=True):
+                trial.state, trial.value = TrialState.COMPLETE, value
 
     def write(self, path: Path) -> None:
         """Write the stopped and ended trials as a journal of Optuna, and add further ones as they come."""

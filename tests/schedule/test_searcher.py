@@ -361,24 +361,37 @@ def test_warm_start_changes_what_tpe_suggests_from_the_first_trial_on(tmp_path):
 
 
 RUNGS = (100, 300, 900)
+FAILED = 10.0
 
 
-def suggested(told, *, rungs=RUNGS, warm=()):
-    """What TPE suggests after trials with these (lr, {samples: value})."""
+def replayed(told, *, searcher="tpe", rungs=RUNGS, warm=(), num_seed_points=1, pruner=None):
+    """The study of trials with these (lr, {samples: value}); one with a value of FAILED failed there."""
     history = History(None)
     for lr, values in warm:
         history.add_warm_start({"lr": lr}, list(values.values())[-1], "other", list(values.items()))
     for lr, values in told:
         number = history.start({"lr": lr}, source="optuna", seed=0).number
         for samples, value in values.items():
-            report = {"num_samples_seen": samples, "val_error": value, "done": samples == RUNGS[-1]}
-            history.report(number, report, stopped=samples == list(values)[-1] != RUNGS[-1])
+            failure = {"failure": "not finite"} if value == FAILED else {}
+            done = bool(failure) or samples == RUNGS[-1]
+            report = {"num_samples_seen": samples, "val_error": value, "done": done, **failure}
+            history.report(number, report, stopped=samples == list(values)[-1] and not done)
             history.checkpoint(number, "somewhere", samples)
-    distributions = {"lr": DISTRIBUTIONS["lr"]}
     study = SearchStudy(
-        "tpe", distributions=distributions, pruner=optuna.pruners.NopPruner(), seed=0, num_seed_points=1, rungs=rungs
+        searcher,
+        distributions={"lr": DISTRIBUTIONS["lr"]},
+        pruner=pruner or optuna.pruners.NopPruner(),
+        seed=0,
+        num_seed_points=num_seed_points,
+        rungs=rungs,
     )
     study.replay(history)
+    return study
+
+
+def suggested(told, **settings):
+    """What is suggested after these trials."""
+    study = replayed(told, **settings)
     before = [told_trial(trial) for trial in study._study.trials]
     found = study.suggest(99, place=99)["lr"]
     assert [told_trial(trial) for trial in study._study.trials[: len(before)]] == before, "the study itself is unchanged"
@@ -416,6 +429,49 @@ def test_suggestions_come_from_the_highest_rung_with_one_trial_a_parameter_and_t
 def test_a_warm_start_is_compared_at_the_same_rung_as_far_as_it_reported_there():
     further = with_reports(FIRST_RUNG, FURTHER, (0, 1))
     assert suggested([], warm=further) == suggested([], warm=FIRST_RUNG)
+
+
+def test_reports_of_a_warm_start_elsewhere_count_as_the_last_one_up_to_the_rung():
+    elsewhere = [(lr, {80: values[100], 160: 0.3, 240: 0.2}) for lr, values in FIRST_RUNG[:2]]
+    assert suggested(FIRST_RUNG[2:], warm=elsewhere) == suggested(FIRST_RUNG[2:], warm=FIRST_RUNG[:2])
+
+
+@pytest.mark.parametrize("searcher", ["tpe", "gp"])
+@pytest.mark.parametrize("reports", [{50: FAILED}, {100: 0.4, 200: FAILED}])
+def test_a_trial_that_failed_is_bad_whatever_it_reported_and_wherever_it_failed(searcher, reports):
+    rising = [(0.05 * 100 ** (number / 10), {100: 1 - 0.05 * number}) for number in range(8)]
+    failed = [(0.05 * 100 ** (number / 10), reports) for number in (8, 9, 10)]
+    assert suggested(rising, searcher=searcher) > 3
+    assert suggested(rising + failed, searcher=searcher) < 2.5
+
+
+def test_the_gaussian_process_is_asked_however_few_of_many_seed_points_went_further():
+    """Below its start-up trials it would suggest at random."""
+    further = with_reports(FIRST_RUNG, FURTHER, (0, 1, 2, 3))
+    asked = [suggested(told, searcher="gp", num_seed_points=10) for told in (further, FIRST_RUNG)]
+    assert asked[0] == asked[1]
+
+
+def test_a_searcher_that_raises_leaves_the_study_as_it_was():
+    def broken(seed):
+        class Broken(optuna.samplers.RandomSampler):
+            def infer_relative_search_space(self, study, trial):
+                raise ArithmeticError
+
+        return Broken(seed)
+
+    study = replayed(with_reports(FIRST_RUNG, FURTHER, (0, 1, 2, 3)), searcher=broken)
+    before = [told_trial(trial) for trial in study._study.trials]
+    with pytest.raises(ArithmeticError):
+        study.suggest(99, place=99)
+    assert [told_trial(trial) for trial in study._study.trials[: len(before)]] == before
+
+
+def test_trials_of_a_warm_start_do_not_stop_those_of_the_search():
+    median = optuna.pruners.MedianPruner(n_startup_trials=3, n_min_trials=3)
+    study = replayed([], rungs=(), warm=with_reports(FIRST_RUNG, FURTHER, range(20)), searcher="random", pruner=median)
+    study.suggest(1, place=1)
+    assert not study.should_stop(1, 100, 5.0)
 
 
 def test_a_trial_that_goes_on_counts_as_running_with_its_own_parameters(tmp_path):
