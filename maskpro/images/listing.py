@@ -111,7 +111,7 @@ def split_folders(root: Path) -> dict[Split, Path]:
 
 
 def refuse_deeper_splits(root: Path, paths: list[Path]) -> None:
-    """Raise where images lie in folders of splits further down, as in images/train and images/val: all would be pooled."""
+    """Raise where images lie in folders of splits further down, as in cats/train and cats/test: all would be pooled."""
     found: dict[Split, Path] = {}
     for folder in sorted({path.parent for path in paths}):
         for place in (folder, *folder.parents):
