@@ -133,8 +133,9 @@ class SearchStudy:
 
     Suggestions come from the values of one rung, as in BOHB (Falkner et al. 2018, section 3.2): the highest one that has
     enough trials. Last values can't be compared: whatever was promoted first has the lowest one, as it has seen most
-    samples. TPE takes trials that stopped below that rung as worse than all others; the Gaussian process leaves them out.
-    A trial that failed counts as it ended, wherever it did.
+    samples. Trials that stopped below that rung count as the worst of all, and failed ones come last. A Gaussian process
+    would suggest them again if they were left out. And beside a failed trial's own value, a multiple of all others, it
+    would see no difference between the others.
 
     Args:
         searcher: a searcher that `check_searcher` allows.
@@ -202,7 +203,7 @@ class SearchStudy:
         )
         make = self._make_sampler
         self._study.sampler = SEARCHERS[make](at) if isinstance(make, str) else make(at.seed)
-        with self._compared_at_one_rung():
+        with self._comparable():
             trial = self._study.ask(self._distributions)
         self._running[number] = trial
         return dict(trial.params)
@@ -247,28 +248,35 @@ class SearchStudy:
         told.user_attrs = ended.user_attrs
 
     @contextmanager
-    def _compared_at_one_rung(self) -> Iterator[None]:
-        """In the block, each trial has its value at the highest rung with enough trials, or is pruned below it."""
-        if not self._rungs:
+    def _comparable(self) -> Iterator[None]:
+        """In the block, each trial has its value at one rung; those that stopped below it or failed have the worst one."""
+        if not self._is_judged:
             yield
             return
-        completed = self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-        told = [trial for trial in completed if trial.user_attrs.get("status") != "failed"]
-        last_values = [trial.value for trial in told]
-        enough = max(self._startup_trials, len(self._distributions) + _MORE_THAN_PARAMETERS)
-        filled = [rung for rung in self._rungs if sum(rung in trial.intermediate_values for trial in told) >= enough]
-        rung = max(filled, default=min(self._rungs))
+        told = self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        last = [trial.value or 0.0 for trial in told]  # a completed trial has one
+        rung = self._compared_rung(told)
+        values = [_value_at(rung, trial.intermediate_values, value) for trial, value in zip(told, last, strict=True)]
+        reached = [max(trial.intermediate_values, default=rung) for trial in told]
+        behind = {place for place, trial in enumerate(told) if _has_failed(trial) or reached[place] < rung}
+        worst = max((value for place, value in enumerate(values) if place not in behind), default=0.0)
+        ordered = sorted(behind, key=lambda place: (_has_failed(told[place]), -reached[place], last[place]))
+        for rank, place in enumerate(ordered, 1):
+            values[place] = worst * (1 + 1e-12 * rank)  # still in order, for TPE
         try:
-            for trial in told:
-                values = trial.intermediate_values  # of a warm start none, or at other samples than the rungs
-                nearest = max((samples for samples in values if samples <= rung), default=min(values, default=rung))
-                trial.value = values.get(nearest, trial.value)
-                if max(values, default=rung) < rung:
-                    trial.state = TrialState.PRUNED
+            for trial, value in zip(told, values, strict=True):
+                trial.value = value
             yield
         finally:
-            for trial, value in zip(told, last_values, strict=True):
-                trial.state, trial.value = TrialState.COMPLETE, value
+            for trial, value in zip(told, last, strict=True):
+                trial.value = value
+
+    def _compared_rung(self, told: Sequence[FrozenTrial]) -> int:
+        """The highest rung with enough trials; 0: there are no rungs."""
+        enough = len(self._distributions) + _MORE_THAN_PARAMETERS
+        reports = [trial.intermediate_values for trial in told if not _has_failed(trial)]
+        filled = [rung for rung in self._rungs if sum(rung in values for values in reports) >= enough]
+        return max(filled, default=min(self._rungs, default=0))
 
     def write(self, path: Path) -> None:
         """Write the stopped and ended trials as a journal of Optuna, and add further ones as they come."""
@@ -313,6 +321,18 @@ class SearchStudy:
                 f"parameters {dict(params)} of the history do not fit the search space ({error}); allowed: {SPACE_FILE} of "
                 "the experiment as it was when it began"
             ) from error
+
+
+def _has_failed(trial: FrozenTrial) -> bool:
+    return bool(trial.user_attrs.get("status") == "failed")
+
+
+def _value_at(rung: int, values: Mapping[int, float], last: float) -> float:
+    """The last value up to a rung; a trial of a warm start may have reports at other samples only, or none."""
+    if not rung:
+        return last
+    nearest = max((samples for samples in values if samples <= rung), default=min(values, default=rung))
+    return values.get(nearest, last)
 
 
 def _attributes(record: TrialRecord) -> dict[str, Any]:

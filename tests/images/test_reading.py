@@ -205,7 +205,7 @@ def test_a_damaged_png_is_refused_wherever_the_damage_is(tmp_path):
     (tmp_path / "c.png").write_bytes(whole[: end + 4])
     assert np.array_equal(read(tmp_path / "c.png")[0], expected), "all pixels are there, only the end is not"
     text = b"\0\0\0\1tEXtx\0\0\0\0"  # with another checksum
-    (tmp_path / "d.png").write_bytes(whole[: end] + text + whole[end:])
+    (tmp_path / "d.png").write_bytes(whole[:end] + text + whole[end:])
     assert np.array_equal(read(tmp_path / "d.png")[0], expected), "the pixels are whole, only a text behind them is not"
 
 

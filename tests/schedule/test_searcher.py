@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 from dataclasses import replace
 from wsgiref.util import setup_testing_defaults
@@ -445,11 +446,17 @@ def test_a_trial_that_failed_is_bad_whatever_it_reported_and_wherever_it_failed(
     assert suggested(rising + failed, searcher=searcher) < 2.5
 
 
-def test_the_gaussian_process_is_asked_however_few_of_many_seed_points_went_further():
-    """Below its start-up trials it would suggest at random."""
-    further = with_reports(FIRST_RUNG, FURTHER, (0, 1, 2, 3))
-    asked = [suggested(told, searcher="gp", num_seed_points=10) for told in (further, FIRST_RUNG)]
-    assert asked[0] == asked[1]
+def test_the_gaussian_process_learns_beside_a_failed_trial_and_however_few_of_many_seed_points_went_further():
+    """Ten times the others' error would hide all their differences, and a random suggestion would be somewhere."""
+    further = with_reports(FIRST_RUNG, FURTHER, (8, 9, 10, 11))
+    for told in (further, [*further, (5.0, {200: FAILED})]):
+        assert 0.25 < suggested(told, searcher="gp", num_seed_points=10) < 1.0
+
+
+def test_what_has_stopped_below_the_compared_rung_is_not_suggested_again():
+    falling = [(lr, {100: 0.5, 300: 0.6 - 0.01 * number}) for number, (lr, _) in enumerate(FIRST_RUNG[:12])]
+    first = suggested(falling, searcher="gp")
+    assert abs(math.log(suggested([*falling, (first, {100: 0.9})], searcher="gp") / first)) > 0.1
 
 
 def test_a_searcher_that_raises_leaves_the_study_as_it_was():
