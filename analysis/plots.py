@@ -41,7 +41,7 @@ def all_figures(experiment: OpenedExperiment, *themes: Theme) -> tuple[list[dict
     drawn: tuple[tuple[str, str, Callable[[Theme], Figure]], ...] = (
         (
             "best_so_far",
-            no_reports or ("" if len(counting) else _NONE_COUNTS),
+            no_reports or ("" if len(judged_trials(counting)) else _NONE_COUNTS),
             lambda theme: best_so_far(counting, curves, theme=theme),
         ),
         ("learning_curves", no_reports, lambda theme: learning_curves(trials, curves, best=best, rungs=marks, theme=theme)),

@@ -9,6 +9,7 @@ import pytest
 from analysis.experiment import OpenedExperiment
 from analysis.figures.learning import pareto_front as draw_front
 from analysis.figures.theme import LIGHT
+from analysis.plots import all_figures
 from analysis.report import CAPTIONS, gather, write_report
 from benchmarks.made_up_experiment import make_experiment
 from maskpro.errors import MaskproError
@@ -87,6 +88,19 @@ def test_the_front_of_a_search_of_two_objectives_is_listed(report):
     assert lines["Pareto front"].get_ydata().tolist() == front["val_error"].tolist()
     assert list(lines[f"promoted: trial {promoted.number}"].get_ydata()) == [promoted.last["val_error"]]
     assert len(lines["ran to its budget"].get_ydata()) == 12
+
+
+def test_where_only_a_failed_trial_leaves_enough_sparse_there_is_no_best_so_far(tmp_path):
+    history = History(tmp_path / "history.jsonl")
+    history.session(2, time="2026-01-01T00:00:00+00:00", min_sparse_share=0.8)
+    for share, outcome in ((0.5, {"fidelity": 0.5}), (0.9, {"failure": "not finite"})):
+        number = history.start({"num_dense": 0}, source="optuna", seed=0).number
+        figures = {"num_samples_seen": 100, "val_error": 0.1, "sparse_multiply_adds_share": share, "done": True}
+        history.report(number, figures | outcome, stopped=False)
+        history.checkpoint(number, "somewhere", 100)
+    (figures,), missing = all_figures(OpenedExperiment(tmp_path), LIGHT)
+    assert "best_so_far" not in figures
+    assert missing["best_so_far"] == "no trial has left min_sparse_share of the multiply-adds sparse"
 
 
 def test_a_search_for_the_error_alone_has_no_front_and_does_not_miss_it(tmp_path):
