@@ -269,8 +269,12 @@ def _promotion(described: Mapping[str, Any]) -> str:
     scheduler = options.get("scheduler") or ("none" if options.get("only_seed_points") else space.get("scheduler"))
     if scheduler != "asha" or space.get("promotion") != "restart":
         return "resume"
-    exponent = space.get("rung_lr_exponent")
-    return f"restart, rung_lr_exponent {exponent}" if exponent else "restart"
+    exponent, first, factor = (
+        space.get("rung_lr_exponent", 0.0),
+        described["trial"]["report_samples"],
+        space["reduction_factor"],
+    )
+    return f"restart, rung_lr_exponent {exponent}, rungs from {first} samples on by factors of {factor}"
 
 
 def _validated_in(described: Mapping[str, Any]) -> str:

@@ -92,6 +92,12 @@ def test_only_the_rungs_of_asha_are_runs_of_their_own_also_when_it_is_done_again
     ):
         parse(space=tmp_path / "restart.py", warm_start=tmp_path / "median")
     assert len(parse(space=tmp_path / "restart.py", warm_start=tmp_path / "asha").warm_start) == 1
+    for other in ("num_reports = 9", "reduction_factor = 4", "rung_lr_exponent = 0.3"):
+        (tmp_path / "other.py").write_text(f"{SPACE}promotion = 'restart'\n{other}\n")
+        with pytest.raises(
+            MaskproError, match=r"warm_start is .*asha, a search with another promotion \(restart, rung_lr_"
+        ):
+            parse(space=tmp_path / "other.py", warm_start=tmp_path / "asha")
     assert len(parse(warm_start=tmp_path / "none").warm_start) == 1
 
 
