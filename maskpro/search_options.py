@@ -75,7 +75,7 @@ class SearchOptions(JudgingOptions, SamplingOptions, DenseOptions, SourceOptions
     num_generated: int | None = option(
         None, "Images of each network in the final evaluation.", least=2, otherwise="the workload's", groups=(SESSION,)
     )
-    frechet: bool = option(True, "Whether these images are judged.", groups=(SESSION,))
+    frechet: bool = option(True, "Whether these images are judged; if not, 64 are made.", groups=(SESSION,))
     promote_top_k: int = option(1, "Best trials to evaluate.", least=1, groups=(SESSION,))
     confirm_seeds: int = option(0, "Fresh seeds to train each of these with first.", least=0, groups=(SESSION,))
     seed: int = option(0, "Of the search, its samples and the sampled masks.")

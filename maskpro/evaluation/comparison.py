@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from maskpro.evaluation.cache import ModelCache
 from maskpro.evaluation.distances import few_images_warnings
 from maskpro.evaluation.features import FeatureExtractor, open_features
-from maskpro.evaluation.figures import SAMPLING_BATCH, Judge
+from maskpro.evaluation.figures import GRID_IMAGES, SAMPLING_BATCH, Judge
 from maskpro.evaluation.protocol import protocol
 from maskpro.evaluation.references import read_reference
 from maskpro.evaluation.sampling import Sampler, SamplingPlan, check_sampling
@@ -101,6 +101,8 @@ def evaluate_models(
         if reference_statistics is not None:
             reference = read_reference(reference_statistics, extractor)
     count = workload.budgets.num_generated
+    if not compute_frechet and not save_images:
+        count = min(count, GRID_IMAGES)  # for a picture
     resolved = resolve_sampling_precision(sampling_precision, compile_sampling, device, passes=count * sampling_steps)
     plan = SamplingPlan(
         scheduler=workload.scheduler,

@@ -37,8 +37,8 @@ SAMPLING_BATCH = 256
 _CHUNK = SAMPLING_BATCH
 # Parts of the noise schedule with a loss each.
 _TENTHS = 10
-# Number of images in the picture of a network's first ones.
-_GRID_IMAGES = 64
+# Number of images in the picture of a network's first ones; no others are made if images are neither judged nor saved.
+GRID_IMAGES = 64
 
 
 class Judge:
@@ -72,17 +72,20 @@ class Judge:
         started = time.monotonic()
         figures, origin = cache.figures(), "from the cache"
         if figures is None or images_folder is not None:
+            total = self._workload.budgets.num_generated
+            if self._extractor is None and images_folder is None:
+                total = min(total, GRID_IMAGES)
             features, first = FeatureSet(self._workload.budgets.num_generated), []
-            for chunk, images in self._images(name, model.to(self._device), cache):
+            for chunk, images in self._images(name, model.to(self._device), cache, total=total):
                 if images_folder is not None:
                     write_images(images, chunk, images_folder / name)
                 if figures is None and self._extractor is not None:
                     features.add(self._extractor(images))
-                if chunk.start < _GRID_IMAGES:
+                if chunk.start < GRID_IMAGES:
                     first.append(images)
             if figures is None:
                 figures, errors = self._judge(model, features)
-                cache.keep_figures(figures, torch.cat(first)[:_GRID_IMAGES], errors)
+                cache.keep_figures(figures, torch.cat(first)[:GRID_IMAGES], errors)
                 origin = f"{time.monotonic() - started:.0f} s"
         cache.drop_images()
         losses = f"test error {figures['test_error']:.3g}, loss {figures['test_loss']:.5f}"
@@ -143,9 +146,8 @@ class Judge:
         tenths = [losses[timesteps * _TENTHS // every == tenth] for tenth in range(_TENTHS)]
         return [part.mean().item() if len(part) else None for part in tenths]
 
-    def _images(self, name: str, model: nn.Module, cache: ModelCache) -> Iterator[tuple[range, Tensor]]:
-        """The generated images in chunks: kept chunks are taken, the others are made and kept."""
-        total = self._workload.budgets.num_generated
+    def _images(self, name: str, model: nn.Module, cache: ModelCache, *, total: int) -> Iterator[tuple[range, Tensor]]:
+        """The first `total` generated images in chunks: kept chunks are taken, the others are made and kept."""
         chunks = [range(start, min(start + _CHUNK, total)) for start in range(0, total, _CHUNK)]
         missing = [chunk for chunk in chunks if cache.images(chunk, self._plan.shape) is None]
         taken = total - sum(map(len, missing))

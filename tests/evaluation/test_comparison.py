@@ -22,6 +22,7 @@ from maskpro.masked_model import model_hash
 from maskpro.metrics import masked_copy
 from maskpro.pattern import NMPattern
 from maskpro.pipeline.masks import magnitude_mask_file
+from maskpro.workload_evaluation import make_parts
 from maskpro.workloads.judging import reference_statistics
 
 CPU = torch.device("cpu")
@@ -267,6 +268,25 @@ def test_all_distances_are_of_the_same_images_and_kept_together(workload, models
     assert without["protocol"]["num_kernel_precision_recall"] is None
     assert without["warnings"] == []
     assert "distance" not in said[-1]
+
+
+def test_images_that_are_neither_judged_nor_saved_are_made_for_a_picture_only(workload, models, tmp_path, monkeypatch):
+    for module in ("comparison", "figures"):
+        monkeypatch.setattr(f"maskpro.evaluation.{module}.GRID_IMAGES", 6)
+    made = []
+
+    def make(network, part, parts):
+        made.extend(parts)
+        return make_parts(network, part, parts)
+
+    dense = {"dense": models["dense"]}
+    _, said = evaluated(workload, dense, tmp_path, compute_frechet=False, make=make)
+    assert made == [range(6)]
+    assert said[0].startswith("6 images of each network, sampled in float32")
+    made.clear()
+    _, said = evaluated(workload, dense, tmp_path, compute_frechet=False, save_images=True, make=make)
+    assert sum(map(len, made)) == 22
+    assert said[0].startswith("22 images of each network")
 
 
 @pytest.mark.parametrize("count", [2, 22, 64])
