@@ -16,7 +16,7 @@ from maskpro.pattern import Layout, NMPattern
 
 def recovery(initial: float, learned: float, dense: float) -> float | None:
     """(L_initial - L_learned) / (L_initial - L_dense): 0 = initial mask, 1 = dense; None where the two are equal."""
-    return None if initial == dense else (initial - learned) / (initial - dense)
+    return None if initial == dense else (initial - learned) / (initial - dense) + 0.0  # no -0.0
 
 
 def loss_improvement(initial: float, learned: float) -> float:

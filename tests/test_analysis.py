@@ -301,7 +301,7 @@ def test_importances_are_of_the_validation_error(two_formats):
     found = importances(two_formats, parameters)["fANOVA"]
     shifted = two_formats.assign(fidelity=[0.1, 0.5, 0.2, 0.9, 0.3, 0.7])
     assert importances(shifted, parameters)["fANOVA"] == found
-    with pytest.raises(MaskproError, match="6 trials have a val_error, 1 different ones; allowed: at least 4 trials"):
+    with pytest.raises(MaskproError, match="6 trials have a val_error; different values: 1; allowed: at least 4 trials"):
         importances(two_formats.assign(val_error=0.3), parameters)
 
 
