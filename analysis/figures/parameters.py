@@ -129,8 +129,8 @@ def importances(trials: pd.DataFrame, parameters: Mapping[str, Any]) -> dict[str
     judged = judged_trials(trials)
     if len(judged) < 4 or judged[METRIC].nunique() < 2 or not parameters:
         raise MaskproError(
-            f"{len(judged)} trials have a val_error; different values: {judged[METRIC].nunique()}; allowed: at least 4 trials "
-            "and 2 different values, for parameter importance"
+            f"{len(judged)} trials have a val_error; different values: {judged[METRIC].nunique()}; allowed: at least 4 "
+            "trials and 2 different values, for parameter importance"
         )
     distributions = {name: json_to_distribution(json.dumps(value)) for name, value in parameters.items()}
     optuna.logging.disable_default_handler()
