@@ -120,7 +120,7 @@ def refuse_deeper_splits(root: Path, paths: list[Path]) -> None:
             split = _SPLIT_NAMES.get(place.name.lower())
             if split:
                 found.setdefault(split, place)
-    if "train" in found and len(found) > 1:
+    if len(found) > 1:
         raise DataNotFoundError(
             f"{root} holds {' and '.join(f'{path.relative_to(root)}/' for path in found.values())} further down, whose "
             "images would be read together; allowed: --data with train/ and the other splits directly in it"

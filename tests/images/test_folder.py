@@ -222,8 +222,9 @@ def test_splits_that_are_ambiguous_or_lack_train_are_refused(tmp_path):
     [
         (("images/train", "images/val", "labels"), "images/train/ and images/val/"),
         (("cats/good/Train", "cats/test", "dogs/train", "dogs/test"), "cats/good/Train/ and cats/test/"),
+        (("cats/val", "cats/test", "dogs/val"), "cats/test/ and cats/val/"),
     ],
-    ids=["labels beside", "a folder per class"],
+    ids=["labels beside", "a folder per class", "without train"],
 )
 def test_splits_further_down_are_not_pooled(tmp_path, folders, named):
     for index, name in enumerate(folders):
