@@ -80,6 +80,7 @@ class MaskTrainable(Trainable):
             max_samples=context.max_samples,
             exponent=context.rung_lr_exponent,
         )
+        self._unscaled_lr = trainer_config.lr
         trainer_config = replace(trainer_config, lr=scaled)
         self._initial = self._shared.initial[form]
         self._share = context.sparse_shares.get(form)
@@ -126,6 +127,8 @@ class MaskTrainable(Trainable):
             text = " ".join(str(error).split())[:200]
             if isinstance(error, torch.OutOfMemoryError):
                 text = f"out of memory with one sample at a time; allowed: more of the GPU (--gpus-per-trial): {text}"
+            elif trainer.config.lr != self._unscaled_lr:
+                text += f" (this run's, scaled by rung_lr_exponent from the trial's lr {self._unscaled_lr:g})"
             return {
                 "num_samples_seen": trainer.num_samples_seen,
                 "num_samples_trained": self._earlier_samples + trainer.num_samples_seen,

@@ -154,19 +154,25 @@ def test_a_run_up_to_a_rung_is_a_run_of_its_own_length_and_a_promoted_one_begins
     assert start({**settings, **promoted})._earlier_samples == rung
 
 
-def test_a_run_up_to_a_rung_learns_at_the_scaled_rate_and_the_full_run_at_the_trials_own(start, context, shared):
+@pytest.fixture
+def scaled_start(start, context, shared):
     class Scaled(start):
         def setup(self, config):
             MaskTrainable.setup(self, config, context=replace(context, rung_lr_exponent=0.5), shared=shared)
 
+    return Scaled
+
+
+def test_a_run_up_to_a_rung_learns_at_the_scaled_rate_and_the_full_run_at_the_trials_own(start, scaled_start, context):
     rung = context.report_samples
     ratio = context.max_samples / rung
     unscaled = start({**FIRST, "lr": FIRST["lr"] * ratio**0.5, "budget": rung})
-    scaled = Scaled({**FIRST, "budget": rung})
+    scaled = scaled_start({**FIRST, "budget": rung})
     assert reported(scaled.step()) == reported(unscaled.step())
     assert scaled._running_trainer().config.lr == pytest.approx(2.0 * ratio**0.5)
     for budget in (None, context.max_samples):
-        assert Scaled({**FIRST, "budget": budget})._running_trainer().config == start(dict(FIRST))._running_trainer().config
+        config = scaled_start({**FIRST, "budget": budget})._running_trainer().config
+        assert config == start(dict(FIRST))._running_trainer().config
 
 
 def test_a_run_up_to_a_rung_resumes_bit_for_bit(start, context):
@@ -358,6 +364,14 @@ def test_a_trial_that_goes_on_from_its_end_reports_it_once_more(start, context, 
     (again,) = results(second)
     for name in ("num_samples_seen", "val_error", "val_error_now", "val_loss", "done"):
         assert again[name] == rows[-1][name]
+
+
+def test_a_failure_in_a_rungs_run_names_the_trials_own_learning_rate_too(scaled_start, monkeypatch):
+    trial = scaled_start({**FIRST, "budget": 24})
+    original = DiffusionObjective.teacher_losses
+    monkeypatch.setattr(DiffusionObjective, "teacher_losses", lambda *inputs: original(*inputs) * math.nan)
+    failure = trial.train()["failure"]
+    assert failure.endswith("a lower lr than 4 (this run's, scaled by rung_lr_exponent from the trial's lr 2)")
 
 
 def test_a_loss_that_is_not_finite_ends_the_trial_with_a_finite_penalty(start, monkeypatch):
