@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MOMENTARY = "momentary"
 PLACE = "place"
 # Types of options that JSON holds as others.
-_IN_JSON: Mapping[Any, Any] = {Path: str, tuple: list, float: int | float}
+_IN_JSON: Mapping[Any, Any] = {Path: str, tuple: list | tuple, float: int | float}
 # Longest name of an experiment, in bytes: file systems take 255, and temporary names are longer.
 _LONGEST_NAME = 200
 
