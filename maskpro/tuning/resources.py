@@ -84,6 +84,7 @@ class _Start:
         self.connected: Future[str | None] = Future()
         self.unwanted, self.over = threading.Event(), threading.Event()
         self._leftovers = end_with_this_process() if address is None and sys.platform == "linux" else None
+        usable_cores()  # it imports joblib, which a thread can't do once the process ends
         threading.Thread(target=self._run, name="ray-tries", daemon=True).start()
 
     def _run(self) -> None:
