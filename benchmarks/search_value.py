@@ -4,11 +4,12 @@ python -m benchmarks.search_value --seeds 5
 python -m benchmarks.search_value --seeds 2 --pattern 1:4 --max-samples 6304 --reference 2
 
 Trials are really trained on the embedded workload, in this process and without Ray. The main job's own state drives each
-search's trials on a simulated clock, two at a time. A trial that several searches run is trained once. Searches choose by
-the validation error. Fidelity, and the gain over the best seed point with its paired standard error over images, come
-from test samples. With --beside a setting found by hand is trained as well; no search knows it. With --reference N only
-those N seed points are trained at full budget that are best at the search's highest rung. With --rows finished seeds are
-kept in a file, from which the same command resumes.
+search's trials on a simulated clock, two at a time. A trial that several searches run is trained once. The best seed point
+is the one with the lowest validation error. Of its best trials by validation error a search picks one on the selection
+samples, as the main job does. Fidelity, and the gain over the best seed point with its paired standard error over images,
+come from test samples. With --beside a setting found by hand is trained as well; no search knows it. With --reference N
+only those N seed points are trained at full budget that are best at the search's highest rung. With --rows finished seeds
+are kept in a file, from which the same command resumes.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from benchmarks.simulated_search import SimulatedSearch
 from maskpro.commands.running import run_command
 from maskpro.errors import MaskproError
 from maskpro.fidelity import Estimate, estimate_fidelity, estimate_gain
+from maskpro.held_out import HeldOut
 from maskpro.runs import RunCache, build_trainer
 from maskpro.schedule.history import METRIC
 from maskpro.schedule.rungs import MIN_COMPLETED, rung_lr, rungs
@@ -41,10 +43,12 @@ from maskpro.schedule.state import Plan
 from maskpro.search_options import SearchOptions
 from maskpro.trainer import MaskTrainer, NonFiniteLossError
 from maskpro.trainer_config import TrainerConfig
+from maskpro.tuning.promotion import CONTENDERS
 from maskpro.tuning.search import prepare_search
 from maskpro.tuning.shared import initial_masked
 from maskpro.tuning.trainable import split_targets
 
+_JUDGED: tuple[HeldOut, ...] = ("selection", "test")
 _SEED_POINTS = "the seed points at full budget"
 _BESIDE = "found by hand, no search"
 _SEARCHES = {
@@ -104,8 +108,8 @@ class _RealTrials:
         self._cache = RunCache(validation_precision=precision)
         validation = self._cache.validation_of(workload, cpu, precision)
         self._cache.initial[form] = validation.judge(masked.model).means()
-        self._test = workload.held_out_samples("test", cpu)
-        self.initial_errors = self._test.judge(masked.model).errors
+        self._held_out = {part: workload.held_out_samples(part, cpu) for part in _JUDGED}
+        self.initial_errors = self._held_out["test"].judge(masked.model).errors
         self._trainers: dict[str, MaskTrainer] = {}
         self._errors: dict[str, dict[int, float]] = {}
         self._failed: set[str] = set()
@@ -124,12 +128,12 @@ class _RealTrials:
                 self._failed.add(key)
         return math.inf if key in self._failed and samples not in errors else errors[samples]
 
-    def test_errors(self, params: Mapping[str, Any]) -> Tensor:
-        """Error of each test sample, `[size]`, under the mask that a trial has kept at its full budget."""
+    def errors(self, part: HeldOut, params: Mapping[str, Any]) -> Tensor:
+        """Error of each sample of a held-out set, `[size]`, under the mask that a trial has kept at its full budget."""
         trainer = self._trainer(params, self.search.context.max_samples)
         assert trainer.finished
         trainer.masked.set_mask(trainer.best_mask)
-        return self._test.judge(trainer.masked.model).errors
+        return self._held_out[part].judge(trainer.masked.model).errors
 
     def _trainer(self, params: Mapping[str, Any], budget: int) -> MaskTrainer:
         key, search = _key(params, budget), self.search
@@ -164,7 +168,7 @@ def run_seed(asked: Comparison) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
 
     def row(name: str, params: Mapping[str, Any], samples: int, completed: int, source: str) -> Tensor:
-        errors = trials.test_errors(params)
+        errors = trials.errors("test", params)
         found = estimate_fidelity(trials.initial_errors, errors, images=images)
         gain = Estimate(0.0, 0.0)
         if rows:
@@ -223,9 +227,12 @@ def run_seed(asked: Comparison) -> list[dict[str, Any]]:
             simulated.run(state)
             records = state.history.searched
         completed = [record for record in records if record.status == "completed"]
-        picked = min(completed, key=lambda record: record.last[METRIC])
-        for record in completed:
-            print({METRIC: record.last[METRIC], "found by": record.source, "parameters": record.params}, flush=True)
+        contenders = sorted(completed, key=lambda record: record.last[METRIC])[:CONTENDERS]
+        selection = {record.number: float(trials.errors("selection", record.params).mean()) for record in contenders}
+        picked = min(contenders, key=lambda record: selection[record.number])
+        for record in contenders:
+            figures = {METRIC: record.last[METRIC], "selection error": selection[record.number]}
+            print(figures | {"found by": record.source, "parameters": record.params}, flush=True)
         row(name, picked.params, sum(record.trained for record in records), len(completed), picked.source)
     return rows
 

@@ -25,9 +25,9 @@ param_space = {
     "lr_decay": "cosine",
     "final_temperature": 0.5,
     "lr": tune.loguniform(0.3, 3.0),
-    "logits": tune.uniform(1.0, 10.0),
+    "logits": tune.uniform(2.0, 10.0),
     "magnitude_prior": tune.uniform(0.0, 4.0),
-    "hidden_targets": tune.uniform(0.0, 4.0),
+    "hidden_targets": tune.uniform(0.0, 2.0),
     "batch_size": tune.choice([8, 16, 32, 64, 128]),
     "dataset_size": tune.lograndint(2_000, 50_001),
 }

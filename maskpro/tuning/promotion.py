@@ -46,7 +46,7 @@ from maskpro.tuning.trainable import split_targets
 from maskpro.workload_evaluation import PartMaker, make_parts
 
 # Largest number of trials judged on the selection samples.
-_CONTENDERS = 5
+CONTENDERS = 5
 
 
 def selected_trials(experiment: Experiment) -> list[TrialRecord]:
@@ -59,7 +59,7 @@ def selected_trials(experiment: Experiment) -> list[TrialRecord]:
     """
     count = experiment.search.options.promote_top_k
     history = experiment.history
-    contenders = best_trials(history.searched, max(count, _CONTENDERS), history.min_sparse_share)
+    contenders = best_trials(history.searched, max(count, CONTENDERS), history.min_sparse_share)
     if len(contenders) == 1:
         return contenders
     errors = _selection_errors(experiment, contenders)
