@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import CPU, seeded_unet
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from shared_fixtures import CPU, seeded_unet
 from torchvision.transforms.v2.functional import to_pil_image
 
 from benchmarks import mask_quality

@@ -8,10 +8,10 @@ import shutil
 import diffusers
 import pytest
 import torch
-from conftest import seeded_unet
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.training_utils import EMAModel
+from shared_fixtures import seeded_unet
 from torch.nn import functional
 from typer.testing import CliRunner
 

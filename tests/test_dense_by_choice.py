@@ -6,8 +6,8 @@ import json
 import pandas as pd
 import pytest
 import torch
-from conftest import CPU, with_few_held_out
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
+from shared_fixtures import CPU, with_few_held_out
 from typer.testing import CliRunner
 
 from maskpro.cli import app
@@ -124,6 +124,7 @@ def test_a_layer_that_could_not_be_masked_may_stay_dense():
     assert [layer.name for layer in MaskedModel(network, pattern=TWO_OF_FOUR, dense=("1",)).layers] == ["0"]
 
 
+@pytest.mark.slow
 def test_all_that_a_run_writes_says_what_stays_dense(tmp_path, digits, names):
     chosen, others = names
     budget = ("--dataset-size", 32, "--batch-size", 16, "--epoch", 1, "--lr", 10)
@@ -151,6 +152,7 @@ def test_all_that_a_run_writes_says_what_stays_dense(tmp_path, digits, names):
     assert [row["layer"] for row in report["dense_layers"]["layers"]] == chosen
 
 
+@pytest.mark.slow
 def test_prune_and_baseline_leave_them_dense(tmp_path, digits, names):
     chosen, others = names
     output = run("prune", "--output-dir", tmp_path / "pruned", *OPTION)

@@ -22,6 +22,7 @@ def workload(digits):
     return replace(digits, budgets=replace(digits.budgets, validation_samples=64))
 
 
+@pytest.mark.slow
 def test_the_curve_goes_from_the_mask_to_the_dense_network(workload):
     before = model_hash(workload.model)
     initial = magnitude_masked_model(workload.model, **FORM, dense=("mid_block",))
@@ -53,6 +54,7 @@ def test_the_curve_goes_from_the_mask_to_the_dense_network(workload):
     assert model_hash(workload.model) == before
 
 
+@pytest.mark.slow
 def test_the_layer_that_alone_is_hurt_comes_first(workload):
     """In all other layers the mask removes only what is 0 anyway."""
     hurt = "down_blocks.1.resnets.0.conv1"

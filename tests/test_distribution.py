@@ -129,6 +129,7 @@ def test_inclusion_gradient_equals_autograd(n, m, scale, generator):
     assert torch.allclose(inclusion_gradient(logits.detach(), n, values), expected, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_eight_of_sixteen_is_exact_over_its_12870_masks(generator):
     """Probabilities sum to 1, the score has mean zero, and inclusion probabilities sum to n."""
     logits = random_logits(16, 2.0, generator, groups=1)

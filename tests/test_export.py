@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import is_strictly_two_of_four, seeded_unet
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from shared_fixtures import is_strictly_two_of_four, seeded_unet
 from torch import nn
 from torch.sparse._semi_structured_conversions import sparse_semi_structured_from_dense_cutlass as from_dense
 from torch.sparse._semi_structured_conversions import sparse_semi_structured_to_dense_cutlass as to_dense

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import make_trainer
+from shared_fixtures import make_trainer
 
 from maskpro import distribution, samples
 from maskpro.evaluation.sampling import SamplingPlan

@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from conftest import CPU, make_trainer
+from shared_fixtures import CPU, make_trainer
 from torch import nn
 
 from maskpro.errors import MaskproError

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from conftest import CPU, is_strictly_two_of_four, seeded_unet
+from shared_fixtures import CPU, is_strictly_two_of_four, seeded_unet
 from torch import nn
 
 from maskpro.errors import MaskproError

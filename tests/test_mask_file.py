@@ -4,10 +4,10 @@ import os
 
 import pytest
 import torch
-from conftest import seeded_unet
 from diffusers.models.unets.unet_2d import UNet2DModel
 from safetensors import safe_open
 from safetensors.torch import save_file
+from shared_fixtures import seeded_unet
 
 from maskpro.errors import MaskproError
 from maskpro.initial_masks import random_mask

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from conftest import is_strictly_two_of_four, seeded_unet
+from shared_fixtures import is_strictly_two_of_four, seeded_unet
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 

@@ -6,11 +6,11 @@ import shutil
 import diffusers
 import pytest
 import torch
-from conftest import seeded_unet
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
+from shared_fixtures import seeded_unet
 
 from maskpro.errors import ModelNotFoundError
 from maskpro.files import write_json

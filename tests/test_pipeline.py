@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CPU, FEW_HELD_OUT, is_strictly_two_of_four
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from safetensors.torch import load_file
+from shared_fixtures import CPU, FEW_HELD_OUT, is_strictly_two_of_four
 from typer.testing import CliRunner
 
 from maskpro.cli import app
@@ -206,6 +206,7 @@ def test_evaluate_takes_a_sampler_and_its_steps_and_goes_on_from_its_cache(tmp_p
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.slow
 def test_evaluate_takes_features_and_reference_statistics_of_files(tmp_path, digits):
     run("prune", "--output-dir", tmp_path / "pruned")
     run("reference-statistics", tmp_path / "digits.npz")
@@ -337,6 +338,7 @@ def test_a_checkpoint_of_another_architecture_or_without_zeros_is_refused(tmp_pa
         run("evaluate", "--output-dir", tmp_path / "out", "--checkpoint-path", DIGITS_MODEL)
 
 
+@pytest.mark.slow
 def test_train_starts_from_a_given_mask_and_learns_just_its_layers(tmp_path):
     run("prune", "--output-dir", tmp_path / "pruned", "--method", "random")
     run("extract", "--model-path", tmp_path / "pruned", "--output-dir", tmp_path / "masks")
@@ -397,6 +399,7 @@ def test_a_mask_that_names_no_model_is_refused_for_a_network_without_its_layers(
         run("train", "--output-dir", tmp_path / "out", "--masks", tmp_path / "masks.safetensors")
 
 
+@pytest.mark.slow
 def test_a_pattern_or_layout_beside_a_mask_file_must_be_the_files(tmp_path, digits):
     """It was passed over without a word."""
     path = tmp_path / "masks.safetensors"

@@ -9,9 +9,9 @@ from functools import partial
 import pandas as pd
 import pytest
 import torch
-from conftest import seeded_unet
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors.torch import load_file, save_file
+from shared_fixtures import seeded_unet
 from torchvision.transforms.v2.functional import to_pil_image
 from typer.testing import CliRunner
 
@@ -278,6 +278,7 @@ def test_a_schedule_of_few_timesteps_takes_all_of_them(opened):
     assert resolve_sampling(opened(scheduler=DDPMScheduler(num_train_timesteps=20)), "ddim", None) == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
 def test_other_prediction_types_train_and_evaluate(made, images, tmp_path, prediction_type):
     scheduler = DDPMScheduler(prediction_type=prediction_type, num_train_timesteps=20)
@@ -406,6 +407,7 @@ def zeros_of_its_own(unet):
     unet.mid_block.resnets[0].conv1.weight[0, :3, 0, 0] = 0
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_a_dense_network_with_zeros_is_evaluated_and_extracted(made, images, tmp_path):
     model = made(change=zeros_of_its_own)
     run("prune", "--output-dir", tmp_path / "pruned", *cifar10(model, images))
@@ -471,6 +473,7 @@ def test_own_zeros_fill_a_mask_up_to_n():
         extract_masks(pruned, pattern=TWO_OF_FOUR, layout="channel")
 
 
+@pytest.mark.slow
 def test_the_initial_mask_covers_the_learned_masks_layers(made, images, tmp_path):
     model = made()
     workload = open_workload("cifar10", model=str(model), data=images)
@@ -495,6 +498,7 @@ def test_the_initial_mask_covers_the_learned_masks_layers(made, images, tmp_path
 # Recovery without a difference
 
 
+@pytest.mark.slow
 def test_a_constant_network_has_no_recovery(made, images, tmp_path):
     def constant(unet):
         unet.conv_out.weight.zero_()

@@ -103,6 +103,7 @@ def test_where_only_a_failed_trial_leaves_enough_sparse_there_is_no_best_so_far(
     assert missing["best_so_far"] == "no trial has left min_sparse_share of the multiply-adds sparse"
 
 
+@pytest.mark.slow
 def test_a_search_for_the_error_alone_has_no_front_and_does_not_miss_it(tmp_path):
     text = write_report(make_experiment(tmp_path / "one")).read_text()
     assert "areto" not in text

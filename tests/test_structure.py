@@ -186,6 +186,7 @@ MASKPRO = "import sys; from maskpro.cli import main; sys.argv[1:] = ['verify', '
 SEARCH = [str(ROOT / "tune_main.py"), "--space", str(ROOT / "search_spaces" / "default.py")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [SEARCH, ["-c", MASKPRO]], ids=["tune_main.py", "maskpro"])
 def test_a_torchvision_that_does_not_fit_torch_is_named_in_one_sentence(tmp_path, command):
     (line,) = run_with_a_torchvision_that_does_not_fit(tmp_path, *command)

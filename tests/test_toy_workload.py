@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import ray
 import torch
-from conftest import RAY_IN_PROCESS, with_two_nodes
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from shared_fixtures import RAY_IN_PROCESS, with_two_nodes
 from typer.testing import CliRunner
 
 import analysis
@@ -50,6 +50,7 @@ def run(*arguments):
     return result.output
 
 
+@pytest.mark.slow
 def test_the_single_steps_know_no_kind_of_network(tmp_path):
     settings = ("--dataset-size", 64, "--batch-size", 8, "--epoch", 8, "--lr", 5, "--logits", 1, "--device", "cpu")
     assert "held-out fidelity 0." in run("train", "--workload", "toy", "--output-dir", tmp_path / "run", *settings)

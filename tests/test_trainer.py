@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import CPU, make_trainer
+from shared_fixtures import CPU, make_trainer
 
 from maskpro.distribution import score
 from maskpro.errors import MaskproError
@@ -64,6 +64,7 @@ def assert_resumes_bit_for_bit(workload, settings, chunk):
     return whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tiny, estimator):
     settings = {"estimator": estimator, "target": TARGET[estimator], "lr": 2.0, "budget_samples": 96}
@@ -120,6 +121,7 @@ def test_accumulated_batches_equal_one_large_batch(tiny, estimator):
     assert (small.logits - large.logits).abs().median() < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

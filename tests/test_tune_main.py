@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import RAY_IN_PROCESS, is_strictly_two_of_four
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
+from shared_fixtures import RAY_IN_PROCESS, is_strictly_two_of_four
 
 from maskpro.errors import MaskproError
 from maskpro.machine.limits import usable_cores

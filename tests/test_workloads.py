@@ -3,9 +3,9 @@ import math
 
 import pytest
 import torch
-from conftest import is_strictly_two_of_four, make_trainer, needs_cifar10_sample, seeded_unet
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from shared_fixtures import is_strictly_two_of_four, make_trainer, needs_cifar10_sample, seeded_unet
 
 from maskpro.distribution import mode
 from maskpro.errors import MaskproError, ModelNotFoundError
@@ -59,6 +59,7 @@ def test_the_folder_of_cifar10s_batches_itself_is_known(model_folder, tmp_path):
             open_workload("cifar10", model=str(model_folder), data=data)
 
 
+@pytest.mark.slow
 @needs_cifar10_sample
 def test_masks_are_learned_on_real_cifar10_images_and_a_model_of_the_hubs_block_types(tmp_path, cifar10_folder):
     save_pipeline(tmp_path, seeded_unet(sample_size=32), DDPMScheduler(num_train_timesteps=1000))

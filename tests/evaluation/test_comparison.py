@@ -67,6 +67,7 @@ def forbid(model):
     return interrupt(model, after=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_an_interrupted_evaluation_goes_on_to_the_same_figures(workload, models, tmp_path, sampler):
     settings = {"sampler": sampler, "sampling_steps": 3}
@@ -87,6 +88,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_figures(workload, models,
         assert grids[0].read_bytes() == grids[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_a_second_evaluation_takes_everything_from_the_cache(workload, models, tmp_path):
     first, _ = evaluated(workload, models, tmp_path)
     assert list(tmp_path.glob("cache/*/images")) == [], "images are kept only until the figures are known"
@@ -98,6 +100,7 @@ def test_a_second_evaluation_takes_everything_from_the_cache(workload, models, t
     assert (tmp_path / "elsewhere" / "samples_initial.png").is_file()
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_one_set_of_weights_and_one_protocol(workload, models, tmp_path):
     report, _ = evaluated(workload, models, tmp_path)
     assert model_hash(models["dense"]) != model_hash(models["initial"])
@@ -133,6 +136,7 @@ def test_statistics_of_the_real_images_are_kept_for_other_experiments(workload, 
     assert other["models"]["initial"]["frechet_distance"] != first["models"]["initial"]["frechet_distance"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["figures.json", "samples.png"])
 @pytest.mark.parametrize("keep", [0, 0.5])
 def test_broken_figures_are_made_again(workload, models, tmp_path, broken, keep):
@@ -147,6 +151,7 @@ def test_broken_figures_are_made_again(workload, models, tmp_path, broken, keep)
     assert path.read_bytes() == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncated", "empty", "of another shape"])
 def test_broken_chunks_are_made_again(workload, models, tmp_path, damage):
     models = {"initial": models["initial"]}
@@ -178,6 +183,7 @@ def test_saved_images_are_complete_even_where_the_figures_are_known(workload, mo
     assert list(tmp_path.glob("cache/*/images")) == []
 
 
+@pytest.mark.slow
 def test_without_a_cache_the_figures_are_the_same_and_nothing_is_kept(workload, models, tmp_path):
     models = {**models, "learned": models["initial"]}
     report = with_distances(evaluate_models(workload, models, device=CPU, folder=tmp_path / "out", cache=None), "learned")
@@ -253,6 +259,7 @@ def test_ddpm_takes_every_step_of_the_noise_schedule_unless_told(workload, model
         evaluated(workload, dense, tmp_path, sampling_steps=7)
 
 
+@pytest.mark.slow
 def test_all_distances_are_of_the_same_images_and_kept_together(workload, models, tmp_path):
     report, said = evaluated(workload, models, tmp_path)
     for figures in report["models"].values():
@@ -305,6 +312,7 @@ def test_a_distance_of_too_few_images_has_a_warning_beside_it(workload, models, 
     ]
 
 
+@pytest.mark.slow
 def test_reference_statistics_of_a_file_take_the_place_of_the_real_images(workload, models, tmp_path):
     dense = {"dense": models["dense"]}
     own, _ = evaluated(workload, dense, tmp_path)

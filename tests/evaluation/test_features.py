@@ -322,6 +322,7 @@ def test_what_torch_fidelity_has_registered_goes_by_its_name(monkeypatch, genera
     assert len(extractor.weights_hash) == 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vgg16", "clip-vit-b-32", "dinov2-vit-s-14"])
 def test_registered_features_without_a_network_give_one_sentence(name, tmp_path, monkeypatch):
     def offline(*_, **__):

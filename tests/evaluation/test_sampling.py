@@ -42,6 +42,7 @@ def test_sampling_draws_nothing_from_global_generators(digits):
     assert np.array_equal(np.random.get_state()[1], numpy_before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [20, 125])
 def test_ddpm_is_diffusers_own_pipeline_given_the_same_noise(digits, monkeypatch, steps):
     streams = [philox(7, index) for index in range(2)]

@@ -48,6 +48,7 @@ def test_the_default_is_leading_where_it_reaches_the_end_and_trailing_elsewhere(
     assert resolve_spacing(250, 50, None) == resolve_spacing(6, 6, None) == resolve_spacing(3, 3, None) == "leading"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [10, 100, 999, 1000])
 def test_all_numbers_of_steps_begin_late_and_fall_strictly(every):
     for steps in range(1, every + 1):

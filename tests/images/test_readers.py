@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import needs_cifar10_sample
+from shared_fixtures import needs_cifar10_sample
 
 from maskpro.images import DataNotFoundError, cifar10_images, digits_images, folder_images
 from maskpro.workloads import open_workload

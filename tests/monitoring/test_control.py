@@ -166,6 +166,7 @@ def test_a_search_killed_before_it_was_described_can_be_looked_at(folder):
     assert ("samples seen", "1,000") in sight.rows([])
 
 
+@pytest.mark.slow
 def test_monitor_shows_changes_and_ends_with_the_search(folder):
     command = [sys.executable, "-c", "from maskpro.cli import main; main()", "monitor", str(folder)]
     with held(folder) as holder:

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import CPU
+from shared_fixtures import CPU
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from maskpro.errors import MaskproError

@@ -2,8 +2,8 @@ import copy
 
 import pytest
 import torch
-from conftest import CPU
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from shared_fixtures import CPU
 from torch.nn import functional
 
 from maskpro.errors import MaskproError
@@ -29,6 +29,7 @@ def test_the_loss_is_the_noise_mse_of_ddpm(digits):
     assert objective.teacher_losses(prediction, prediction, batch).tolist() == [0.0] * 6
 
 
+@pytest.mark.slow
 def test_timesteps_are_sampled_more_often_where_the_initial_mask_adds_more_to_the_loss(digits):
     masked = magnitude_masked_model(
         copy.deepcopy(digits.model), pattern=NMPattern(2, 4), layout="channel", targets=("all",)

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import CPU
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from shared_fixtures import CPU
 from torch import nn
 
 from maskpro.evaluation.sampling import SamplingPlan

@@ -175,6 +175,7 @@ def test_a_broken_line_is_named_in_one_sentence(tmp_path, line, why):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_history_cut_short_anywhere_is_the_history_of_its_whole_lines(tmp_path):
     whole = tmp_path / "whole.jsonl"
     fill(History(whole))

@@ -259,6 +259,7 @@ def test_the_same_seed_suggests_the_same_and_another_seed_something_else(tmp_pat
     assert len({json.dumps(params) for params in first}) == len(first), "nothing is suggested twice"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("searcher", "scheduler"),
     [*((searcher, "asha") for searcher in ALL_SEARCHERS), *(("random", scheduler) for scheduler in ALL_SCHEDULERS[1:])],
@@ -333,6 +334,7 @@ WARM = tuple(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("searcher", SEARCHERS)
 def test_warm_start_trials_are_in_the_study_before_the_first_trial(tmp_path, searcher):
     search = replace(SEARCH, searcher=searcher, planned=(), warm_start=WARM)

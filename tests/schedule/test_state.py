@@ -112,6 +112,7 @@ def spread(count, total):
     return sorted({round(index * (total - 1) / (count - 1)) for index in range(count)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scheduler", "searcher"), EVERY)
 def test_a_kill_after_any_line_changes_nothing_in_a_search_with_one_slot(tmp_path, scheduler, searcher):
     search = replace(SEARCH, scheduler=scheduler, searcher=searcher)
@@ -206,6 +207,7 @@ def test_where_promoted_trials_restart_a_rung_promotes_no_more_than_its_share_ev
     assert reached == {100: 36 - 12, 300: 12 - 4, 900: 4}
 
 
+@pytest.mark.slow
 def test_where_promoted_trials_restart_a_kill_after_any_line_changes_nothing(tmp_path):
     (tmp_path / "whole").mkdir()
     whole, _ = run_through(RESTARTS, tmp_path / "whole")
@@ -322,6 +324,7 @@ def test_an_extended_search_is_the_longer_search(tmp_path):
     assert outcome(extended.history) == outcome(longer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("searcher", SEARCHERS)
 def test_replayed_plans_give_the_same_reports_in_another_order(tmp_path, searcher):
     for name in ("source", "replay"):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import ray
-from conftest import RAY_IN_PROCESS
 from optuna.distributions import FloatDistribution
 from optuna.pruners import NopPruner
 from ray.tune import Callback, Trainable
+from shared_fixtures import RAY_IN_PROCESS
 
 from maskpro.schedule.early_stopping import SuccessiveHalving
 from maskpro.schedule.folder import HISTORY_FILE

@@ -372,6 +372,7 @@ def test_how_images_are_read_is_recorded_and_kept_by_a_search_that_goes_on(parse
     assert on_black == {"resize": "box", "crop": "none", "background": "black"}
 
 
+@pytest.mark.slow
 def test_layers_that_stay_dense_are_recorded_and_kept_by_a_search_that_goes_on(parse, tmp_path):
     search = parse(dense="mid_block up_blocks.0", experiment="dense")
     assert search.context.formats[0].dense == search.context.dense == ("mid_block", "up_blocks.0")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CPU
+from shared_fixtures import CPU
 
 from benchmarks.toy_workload import TOY, perceptron, toy_workload
 from maskpro.dense_curve import dense_curve, sensitive_first

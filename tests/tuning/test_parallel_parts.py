@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import RAY_IN_PROCESS
+from shared_fixtures import RAY_IN_PROCESS
 
 from maskpro.evaluation.sampling import SamplingPlan
 from maskpro.tuning.parallel_parts import ray_parts

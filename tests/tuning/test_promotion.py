@@ -7,8 +7,8 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from conftest import CPU
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
+from shared_fixtures import CPU
 
 from maskpro.errors import MaskproError
 from maskpro.initial_masks import magnitude_masked_model, random_mask

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from conftest import RAY_IN_PROCESS
+from shared_fixtures import RAY_IN_PROCESS
 
 from maskpro.images import IMAGE_CACHE
 from maskpro.machine.interruption import Interruption

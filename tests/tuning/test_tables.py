@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from conftest import RAY_IN_PROCESS
+from shared_fixtures import RAY_IN_PROCESS
 
 from maskpro.tuning.shared import RayShelf
 from maskpro.tuning.tables import start_keeper

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from conftest import CPU, with_few_held_out
+from shared_fixtures import CPU, with_few_held_out
 
 from maskpro.errors import MaskproError
 from maskpro.estimators import Tracker
@@ -203,6 +203,7 @@ def test_trials_on_a_reused_actor_equal_trials_on_fresh_ones(start):
     assert found[6] != found[7]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "parts"),
     [
@@ -316,6 +317,7 @@ def stored(start, context, shared, tmp_path):
     return store
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_uri", [False, True])
 @pytest.mark.parametrize("config", [FIRST, SECOND])
 def test_a_trial_that_goes_on_does_so_bit_for_bit(start, stored, config, as_uri):
