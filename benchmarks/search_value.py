@@ -87,7 +87,7 @@ class Comparison:
         return json.dumps([self.space.read_text(), asdict(self)], sort_keys=True, default=str)
 
 
-class _RealTrials:
+class RealTrials:
     """Trials of one seed, each trained only as far as requested."""
 
     def __init__(self, asked: Comparison):
@@ -135,6 +135,10 @@ class _RealTrials:
         trainer.masked.set_mask(trainer.best_mask)
         return self._held_out[part].judge(trainer.masked.model).errors
 
+    def forget(self) -> None:
+        """Drop all trained trials; what they share is kept."""
+        self._trainers, self._errors, self._failed = {}, {}, set()
+
     def _trainer(self, params: Mapping[str, Any], budget: int) -> MaskTrainer:
         key, search = _key(params, budget), self.search
         if key not in self._trainers:
@@ -162,7 +166,7 @@ def _key(params: Mapping[str, Any], budget: int) -> str:
 def run_seed(asked: Comparison) -> list[dict[str, Any]]:
     """The rows of one seed: the seed points at full budget, a trial of the parameters `beside`, and each search."""
     torch.set_num_threads(1)
-    trials = _RealTrials(asked)
+    trials = RealTrials(asked)
     search, seed, full = trials.search, asked.seed, trials.search.context.max_samples
     images = len(search.workload.images.test)
     rows: list[dict[str, Any]] = []

@@ -4,10 +4,11 @@ import copy
 import math
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 
-from benchmarks import checkpoint_rounding, search_value, validation_precision
+from benchmarks import checkpoint_rounding, rung_order, search_value, validation_precision
 from benchmarks.channel_permutation import best_order, permute_channels
 from benchmarks.mask_methods import misplaced_share
 from maskpro.masked_model import MaskedModel
@@ -52,7 +53,7 @@ class _Trainer:
 
 
 def test_a_trial_of_the_search_comparison_fails_where_its_loss_is_not_finite():
-    trials = object.__new__(search_value._RealTrials)
+    trials = object.__new__(search_value.RealTrials)
     trials.search = SimpleNamespace(context=SimpleNamespace(report_samples=100))
     trials._errors, trials._failed, trainer = {}, set(), _Trainer()
     trials._trainer = lambda params, budget: trainer
@@ -90,3 +91,9 @@ def test_the_best_order_puts_each_large_weight_where_it_is_kept():
     assert order[8:].tolist() == list(range(8, 16))
     assert sorted((order[:8].view(2, 4) < 3).sum(dim=1).tolist()) == [1, 2]
     assert best_order(weight, 2).tolist() == list(range(16))
+
+
+def test_a_rungs_order_is_compared_over_all_settings_and_over_the_better_half():
+    short = {"full run": [4.0, 3.0, 2.0, 1.0], "1/8, exponent 0": [8.0, 7.0, 5.0, 6.0], "lr": [0.1, 0.2, 0.3, 0.4]}
+    (row,) = rung_order.correlations(pd.DataFrame(short))
+    assert list(row.values()) == ["1/8, exponent 0", "0.80", "-1.00", "1.00"]
