@@ -15,6 +15,7 @@ from shared_fixtures import seeded_unet
 from torchvision.transforms.v2.functional import to_pil_image
 from typer.testing import CliRunner
 
+from maskpro import preflight as preflight_module
 from maskpro.cli import app
 from maskpro.data import to_model_range
 from maskpro.dense_layers import dense_layers, multiply_adds
@@ -613,3 +614,10 @@ def test_values_of_a_config_that_json_does_not_know_are_left_out(made, images):
     path = model / "scheduler" / "scheduler_config.json"
     path.write_text(path.read_text().replace('"steps_offset": 0', '"steps_offset": 0, "lambda_min_clipped": -Infinity'))
     assert preflight(open_workload("cifar10", model=str(model), data=images)).masked_layers > 0
+
+
+def test_what_else_the_machine_does_is_not_taken_for_the_networks_time(opened, monkeypatch):
+    timed = iter([(3.0, 9.0, 100), (1.0, 8.0, 100), (2.0, 7.0, 100)])
+    monkeypatch.setattr(preflight_module, "_timed_passes", lambda *arguments: next(timed))
+    found = preflight(opened())
+    assert (found.forward_seconds, found.training_seconds) == (1.0, 7.0)
