@@ -9,6 +9,7 @@ import analysis
 from analysis.compare import compare, differences, samples_to_reach
 from analysis.compare import main as write_comparison
 from analysis.figures.learning import best_so_far, fidelity_against_cost, learning_curves
+from analysis.figures.masks import numbered_points
 from analysis.figures.parameters import importances, parallel_coordinates, slices
 from analysis.figures.theme import LIGHT
 from analysis.plots import main as write_figures
@@ -329,3 +330,8 @@ def test_an_experiment_that_came_to_nothing_is_shown_by_every_command(tmp_path, 
     compared = capsys.readouterr().out
     assert "trials" in compared
     assert not any(nothing in shown + compared for nothing in ("NaN", "nan", "None", "<NA>"))
+
+
+def test_points_that_lie_together_have_one_number():
+    """Of shares in per cent and fidelities; the first of each cluster keeps its number."""
+    assert numbered_points([99.0, 60.0, 58.0, 55.0, 20.0, 19.0], [0.0, 0.5, 0.51, 0.52, 0.9, 0.97]) == [0, 1, 3, 4, 5]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.figures.theme import Theme, new_figure, themed
+
+# Share of an axis by which two points are apart whose numbers can both be read.
+_APART = 0.03
 
 
 @themed
@@ -40,6 +45,15 @@ def timestep_losses(timesteps: pd.DataFrame, *, theme: Theme) -> Figure:
     return figure
 
 
+def numbered_points(shares: Sequence[float], reached: Sequence[float]) -> list[int]:
+    """Positions of the points whose numbers can be read: those far enough from the last one that has its number."""
+    kept: list[int] = []
+    for row, (share, value) in enumerate(zip(shares, reached, strict=True)):
+        if not kept or abs(share - shares[kept[-1]]) > _APART * 100 or abs(value - reached[kept[-1]]) > _APART:
+            kept.append(row)
+    return kept
+
+
 @themed
 def dense_curve(curve: pd.DataFrame, *, learned: float | None, theme: Theme) -> Figure:
     """Fidelity of the initial mask with its most sensitive layers dense, against what stays sparse; the learned mask's."""
@@ -47,8 +61,9 @@ def dense_curve(curve: pd.DataFrame, *, learned: float | None, theme: Theme) -> 
     ax = axes[0, 0]
     shares, reached = 100 * curve["sparse_multiply_adds_share"], curve["fidelity"].astype(float)
     ax.plot(shares, reached, "-o", color=theme.suggested, label="initial mask, with so many layers dense")
-    for share, value, count in zip(shares, reached, curve["num_dense"], strict=True):
-        ax.annotate(str(count), (share, value), textcoords="offset points", xytext=(3, 5), fontsize=6)
+    for row in numbered_points(shares.tolist(), reached.tolist()):
+        number = str(curve["num_dense"].iloc[row])
+        ax.annotate(number, (shares.iloc[row], reached.iloc[row]), textcoords="offset points", xytext=(3, 5), fontsize=6)
     if learned is not None:
         ax.axhline(learned, color=theme.best, linestyle="--", label="learned mask, no more layers dense")
     ax.invert_xaxis()
