@@ -141,6 +141,7 @@ def test_eight_of_sixteen_is_exact_over_its_12870_masks(generator):
     assert (probabilities @ candidates.double()).sum().item() == pytest.approx(8, abs=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "m"), [(1, 4), (2, 4), (4, 8), (8, 16)])
 def test_estimated_inclusion_probabilities_and_their_gradient_are_unbiased(n, m, generator):
     """Within five standard errors of the exact values, over 40,000 draws."""

@@ -57,6 +57,7 @@ def test_straight_through_is_exact_for_a_linear_loss(generator):
     assert torch.allclose(found, expected, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_straight_through_is_unbiased_for_a_linear_loss_beyond_70_masks(generator):
     """8:16 takes an estimate of the inclusion probabilities; over 20,000 draws it is within five standard errors."""
     pattern, draws = NMPattern(8, 16), 20_000

@@ -128,6 +128,7 @@ def test_positions_of_every_pattern_are_packed_in_the_shorter_way(pattern, gener
     assert torch.equal(kept_groups(bits, count, pattern), groups)
 
 
+@pytest.mark.slow
 def test_export_to_a_compressed_file_and_back_to_a_diffusers_folder(tmp_path, dense, network, mask_path):
     output = run("export", mask_path, "--to", "safetensors", "--output", tmp_path / "small.safetensors")
     size = (tmp_path / "small.safetensors").stat().st_size

@@ -134,6 +134,7 @@ def test_extract_refuses_a_mask_of_another_layout(tmp_path):
     assert not (tmp_path / "masks").exists()
 
 
+@pytest.mark.slow
 def test_baseline_writes_a_loss_per_batch(tmp_path):
     run("baseline", "--output-dir", tmp_path / "a", "--dataset-size", 96, "--batch-size", 32)
     report = json.loads((tmp_path / "a" / "baseline.json").read_text())
@@ -234,6 +235,7 @@ def test_evaluate_takes_features_and_reference_statistics_of_files(tmp_path, dig
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.slow
 def test_train_logs_each_validation_and_takes_the_originals_spelling_of_options(tmp_path, monkeypatch):
     logged = {}
 
@@ -254,6 +256,7 @@ def test_train_logs_each_validation_and_takes_the_originals_spelling_of_options(
     assert last["changed_share"] == summary["last_logits"]["changed_share"]
 
 
+@pytest.mark.slow
 def test_what_a_run_records_is_of_the_mask_that_it_wrote(tmp_path, digits):
     """With steps so large that every mask is worse than the initial one, which is kept."""
     run("train", "--output-dir", tmp_path / "run", "--dataset-size", 64, "--epoch", 1, "--lr", 300, "--logits", 1)
@@ -380,6 +383,7 @@ def test_mistakes_end_in_one_sentence_and_nothing_is_written(tmp_path, arguments
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_mask_for_another_model_is_refused(tmp_path, model_folder, image_folder):
     cifar10 = ("--workload", "cifar10", "--model", model_folder, "--data", image_folder)
     run("prune", "--output-dir", tmp_path / "pruned", *cifar10)
@@ -449,6 +453,7 @@ def test_existing_folders_are_never_overwritten(tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -128,6 +128,7 @@ def test_a_preflight_measures_a_job_and_leaves_the_network_alone(opened):
 LEVELS = {"down_block_types": ("DownBlock2D",) * 4, "up_block_types": ("UpBlock2D",) * 4, "block_out_channels": (8,) * 4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -498,6 +498,7 @@ def test_settings_that_are_not_allowed_are_refused(settings, message):
         TrainerConfig(**settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"estimator": "policy_gradient"}, {"gradient_accumulation_steps": 2}])
 def test_where_memory_runs_out_smaller_forward_passes_give_the_same_result(tiny, monkeypatch, settings):
     """In float64, where an order of summation shows in the last tiny alone."""

@@ -44,6 +44,7 @@ def test_missing_cifar10_names_the_option(tmp_path):
         cifar10_images(tmp_path, download=False)
 
 
+@pytest.mark.slow
 @needs_cifar10_sample
 def test_real_cifar10_images_load_from_a_folder_per_class(cifar10_folder):
     splits = folder_images(cifar10_folder, resolution=32, channels=3)

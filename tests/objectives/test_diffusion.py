@@ -58,6 +58,7 @@ def test_shares_in_bfloat16_differ_by_less_than_those_of_two_pilots(digits, monk
     )
 
 
+@pytest.mark.slow
 def test_losses_of_importance_samples_have_the_mean_of_uniform_ones(digits):
     shares = (0.5, 0.2, 0.2, 0.1)
     means, errors = [], []

@@ -101,6 +101,7 @@ def test_only_the_rungs_of_asha_are_runs_of_their_own_also_when_it_is_done_again
     assert len(parse(warm_start=tmp_path / "none").warm_start) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("record", "name", "value", "message"),
     [
@@ -119,6 +120,7 @@ def test_an_experiment_whose_trials_would_no_longer_be_comparable_is_refused(par
             parse_command({"results_dir": tmp_path} if job.replay else {}, job, now=NOW)
 
 
+@pytest.mark.slow
 def test_a_search_without_a_trial_yet_is_done_again_by_its_seed_and_from_the_same_warm_start(parse, tmp_path):
     first = begun(parse(experiment="first"), [({"lr": 1.0, "batch_size": 16}, 934)])
     second = begun(parse(experiment="second", warm_start=first))
@@ -291,6 +293,7 @@ def test_several_masks_a_step_must_fit_the_reports(tmp_path, masks, allowed):
         prepare_search(options)
 
 
+@pytest.mark.slow
 def test_what_judges_images_is_opened_before_the_search_and_kept_to_resume_it(parse, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     statistics = {"mu": np.zeros(64), "sigma": np.eye(64)}
@@ -347,6 +350,7 @@ def test_bfloat16_on_a_gpu_without_it_is_refused_before_anything_runs(parse, tmp
         parse(space=tmp_path / "half.py")
 
 
+@pytest.mark.slow
 def test_how_images_are_read_is_recorded_and_kept_by_a_search_that_goes_on(parse, tmp_path, model_folder, image_folder):
     given = {"workload": "cifar10", "model": str(model_folder), "data": image_folder, "resize": "box", "crop": "none"}
     search = parse(**given, experiment="faces", timestep_spacing="trailing")

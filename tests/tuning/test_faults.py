@@ -142,6 +142,7 @@ def ray_at(monkeypatch, address):
     monkeypatch.setattr(faults.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=address))
 
 
+@pytest.mark.slow
 def test_a_head_that_has_died_pauses_the_search(monkeypatch, quick):
     with socket.create_server(("127.0.0.1", 0)) as server:
         ray_at(monkeypatch, "{}:{}".format(*server.getsockname()))

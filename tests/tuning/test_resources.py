@@ -123,6 +123,7 @@ def test_a_start_that_takes_too_long_is_tried_again_with_a_word(monkeypatch, cap
     assert last == "Ray dashboard: http://127.0.0.1:8265"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error", [BusyMachine("timed out"), RuntimeError("Failed to connect to GCS"), TimeoutError("GCS timed out")]
 )
@@ -144,6 +145,7 @@ def test_a_machine_that_stays_busy_is_told_of_in_one_sentence(monkeypatch, error
     assert len(tries) == 4, "a Ray that runs elsewhere does not come up by being asked again"
 
 
+@pytest.mark.slow
 def test_what_no_further_try_can_mend_is_told_at_once(monkeypatch):
     tries = []
 
@@ -158,6 +160,7 @@ def test_what_no_further_try_can_mend_is_told_at_once(monkeypatch):
     assert len(tries) == 1
 
 
+@pytest.mark.slow
 def test_a_user_with_a_mistake_does_not_wait_for_further_tries(monkeypatch):
     tries = []
 

@@ -175,6 +175,7 @@ def test_a_run_up_to_a_rung_learns_at_the_scaled_rate_and_the_full_run_at_the_tr
         assert config == start(dict(FIRST))._running_trainer().config
 
 
+@pytest.mark.slow
 def test_a_run_up_to_a_rung_resumes_bit_for_bit(start, context):
     settings = {**FIRST, "budget": 80, "lr_decay": "cosine"}
     whole = start(dict(settings))
@@ -326,6 +327,7 @@ def test_a_trial_that_goes_on_does_so_bit_for_bit(start, stored, config, as_uri)
     assert results(started({**config, "checkpoint": "trial_00001/checkpoint_000000"})) == whole[1:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [FIRST, SECOND])
 def test_a_promoted_trial_goes_on_the_same_whether_the_exact_part_has_been_removed_or_not(stored, config):
     started, folder = stored(config)
