@@ -25,7 +25,7 @@ from maskpro.schedule.folder import (
 from maskpro.schedule.history import METRIC, History, TrialRecord
 from maskpro.schedule.ranking import best_trial
 from maskpro.schedule.rungs import rungs
-from maskpro.schedule.trial_table import FIGURES, tabulate_front, tabulate_trials
+from maskpro.schedule.trial_table import FIGURES, OF_SHARES, tabulate_front, tabulate_trials
 
 _CURVE_COLUMNS = [
     "num_samples_seen",
@@ -106,7 +106,8 @@ class OpenedExperiment:
     def curves(self) -> pd.DataFrame:
         """A row per report, with all parts of a trial: trial_id, samples, fidelity, errors, losses, seconds.
 
-        `num_samples_spent` is what all trials together had been trained on at that report.
+        `num_samples_spent` is what all trials together had been trained on at that report. A search of num_dense has
+        `OF_SHARES` as well.
         """
         spent = self._spent()
         rows = [
@@ -120,10 +121,12 @@ class OpenedExperiment:
             for trial in self.history.searched
             for samples in sorted(trial.reports)
         ]
-        table = pd.DataFrame(rows).reindex(columns=["trial_id", *_CURVE_COLUMNS])
+        table = pd.DataFrame(rows)
+        of_numbers = _CURVE_COLUMNS + [name for name in OF_SHARES if name in table]
+        table = table.reindex(columns=["trial_id", *of_numbers])
         if table.empty:  # as in the table of trials
             table["trial_id"] = table["trial_id"].astype(object)
-        numbers = table[_CURVE_COLUMNS].apply(pd.to_numeric, errors="coerce")
+        numbers = table[of_numbers].apply(pd.to_numeric, errors="coerce")
         return self._named(pd.concat([table[["trial_id"]], numbers], axis=1))
 
     def _spent(self) -> dict[tuple[int, int], int]:

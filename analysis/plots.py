@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.experiment import OpenedExperiment, judged_trials
@@ -18,7 +19,7 @@ from analysis.figures.parameters import importances, parallel_coordinates, param
 from analysis.figures.theme import LIGHT, Theme
 from maskpro.commands.running import run_command
 from maskpro.errors import MaskproError
-from maskpro.schedule.history import SHARE
+from maskpro.schedule.history import COMMON_FIDELITY, SHARE
 
 _NONE_COUNTS = "no trial has left min_sparse_share of the multiply-adds sparse"
 
@@ -29,7 +30,8 @@ def all_figures(experiment: OpenedExperiment, *themes: Theme) -> tuple[list[dict
     Raises:
         MaskproError: a file in its folder is broken.
     """
-    trials, curves, layers, timesteps = experiment.trials, experiment.curves, experiment.layers, experiment.timesteps
+    trials, curves = comparable(experiment.trials), comparable(experiment.curves)
+    layers, timesteps = experiment.layers, experiment.timesteps
     parameters = {name: value for name, value in experiment.searched_parameters.items() if name in trials.columns}
     best, marks, curve = experiment.best_trial, experiment.rungs, experiment.dense_curve
     least = experiment.history.min_sparse_share
@@ -84,6 +86,17 @@ def all_figures(experiment: OpenedExperiment, *themes: Theme) -> tuple[list[dict
         except MaskproError as error:
             missing[name] = str(error)
     return figures, missing
+
+
+def comparable(table: pd.DataFrame) -> pd.DataFrame:
+    """Trials or reports with fidelities that can be compared.
+
+    In a search of num_dense a trial's own fidelity relates to an initial mask of more or fewer layers than another's.
+    `common_fidelity` relates to the initial mask of all layers, and takes its place.
+    """
+    if COMMON_FIDELITY not in table:
+        return table
+    return table.assign(fidelity=table[COMMON_FIDELITY].where(table["fidelity"].notna()))
 
 
 def main(experiment: Path) -> None:

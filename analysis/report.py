@@ -40,8 +40,8 @@ _FAILURES_SHOWN = 50
 
 CAPTIONS = {
     "pareto_front": "What each trial of a search of num_dense came to: its error, and what of the network its mask leaves "
-    "sparse. No trial is better than one of the front in one of them and as good in the other. In all other figures a "
-    "trial's fidelity relates to the initial mask with its own layers dense, so it compares trials of one num_dense alone.",
+    "sparse. No trial is better than one of the front in one of them and as good in the other. In the figures of "
+    "the search fidelity is common_fidelity, which relates to the initial mask of all layers.",
     "best_so_far": "How good the search's best mask was after how many calibration samples of all trials together.",
     "learning_curves": "Every trial's fidelity as it learned. Dotted lines: rungs, where early stopping judged it. Where "
     "promoted trials are trained anew, their curves fall behind a rung and rise again.",
@@ -160,8 +160,11 @@ def _facts(
         facts.append(("trial seconds", f"{trials['seconds'].sum():,.0f}"))
     dense = evaluated.get("dense_layers", {})
     if dense.get("layers"):
-        shares = f"{dense['weights_share']:.1%} of the weights, {dense['multiply_adds_share']:.1%} of the multiply-adds"
-        facts.append(("layers that stay dense", f"{len(dense['layers'])} ({shares})"))
+        facts.append(("layers that stay dense", str(len(dense["layers"]))))
+        facts += [
+            (f"their share of the {of}", f"{dense[name]:.1%}")
+            for of, name in (("weights", "weights_share"), ("multiply-adds", "multiply_adds_share"))
+        ]
     chosen = experiment.promoted
     if chosen is not None:
         facts.insert(0, ("evaluated trial", str(chosen.number)))

@@ -9,7 +9,7 @@ import pytest
 from analysis.experiment import OpenedExperiment
 from analysis.figures.learning import pareto_front as draw_front
 from analysis.figures.theme import LIGHT
-from analysis.plots import all_figures
+from analysis.plots import all_figures, comparable
 from analysis.report import CAPTIONS, gather, write_report
 from benchmarks.made_up_experiment import make_experiment
 from maskpro.errors import MaskproError
@@ -88,6 +88,22 @@ def test_the_front_of_a_search_of_two_objectives_is_listed(report):
     assert lines["Pareto front"].get_ydata().tolist() == front["val_error"].tolist()
     assert list(lines[f"promoted: trial {promoted.number}"].get_ydata()) == [promoted.last["val_error"]]
     assert len(lines["ran to its budget"].get_ydata()) == 12
+
+
+def test_figures_of_a_search_of_two_objectives_compare_fidelities_of_one_initial_mask(report):
+    opened = OpenedExperiment(report.parent)
+    common = {
+        (trial.name, samples): one["common_fidelity"]
+        for trial in opened.history.searched
+        for samples, one in trial.reports.items()
+    }
+    curves = comparable(opened.curves)
+    assert (
+        dict(zip(zip(curves["trial_id"], curves["num_samples_seen"], strict=True), curves["fidelity"], strict=True))
+        == common
+    )
+    assert comparable(opened.trials)["fidelity"].tolist() == opened.trials["common_fidelity"].tolist()
+    assert opened.trials["fidelity"].tolist() != opened.trials["common_fidelity"].tolist()
 
 
 def test_where_only_a_failed_trial_leaves_enough_sparse_there_is_no_best_so_far(tmp_path):
