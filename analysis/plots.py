@@ -92,9 +92,9 @@ def comparable(table: pd.DataFrame) -> pd.DataFrame:
     """Trials or reports with fidelities that can be compared.
 
     In a search of num_dense a trial's own fidelity relates to an initial mask of more or fewer layers than another's.
-    `common_fidelity` relates to the initial mask of all layers, and takes its place.
+    `common_fidelity` relates to the initial mask of num_dense 0, and takes its place where that is among the values.
     """
-    if COMMON_FIDELITY not in table:
+    if COMMON_FIDELITY not in table or table[COMMON_FIDELITY].isna().all():
         return table
     return table.assign(fidelity=table[COMMON_FIDELITY].where(table["fidelity"].notna()))
 

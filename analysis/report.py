@@ -41,7 +41,8 @@ _FAILURES_SHOWN = 50
 CAPTIONS = {
     "pareto_front": "What each trial of a search of num_dense came to: its error, and what of the network its mask leaves "
     "sparse. No trial is better than one of the front in one of them and as good in the other. In the figures of "
-    "the search fidelity is common_fidelity, which relates to the initial mask of all layers.",
+    "the search fidelity is common_fidelity, which relates to the initial mask of num_dense 0. Where 0 is not among the "
+    "values, it compares trials of one num_dense alone.",
     "best_so_far": "How good the search's best mask was after how many calibration samples of all trials together.",
     "learning_curves": "Every trial's fidelity as it learned. Dotted lines: rungs, where early stopping judged it. Where "
     "promoted trials are trained anew, their curves fall behind a rung and rise again.",

@@ -1,6 +1,7 @@
 """The report of an experiment: what is on the page, in a browser, and what it says of experiments that lack something."""
 
 import json
+import math
 import re
 import shutil
 
@@ -104,6 +105,8 @@ def test_figures_of_a_search_of_two_objectives_compare_fidelities_of_one_initial
     )
     assert comparable(opened.trials)["fidelity"].tolist() == opened.trials["common_fidelity"].tolist()
     assert opened.trials["fidelity"].tolist() != opened.trials["common_fidelity"].tolist()
+    unknown = opened.trials.assign(common_fidelity=math.nan)
+    assert comparable(unknown)["fidelity"].tolist() == opened.trials["fidelity"].tolist(), "num_dense 0 is not searched"
 
 
 def test_where_only_a_failed_trial_leaves_enough_sparse_there_is_no_best_so_far(tmp_path):
