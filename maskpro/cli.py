@@ -32,7 +32,7 @@ class _WithTorch(TyperCommand):
 app = typer.Typer(
     **SETTINGS,
     no_args_is_help=True,
-    help="Learn and evaluate n:m sparse masks of frozen diffusion networks. The search itself is tune_main.py.",
+    help="Learn and evaluate n:m masks of diffusion networks and language models. The search itself is tune_main.py.",
 )
 for _command in (
     convert,

@@ -43,7 +43,7 @@ def understood(
 def _dense(found: Preflight) -> str:
     dense = found.dense
     if not dense.layers:
-        return "none, beside first and last convolution and embeddings"
+        return "none, beside what is never masked: embeddings, first and last convolution, a language model's head"
     named = [f"{row.layer} {row.why}" for row in dense.layers[:_NAMED]]
     more = f"; and {len(dense.layers) - _NAMED} more" if len(dense.layers) > _NAMED else ""
     return (

@@ -26,7 +26,9 @@ class Estimate(NamedTuple):
 
 
 def fidelity(initial: float, learned: float) -> float | None:
-    """1 - E_learned / E_initial, E = mean squared difference from the dense network's output on held-out samples.
+    """1 - E_learned / E_initial, E = mean difference from the dense network's output on held-out samples.
+
+    The difference is the objective's: squared for diffusion, the KL divergence for language models.
 
     0 = initial mask, 1 = dense network; None where the initial mask's output is the dense network's.
     """
@@ -116,6 +118,11 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Estima
         return None
     differences = [b - a for a, b in zip(first, second, strict=True)]
     return Estimate(statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences)))
+
+
+def standard_error(values: Tensor) -> float:
+    """Standard error of the mean of independent values `[size]`."""
+    return float(values.std().item() / math.sqrt(len(values)))
 
 
 def _standard_error(residuals: Tensor, initial: Tensor, images: int | None = None) -> float:

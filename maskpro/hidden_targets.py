@@ -115,6 +115,8 @@ class HiddenTargets:
 
 
 def _keep(outputs: dict[str, Tensor], name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+    if isinstance(output, tuple) and output:  # attention of transformers gives its weights as well
+        output = output[0]
     if not isinstance(output, Tensor):
         raise MaskproError(
             f"hidden_targets: output of block {name} is a {type(output).__name__}; allowed: 0 with this model"

@@ -106,12 +106,12 @@ class LogitGradient:
         weight_gradient = self._masked.weight_gradient().zero_()
         draw = self._parametrisation.draw(logits, progress, self.generator)
         self._masked.set_mask(draw.mask)
-        total = torch.zeros((), device=self._masked.base.device, dtype=self._masked.base.dtype)
+        total = torch.zeros((), device=self._masked.base.device, dtype=self._masked.wide_dtype)
         count = torch.full((), len(indices), dtype=total.dtype, device=total.device)
         hidden_weight = torch.full_like(count, self._config.hidden_targets * fading(progress))
         for batch in self.batches(indices):
             total += self._run(self._loss_and_backward, batch, count, hidden_weight)
-        values = weight_gradient.mul_(self._masked.learned_base)
+        values = weight_gradient.mul_(self._masked.learned_base).to(logits.dtype)
         gradient = self._parametrisation.gradient(logits, progress, draw, values)
         return normalised(gradient) if self._config.optimizer == "sgd" else gradient, total
 
@@ -173,7 +173,7 @@ class LogitGradient:
         # Other sizes run uncompiled: compiling for them would take longer than the rest of the step.
         rows = len(batch if isinstance(batch, Tensor) else batch[0])
         network = self._network if rows == self.micro_batch_size else self._masked.model
-        prediction = predict_in(self._config.precision, self.objective, network, batch).to(self._masked.base.dtype)
+        prediction = predict_in(self._config.precision, self.objective, network, batch).to(self._masked.wide_dtype)
         if teacher is None:
             return self.objective.losses(prediction, batch)
         return self.objective.teacher_losses(prediction, teacher, batch)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,13 +45,16 @@ def whole_name(name: str) -> str:
 def maskable_layers(model: nn.Module) -> dict[str, Tensor]:
     """Name to weight of every Conv2d and Linear layer that is not protected, in the model's order.
 
-    A parameter that several layers share is one weight, under the first layer's name. A parameter that is also part of a
-    protected layer, an embedding or another module is protected.
+    The head of a language model of transformers is protected whatever its name. A parameter that several layers share is
+    one weight, under the first layer's name. A parameter that is also part of a protected layer, an embedding or another
+    module is protected.
     """
+    find_head: Any = getattr(model, "get_output_embeddings", None)
+    head = find_head() if callable(find_head) else None
     chosen = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear) and not is_protected(name)
+        if isinstance(module, nn.Conv2d | nn.Linear) and not is_protected(name) and module is not head
     }
     others = {
         id(parameter)
@@ -182,6 +186,11 @@ class MaskedModel:
     def mask(self) -> Tensor:
         """The mask that is set now, all layers, bool `[P / M, M]`; all True while dense."""
         return self._mask.view(-1, self.pattern.m)
+
+    @property
+    def wide_dtype(self) -> torch.dtype:
+        """Of logits and losses: at least float32, also where the weights are bfloat16."""
+        return torch.promote_types(self.base.dtype, torch.float32)
 
     @property
     def learned_base(self) -> Tensor:

@@ -9,7 +9,8 @@ ESTIMATORS: tuple[EstimatorName, ...] = get_args(EstimatorName)
 # Estimators with relaxed masks, which an annealing sharpens.
 RELAXED: tuple[EstimatorName, ...] = ("relaxed_subset", "gumbel_softmax")
 Annealing = Literal["geometric", "linear"]
-Target = Literal["teacher", "noise"]
+# "data" is "noise" by another name: in a language model what the data say is the next token.
+Target = Literal["teacher", "noise", "data"]
 Timesteps = Literal["uniform", "importance"]
 LearningRateDecay = Literal["linear", "cosine", "constant"]
 OptimizerName = Literal["auto", "adam", "sgd"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from maskpro.errors import MaskproError
-from maskpro.options import option
+from maskpro.options import check_options, option
 
 if TYPE_CHECKING:
     from maskpro.images import ImageReading
@@ -39,21 +39,41 @@ class ReadingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _NamedSource:
-    """The network and the images, by name."""
+class TextOptions:
+    """How a text is cut into samples."""
 
-    TITLE: ClassVar[str] = "network and images"
+    TITLE: ClassVar[str] = "language model and text"
 
-    workload: str | None = option("digits", "digits (embedded) or cifar10.", "--workload", "--dataset")
-    model: str | None = option(
-        None, "Dense diffusers DDPM folder or hub name.", "--model", "--original-model", otherwise="the workload's"
-    )
-    data: Path | None = option(None, "Folder of images (cifar10 workload).", otherwise="CIFAR-10")
+    sequence_length: int = option(128, "Tokens in a sample (causal_lm workload).", least=2)
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceOptions(_NamedSource, ReadingOptions):
-    """The network, the images, and how both are read."""
+class _NamedSource:
+    """The network and its data, by name."""
+
+    TITLE: ClassVar[str] = "network and images"
+
+    workload: str | None = option(
+        "digits", "digits (embedded), cifar10 or causal_lm (language models).", "--workload", "--dataset"
+    )
+    model: str | None = option(
+        None,
+        "Dense network: diffusers DDPM or (causal_lm) language model of transformers; folder or hub name.",
+        "--model",
+        "--original-model",
+        otherwise="the workload's",
+    )
+    data: Path | None = option(
+        None, "Folder of images (cifar10), text file or folder of text (causal_lm).", otherwise="the workload's"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions(_NamedSource, ReadingOptions, TextOptions):
+    """The network, the images or the text, and how they are read."""
 
 
 def _parts_of_names(text: str) -> tuple[str, ...]:

@@ -94,12 +94,20 @@ class RunCache:
         return workload.training_objective(seed=config.seed, device=device, shares=shares)
 
     def teacher_of(
-        self, dense: nn.Module, config: TrainerConfig, objective: Objective, device: torch.device
+        self,
+        workload: Workload,
+        dense: nn.Module,
+        config: TrainerConfig,
+        objective: Objective,
+        device: torch.device,
     ) -> SampleValues:
-        """The dense network's outputs on a run's calibration samples."""
+        """The dense network's outputs on a run's calibration samples; `dense` is the workload's network on the device."""
+        precision, keep = config.precision, workload.keeps_outputs(config.dataset_size)
+        if not keep:
+            return teacher_outputs(dense, objective, precision=precision, keep=False)
 
         def make(shelf: Shelf | None) -> SampleValues:
-            return teacher_outputs(dense, objective, precision=config.precision, shelf=shelf, device=device)
+            return teacher_outputs(dense, objective, precision=precision, shelf=shelf, device=device)
 
         return self._table(table_name(config), config.seed, make)
 
@@ -195,7 +203,7 @@ def build_trainer(
         masked = given_masked(dense, masks, targets=targets)
     validation = cache.validation_of(workload, device, config.precision)
     objective = cache.objective_of(workload, config, device, masked.model)
-    teacher = cache.teacher_of(dense, config, objective, device)
+    teacher = cache.teacher_of(workload, dense, config, objective, device)
     baseline = None
     if config.estimator == "policy_gradient" and masks is None:
         baseline = cache.baseline_of(

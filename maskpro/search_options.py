@@ -45,7 +45,13 @@ class SearchOptions(JudgingOptions, SamplingOptions, DenseOptions, SourceOptions
     TITLE: ClassVar[str] = "search"
 
     space: Path | None = option(None, "Search-space file, such as search_spaces/default.py.")
-    workload: str | None = option(None, "digits (embedded) or cifar10.", "--workload", "--dataset", otherwise="the space's")
+    workload: str | None = option(
+        None,
+        "digits (embedded), cifar10 or causal_lm (language models).",
+        "--workload",
+        "--dataset",
+        otherwise="the space's",
+    )
     experiment: str = option("", "Name of the results folder.", otherwise="space and time", groups=(PLACE,))
     results_dir: Path = option(Path("results"), "Where experiments are kept.", groups=(PLACE,))
     storage_path: str | None = option(

@@ -104,7 +104,7 @@ class MaskTrainer:
         prior = None
         if config.magnitude_prior:
             prior = magnitude_prior(masked.learned_base, config.magnitude_prior, _LARGEST_PRIOR * config.logits)
-        self.logits = self._parametrisation.start(initial_mask, config.logits, prior).to(masked.base.dtype)
+        self.logits = self._parametrisation.start(initial_mask, config.logits, prior).to(masked.wide_dtype)
         if config.optimizer == "adam" or (config.optimizer == "auto" and config.estimator != "policy_gradient"):
             self._optimizer: torch.optim.Optimizer = torch.optim.Adam([self.logits], lr=1.0, betas=(0.9, 0.99), fused=True)
         else:
@@ -144,7 +144,7 @@ class MaskTrainer:
     def validate(self) -> HeldOutMeans:
         """Held-out loss and error of the mode of the logits; that mask becomes `best_mask` unless an earlier one is better.
 
-        Masks are compared by their error, the squared difference from the dense network's output. The loss can't tell them
+        Masks are compared by their error, the difference from the dense network's output. The loss can't tell them
         apart, because the noise to be predicted dominates it. A mask is as good as the one with the lowest error so far if
         its error exceeds that by at most the standard error of the paired difference. Of equally good masks the latest is
         kept: it has learned most, while the lowest of many noisy errors is the luckiest. `best_mask` starts as the initial

@@ -75,7 +75,9 @@ class TrainerConfig:
         "straight_through",
         "straight_through, relaxed_subset, gumbel_softmax (MaskLLM) or policy_gradient (MaskPro, forward passes only).",
     )
-    target: Target = option("teacher", "teacher (the dense network's output) or noise (the data).")
+    target: Target = option(
+        "teacher", "teacher (the dense network's output), or noise or data (what the data say: noise, image, next token)."
+    )
     hidden_targets: float = option(0.0, "Weight of the dense network's block outputs as further targets; 0: none.")
     timesteps: Timesteps = option(
         "uniform", "uniform, or more often where the initial mask adds more to the loss (importance)."

@@ -97,7 +97,12 @@ class Workload(ABC):
         losses, which is also the luckiest one. A loss that took no part in the search shows that.
         """
         size: int = getattr(self.budgets, f"{split}_samples")
-        return HeldOutSamples(self.held_out_objective(split, device), size, self.model.to(device), precision)
+        keep, dense = self.keeps_outputs(size), self.model.to(device)
+        return HeldOutSamples(self.held_out_objective(split, device), size, dense, precision, keep=keep)
+
+    def keeps_outputs(self, num_samples: int) -> bool:
+        """Whether there is room for the dense network's outputs on so many samples; if not, they are computed each time."""
+        return True
 
     def importance_shares(
         self, initial: nn.Module, device: torch.device, precision: Precision = "float32"
@@ -109,6 +114,11 @@ class Workload(ABC):
     @abstractmethod
     def output_numbers(self) -> int:
         """Numbers in the network's output on a sample; the search keeps a table of outputs."""
+
+    @property
+    def of_loss(self) -> Mapping[str, Callable[[float], float]]:
+        """Column of `trials.csv` to the function of a trial's held-out loss that is in it, beside the loss itself."""
+        return {}
 
     @abstractmethod
     def without_test(self) -> Self:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from maskpro.fidelity import estimate_fidelity
+from maskpro.fidelity import estimate_fidelity, standard_error
 from maskpro.held_out import TEST_SEED, VALIDATION_SEED
 from maskpro.machine.process import Say
 from maskpro.metrics import sparsity, with_recovery
@@ -115,6 +115,7 @@ class Evaluation:
                 "val_error": means.error,
                 "val_loss": means.loss,
                 "test_loss": judged.means().loss,
+                "test_loss_error": standard_error(judged.losses),
                 **self.further_figures(model, device),
                 "sparsity": sparsity(model),
             }

@@ -327,7 +327,7 @@ def test_what_can_not_be_exported_is_one_sentence_and_writes_nothing(tmp_path, d
     save_compressed(small, network.cast(torch.bfloat16))
     refused(
         tmp_path,
-        "to is 'tflite'; allowed: diffusers, safetensors, torch-sparse, onnx",
+        "to is 'tflite'; allowed: diffusers, transformers, safetensors, torch-sparse, onnx",
         mask_path,
         "--to",
         "tflite",

@@ -82,6 +82,8 @@ _OF_ONE_KIND = (
     "maskpro.pretrained",
     "maskpro.weight_files",
     "maskpro.weight_keys",
+    "maskpro.language_models",
+    "maskpro.text",
     "maskpro.samples",
 )
 _OF_ONE_KIND += ("maskpro.noise_schedule", "maskpro.objectives.", "maskpro.workloads.", "maskpro.embedded")

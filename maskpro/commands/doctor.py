@@ -15,12 +15,23 @@ from maskpro.options import expanded, option
 
 @dataclass(frozen=True, kw_only=True)
 class _PositionalSource(SourceOptions):
-    """A workload by its model and its images."""
+    """A workload by its model and its data."""
 
-    model: str | None = option(None, "Diffusers DDPM folder or hub name.", positional=True, otherwise="digits")
-    data: Path | None = option(None, "Folder of images.", positional=True, otherwise="CIFAR-10")
+    model: str | None = option(
+        None,
+        "Diffusers DDPM, or with --workload causal_lm language model; folder or hub name.",
+        positional=True,
+        otherwise="digits",
+    )
+    data: Path | None = option(
+        None, "Folder of images, or text file or folder of text.", positional=True, otherwise="the workload's"
+    )
     workload: str | None = option(
-        None, "digits (embedded) or cifar10.", "--workload", "--dataset", otherwise="cifar10 with a model, else digits"
+        None,
+        "digits (embedded), cifar10 or causal_lm (language models).",
+        "--workload",
+        "--dataset",
+        otherwise="cifar10 with a model, else digits",
     )
 
 

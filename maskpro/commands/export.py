@@ -19,8 +19,13 @@ _Source = Annotated[Path, typer.Argument(help="Mask file, or a compressed file o
 _Model = Annotated[
     str | None,
     typer.Option(
-        "--model", "--original-model", help="Dense model of the mask: diffusers DDPM folder or hub name; default: digits."
+        "--model",
+        "--original-model",
+        help="Dense model of the mask: folder or hub name; default: the workload's embedded one.",
     ),
+]
+_Workload = Annotated[
+    str, typer.Option("--workload", "--dataset", help="Kind of the model: digits or cifar10 (diffusers), or causal_lm.")
 ]
 _Ema = Annotated[bool, typer.Option("--ema", help="Take the weights in unet_ema/ beside the model's unet/.")]
 
@@ -28,8 +33,13 @@ _Ema = Annotated[bool, typer.Option("--ema", help="Take the weights in unet_ema/
 @results_first
 def export(
     source: _Source,
-    to: Annotated[str, typer.Option("--to", help="diffusers, safetensors (compressed), torch-sparse or onnx.")],
-    output: Annotated[Path, typer.Option("--output", "--output-dir", help="New file; of diffusers, new folder.")],
+    to: Annotated[
+        str, typer.Option("--to", help="diffusers, transformers, safetensors (compressed), torch-sparse or onnx.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "--output-dir", help="New file; of diffusers and transformers, new folder.")
+    ],
+    workload: _Workload = "digits",
     model: _Model = None,
     ema: _Ema = False,
     dtype: Annotated[
@@ -39,9 +49,9 @@ def export(
         ),
     ] = None,
 ) -> None:
-    """Write a masked diffusion network as a diffusers folder, a compressed file, for torch's 2:4 kernels, or as ONNX."""
+    """Write a masked network as its library's folder, a compressed file, for torch's 2:4 kernels, or as ONNX."""
     from maskpro.export.compressed import is_compressed
-    from maskpro.export.formats import parse_format
+    from maskpro.export.formats import check_library, parse_format
     from maskpro.export.network import dtype_name
 
     chosen = parse_format(to)
@@ -49,7 +59,8 @@ def export(
     found = is_compressed(source)
     if not found:
         chosen.dtype(dtype, None, to)  # an error before the model is read
-    network = _network(source, model, ema)
+    network = _network(source, workload, model, ema)
+    check_library(network, to)
     wanted = chosen.dtype(dtype, network.dtype if found else None, to)
     if found and wanted != network.dtype:
         print(one_line(f"weights of {source} are {dtype_name(network.dtype)}, and become {dtype_name(wanted)}"))
@@ -86,7 +97,10 @@ def bench_export(
         raise MaskproError(f"batch_sizes is {batch_sizes!r}; allowed: numbers from 1, with blanks between them")
     if output is not None:
         check_new(output, "output file")
-    network = _network(source, model, ema).cast(known[dtype])
+    network = _network(source, "digits", model, ema)
+    if network.LIBRARY != "diffusers":
+        raise MaskproError(f"{source} holds a network of {network.LIBRARY}; allowed: a diffusion network's file")
+    network = network.cast(known[dtype])
     found = latency.network_eligibility(network)
     problem = missing_kernels(place)
     if problem:
@@ -114,13 +128,13 @@ def bench_export(
         print(f"table: {output}")
 
 
-def _network(source: Path, model: str | None, ema: bool) -> Any:
+def _network(source: Path, workload: str, model: str | None, ema: bool) -> Any:
     """The network of a compressed file, or the dense model under a mask file's mask."""
     from maskpro.embedded import DIGITS_MODEL
     from maskpro.export.compressed import is_compressed, load_network
     from maskpro.export.network import masked_network
-    from maskpro.pipeline.masks import load_masks_of
     from maskpro.pretrained import load_pretrained
+    from maskpro.workloads import workload_kind
 
     if is_compressed(source):
         if model is not None or ema:
@@ -128,12 +142,38 @@ def _network(source: Path, model: str | None, ema: bool) -> Any:
                 f"model or ema is given with compressed file {source}, which holds its network; allowed: neither"
             )
         return load_network(source)
+    workload_kind(workload)  # an error where there is none
+    if workload == "causal_lm":
+        return _language_model(source, model, ema)
     is_embedded = model in (None, "digits")
     dense = load_pretrained(str(DIGITS_MODEL) if is_embedded else str(model), ema=ema)
     name = "embedded digits DDPM" if is_embedded else str(model)
     for note in dense.notes:
         print(one_line(f"model {name}: {note}"))
-    masks = load_masks_of(dense.unet, name, source)
+    masks = _masks_of(dense.unet, name, source)
+    return masked_network(dense, masks)
+
+
+def _language_model(source: Path, model: str | None, ema: bool) -> Any:
+    """A dense language model under a mask file's mask, with its tokenizer."""
+    from maskpro.embedded import LANGUAGE_MODEL, LANGUAGE_MODEL_NAME
+    from maskpro.export.language_model import masked_language_model
+    from maskpro.language_models import load_language_model, load_tokenizer
+
+    if ema:
+        raise MaskproError("ema is True with a language model; allowed: without ema")
+    name = LANGUAGE_MODEL_NAME if model is None else model
+    dense = load_language_model(str(LANGUAGE_MODEL) if model is None else model)
+    for note in () if model is None else dense.notes:
+        print(one_line(f"model {name}: {note}"))
+    return masked_language_model(dense.model, load_tokenizer(dense.folder, name), _masks_of(dense.model, name, source))
+
+
+def _masks_of(model: Any, name: str, source: Path) -> Any:
+    """The masks of a file, checked to be for the dense model of that name."""
+    from maskpro.pipeline.masks import load_masks_of
+
+    masks = load_masks_of(model, name, source)
     if not masks.base_hash:
         print(one_line(f"mask file {source} names no model; its layers' names and shapes are those of {name}"))
-    return masked_network(dense, masks)
+    return masks

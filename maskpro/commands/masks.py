@@ -20,7 +20,7 @@ from maskpro.options import expanded, option
 class _FittingSource(SourceOptions):
     """A workload whose model a mask must fit, or none."""
 
-    workload: str | None = option(None, "Whose model it must fit: digits or cifar10.", "--workload", "--dataset")
+    workload: str | None = option(None, "Whose model it must fit: digits, cifar10 or causal_lm.", "--workload", "--dataset")
 
 
 @results_first
@@ -35,7 +35,7 @@ def prune(
     ratio: Annotated[float | None, typer.Option(help="Share of weights removed; must be the pattern's.")] = None,
     seed: Seed = 0,
 ) -> None:
-    """Prune the dense network to n:m in one shot and write it as a diffusers folder."""
+    """Prune the dense network to n:m in one shot and write it as a folder that its library loads."""
     from maskpro.initial_masks import parse_initial_mask
     from maskpro.metrics import sparsity
     from maskpro.pattern import NMPattern, parse_layout
@@ -57,11 +57,16 @@ def prune(
 @results_first
 @expanded
 def extract(
-    model_path: Annotated[str, typer.Option(help="Pruned diffusers folder.")],
+    model_path: Annotated[str, typer.Option(help="Pruned model's folder.")],
     output_dir: Output,
     original_model: Annotated[
-        str | None, typer.Option(help="Dense model to bind the masks to: folder, hub name, or digits (embedded).")
+        str | None,
+        typer.Option(help="Dense model to bind the masks to: folder, hub name, or the workload's name (embedded)."),
     ] = None,
+    workload: Annotated[
+        str,
+        typer.Option("--workload", "--dataset", help="Kind of the models: digits or cifar10 (diffusers), or causal_lm."),
+    ] = "digits",
     ema: Annotated[bool, typer.Option("--ema", help="Take the weights in unet_ema/ beside the model's unet/.")] = False,
     pattern: Pattern = "2:4",
     layout: LayoutName = "channel",
@@ -70,18 +75,20 @@ def extract(
     ] = False,
 ) -> None:
     """Extract the masks of a pruned model's zeros into masks.safetensors."""
-    from maskpro.embedded import DIGITS_MODEL
+    from maskpro.embedded import EMBEDDED_MODELS
     from maskpro.pattern import NMPattern, parse_layout
     from maskpro.pipeline import masks as steps
 
+    embedded = EMBEDDED_MODELS.get(workload) if original_model == workload else None
     content = steps.extract(
         model_path,
         output_dir,
         pattern=NMPattern.parse(pattern),
         layout=parse_layout(layout),
-        original_model=str(DIGITS_MODEL) if original_model == "digits" else original_model,
+        original_model=original_model if embedded is None else str(embedded),
         nearest=nearest,
         ema=ema,
+        workload=workload,
     )
     differing = content.provenance["share_of_positions_that_differ_from_the_zeros"]
     print(
@@ -111,7 +118,7 @@ def verify(
 
     if source.workload is None and source != _FittingSource():
         raise MaskproError(
-            "workload is missing with model, data or an option of theirs; allowed: --workload digits or cifar10"
+            "workload is missing with model, data or an option of theirs; allowed: --workload digits, cifar10 or causal_lm"
         )
     opened = None if source.workload is None else opened_workload(source)
     found = steps.verify(masks, opened)

@@ -1,6 +1,10 @@
-"""The small pretrained digits DDPM and digits classifier that ship with the package, and the script that makes them."""
+"""The small pretrained models that ship with the package, the text of one of them, and the scripts that make them."""
 
 from pathlib import Path
 
 DIGITS_MODEL = Path(__file__).parent / "digits_ddpm"
 DIGITS_CLASSIFIER = Path(__file__).parent / "digits_classifier.safetensors"
+LANGUAGE_MODEL = Path(__file__).parent / "docstrings_llama"
+LANGUAGE_MODEL_NAME = "embedded docstrings LLaMA"
+EMBEDDED_MODELS = {"digits": DIGITS_MODEL, "causal_lm": LANGUAGE_MODEL}
+DOCSTRINGS = Path(__file__).parent / "docstrings.txt.gz"

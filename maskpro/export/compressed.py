@@ -21,7 +21,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from maskpro.errors import MaskproError
-from maskpro.export.network import MaskedNetwork, dtype_name
+from maskpro.export.language_model import KIND, language_model_of
+from maskpro.export.network import ExportedNetwork, MaskedNetwork, dtype_name
 from maskpro.mask_file import MaskFile, read_described, write_described
 from maskpro.noise_schedule import read_noise_schedule
 from maskpro.pattern import Layout, NMPattern, group_order, parse_layout, weight_view
@@ -31,9 +32,9 @@ FORMAT = "maskpro-compressed-1"
 _DTYPES = {dtype_name(dtype): dtype for dtype in (torch.float16, torch.bfloat16, torch.float32)}
 
 
-def save_compressed(path: Path, network: MaskedNetwork) -> None:
+def save_compressed(path: Path, network: ExportedNetwork) -> None:
     """Write a network into a compressed file, in the dtype of its weights."""
-    masks, dense = network.masks, network.unet.state_dict()
+    masks, dense = network.masks, network.state
     masks.check()
     values, bits = [], []
     for name, mask in masks.masks.items():
@@ -50,9 +51,7 @@ def save_compressed(path: Path, network: MaskedNetwork) -> None:
         "dtype": dtype_name(network.dtype),
         "base_hash": masks.base_hash,
         "layers": json.dumps({name: list(shape) for name, shape in masks.shapes.items()}),
-        "config": json.dumps(json.loads(network.unet.to_json_string())),
-        "scheduler_config": json.dumps(json.loads(network.scheduler.to_json_string())),
-        "ema": network.ema,
+        **network.describe(),
         "provenance": json.dumps(masks.provenance),
         "tensors_checksum": tensors_checksum(tensors),
     }
@@ -77,7 +76,7 @@ def load_compressed(path: Path | str) -> dict[str, Tensor]:
     return _read(Path(path))[1]
 
 
-def load_network(path: Path | str) -> MaskedNetwork:
+def load_network(path: Path | str) -> ExportedNetwork:
     """The network of a compressed file, in the file's dtype.
 
     Raises:
@@ -86,8 +85,11 @@ def load_network(path: Path | str) -> MaskedNetwork:
     path = Path(path)
     description, state, masks = _read(path)
     try:
+        dtype = _DTYPES[description["dtype"]]
+        if description.get("kind") == KIND:
+            return language_model_of(dict(json.loads(description["config"])), state, masks, str(path)).cast(dtype)
         config, scheduler_config = (dict(json.loads(description[name])) for name in ("config", "scheduler_config"))
-        ema, dtype = description["ema"], _DTYPES[description["dtype"]]
+        ema = description["ema"]
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, f"its description can't be read ({error!r})") from error
     scheduler, _ = read_noise_schedule(scheduler_config, named_class=None)

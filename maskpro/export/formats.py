@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from maskpro.errors import MaskproError
 from maskpro.export.compressed import positions_line, save_compressed
 from maskpro.export.eligibility import Eligibility
-from maskpro.export.network import MaskedNetwork, dtype_name
+from maskpro.export.network import ExportedNetwork, MaskedNetwork, dtype_name
 from maskpro.export.onnx_file import OPSET, check_onnx, save_onnx
 from maskpro.export.semi_structured import DTYPES, kernel_eligibility, missing_kernels
 from maskpro.files import atomic_folder, check_new
 from maskpro.machine.process import Say
-from maskpro.pretrained import save_pipeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +27,13 @@ class ExportFormat:
         output: what it writes.
         dtypes: of the weights; the first is the default.
         write: writes a network whose weights have their dtype to a new path.
+        libraries: those whose networks can be written so.
     """
 
     output: str
     dtypes: tuple[torch.dtype, ...]
-    write: Callable[[MaskedNetwork, Path, Say], None]
+    write: Callable[[Any, Path, Say], None]
+    libraries: tuple[str, ...] = ("diffusers", "transformers")
 
     def dtype(self, name: str | None, found: torch.dtype | None, to: str) -> torch.dtype:
         """The dtype of that name; None: `found`, that of a compressed file, or the default."""
@@ -51,13 +53,20 @@ def parse_format(to: str) -> ExportFormat:
     return FORMATS[to]
 
 
-def _diffusers(network: MaskedNetwork, output: Path, say: Say) -> None:
+def check_library(network: ExportedNetwork, to: str) -> None:
+    """Raise a MaskproError where a network of its library can't be exported to the format of that name."""
+    if network.LIBRARY not in FORMATS[to].libraries:
+        allowed = ", ".join(name for name, known in FORMATS.items() if network.LIBRARY in known.libraries)
+        raise MaskproError(f"to is {to} with a network of {network.LIBRARY}; allowed: {allowed}")
+
+
+def _folder(network: ExportedNetwork, output: Path, say: Say) -> None:
     with atomic_folder(output) as folder:
-        save_pipeline(folder, network.unet, network.scheduler, ema=network.ema)
-    say(f"diffusers folder in {dtype_name(network.dtype)}, for DDPMPipeline.from_pretrained: {output}")
+        loader = network.save(folder)
+    say(f"{network.LIBRARY} folder in {dtype_name(network.dtype)}, for {loader}: {output}")
 
 
-def _safetensors(network: MaskedNetwork, output: Path, say: Say) -> None:
+def _safetensors(network: ExportedNetwork, output: Path, say: Say) -> None:
     check_new(output, "output file")
     save_compressed(output, network)
     pattern, dtype = network.masks.pattern, dtype_name(network.dtype)
@@ -69,9 +78,9 @@ def _safetensors(network: MaskedNetwork, output: Path, say: Say) -> None:
     say(f"compressed {pattern} file in {dtype}, positions as {positions_line(pattern)}: {output}")
 
 
-def _torch_sparse(network: MaskedNetwork, output: Path, say: Say) -> None:
+def _torch_sparse(network: ExportedNetwork, output: Path, say: Say) -> None:
     _safetensors(network, output, say)
-    found = kernel_eligibility(network.unet, network.masks)
+    found = kernel_eligibility(network.model, network.masks)
     share = f"{found.weights_share:.1%} of the weights"
     say(f"{_eligible(found)}, with {share}, run on torch's 2:4 kernels; all others run dense")
     problem = missing_kernels()
@@ -92,13 +101,17 @@ def _eligible(found: Eligibility) -> str:
     return f"{sum(row.eligible for row in found.layers)} of {len(found.layers)} masked layers"
 
 
+_FOLDER_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FORMATS = {
-    "diffusers": ExportFormat(
-        output="output folder", dtypes=(torch.float32, torch.float16, torch.bfloat16), write=_diffusers
-    ),
+    library: ExportFormat(output="output folder", dtypes=_FOLDER_DTYPES, write=_folder, libraries=(library,))
+    for library in ("diffusers", "transformers")
+}
+FORMATS |= {
     "safetensors": ExportFormat(
         output="output file", dtypes=(torch.float16, torch.bfloat16, torch.float32), write=_safetensors
     ),
     "torch-sparse": ExportFormat(output="output file", dtypes=DTYPES, write=_torch_sparse),
-    "onnx": ExportFormat(output="output file", dtypes=(torch.float32, torch.float16), write=_onnx),
+    "onnx": ExportFormat(
+        output="output file", dtypes=(torch.float32, torch.float16), write=_onnx, libraries=("diffusers",)
+    ),
 }

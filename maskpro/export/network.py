@@ -3,62 +3,124 @@
 from __future__ import annotations
 
 import copy
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from torch import nn
+from torch import Tensor, nn
 
 from maskpro.errors import MaskproError
 from maskpro.mask_file import MaskFile
 from maskpro.masked_model import maskable_layers, model_hash
 from maskpro.metrics import masked_copy
-from maskpro.pretrained import Pretrained
+from maskpro.pretrained import Pretrained, save_pipeline
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedNetwork:
-    """A diffusion network with its mask and its noise schedule.
+class ExportedNetwork(ABC):
+    """A network of any kind with its mask.
 
     Attributes:
-        unet: its weights are masked; removed weights are 0.
         masks: the mask; its `base_hash` is the dense network's.
-        scheduler, ema: as in `Pretrained`.
+        LIBRARY: what its folders are loaded by.
     """
 
-    unet: UNet2DModel
     masks: MaskFile
-    scheduler: DDPMScheduler
-    ema: str
+    LIBRARY: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def model(self) -> Any:
+        """The network; its weights are masked, removed weights are 0."""
+
+    @abstractmethod
+    def with_model(self, model: Any) -> Self:
+        """The same with another model, such as one in another dtype."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, str]:
+        """All that a compressed file needs beside mask and weights, as texts."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> str:
+        """Write the folder that the network's library loads; returns the function that loads it."""
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights."""
-        found: torch.dtype = next(self.unet.parameters()).dtype
+        found: torch.dtype = next(self.model.parameters()).dtype
         return found
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """All weights by name; of several names of one weight the first."""
+        first: dict[int, str] = {}
+        values: dict[str, Tensor] = self.model.state_dict()
+        return {
+            name: value
+            for name, value in values.items()
+            if not value.numel() or first.setdefault(value.data_ptr(), name) == name
+        }
 
     @property
     def dense_bytes(self) -> int:
         """Bytes of all weights, zeros included."""
-        return sum(value.numel() * value.element_size() for value in self.unet.state_dict().values())
+        return sum(value.numel() * value.element_size() for value in self.state.values())
 
-    def cast(self, dtype: torch.dtype) -> MaskedNetwork:
+    def cast(self, dtype: torch.dtype) -> Self:
         """The network with its weights in another dtype.
 
         Raises:
             MaskproError: a weight is too large for the dtype.
         """
         # Not the method of diffusers, which warns on every cast.
-        unet: Any = nn.Module.to(copy.deepcopy(self.unet), dtype)
-        for name, value in unet.state_dict().items():
+        model: Any = nn.Module.to(copy.deepcopy(self.model), dtype)
+        for name, value in model.state_dict().items():
             if not value.isfinite().all():
                 raise MaskproError(
                     f"dtype is {dtype_name(dtype)}, in which {name} holds weights that are not finite; allowed for this "
                     "network: bfloat16, float32"
                 )
-        return replace(self, unet=unet)
+        return self.with_model(model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedNetwork(ExportedNetwork):
+    """A diffusion network with its mask and its noise schedule.
+
+    Attributes:
+        scheduler, ema: as in `Pretrained`.
+    """
+
+    LIBRARY = "diffusers"
+    unet: UNet2DModel
+    scheduler: DDPMScheduler
+    ema: str
+
+    @property
+    def model(self) -> UNet2DModel:
+        """The UNet."""
+        return self.unet
+
+    def with_model(self, model: Any) -> Self:
+        """With another UNet."""
+        return replace(self, unet=model)
+
+    def describe(self) -> dict[str, str]:
+        """The configs of network and noise schedule."""
+        parts = {"config": self.unet, "scheduler_config": self.scheduler}
+        return {name: json.dumps(json.loads(part.to_json_string())) for name, part in parts.items()} | {"ema": self.ema}
+
+    def save(self, folder: Path) -> str:
+        """A pipeline."""
+        save_pipeline(folder, self.unet, self.scheduler, ema=self.ema)
+        return "DDPMPipeline.from_pretrained"
 
 
 def masked_network(dense: Pretrained, masks: MaskFile) -> MaskedNetwork:
@@ -73,7 +135,7 @@ def with_masks(model: nn.Module, masks: MaskFile) -> Any:
     Raises:
         MaskproError: the mask does not fit, or layers share a weight.
     """
-    _check_unshared(model)
+    _check_unshared(model, masks.masks)
     copied = masked_copy(model, masks.masks, masks.pattern, masks.layout)
     weights = maskable_layers(copied)
     for name in masks.masks:
@@ -82,11 +144,11 @@ def with_masks(model: nn.Module, masks: MaskFile) -> Any:
     return copied
 
 
-def _check_unshared(model: nn.Module) -> None:
+def _check_unshared(model: nn.Module, masked: Collection[str]) -> None:
     first: dict[int, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         other = first.setdefault(parameter.data_ptr(), name)
-        if other != name:
+        if other != name and {part.rpartition(".")[0] for part in (name, other)} & set(masked):
             raise MaskproError(
                 f"{other} and {name} of the model are one weight; allowed in an export: a weight of its own for each layer"
             )

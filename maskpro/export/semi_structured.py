@@ -68,7 +68,7 @@ def load_semi_structured(
 ) -> nn.Module:
     """The network of a compressed file on torch's 2:4 kernels (`to_semi_structured`)."""
     network = load_network(path)
-    return to_semi_structured(network.unet, network.masks, device=device, compress=compress)
+    return to_semi_structured(network.model, network.masks, device=device, compress=compress)
 
 
 def kernel_eligibility(model: nn.Module, masks: MaskFile, multiply_adds: Mapping[str, int] | None = None) -> Eligibility:

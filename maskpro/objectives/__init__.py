@@ -100,15 +100,18 @@ class HeldOutSamples:
         dense: the errors' target is this network's outputs on the samples; they are computed here, once.
         precision: precision of all networks' passes. If only the dense one ran in float32, bfloat16's rounding would count
             as error.
+        keep: keep the outputs; otherwise `dense` runs again for each model, and must not be changed.
     """
 
     @torch.no_grad()
-    def __init__(self, objective: Objective, size: int, dense: nn.Module, precision: Precision = "float32"):
+    def __init__(
+        self, objective: Objective, size: int, dense: nn.Module, precision: Precision = "float32", *, keep: bool = True
+    ):
         self._objective = objective
         self._precision = precision
+        self._dense = dense
         self.batches = [objective.batch(indices) for indices in torch.arange(size).split(_BLOCK) if len(indices)]
-        with evaluation_mode(dense):
-            self._outputs = [predict_in(precision, objective, dense, batch) for batch in self.batches]
+        self._outputs: list[Tensor | None] = [self._output(batch) if keep else None for batch in self.batches]
 
     @torch.no_grad()
     def judge(self, model: nn.Module) -> HeldOutValues:
@@ -118,8 +121,13 @@ class HeldOutSamples:
             for batch, output in zip(self.batches, self._outputs, strict=True):
                 prediction = predict_in(self._precision, objective, model, batch)
                 losses.append(objective.losses(prediction, batch).double())
-                errors.append(objective.teacher_losses(prediction, output, batch).double())
+                teacher = self._output(batch) if output is None else output
+                errors.append(objective.teacher_losses(prediction, teacher, batch).double())
         return HeldOutValues(torch.cat(losses).cpu(), torch.cat(errors).cpu())
+
+    def _output(self, batch: Any) -> Tensor:
+        with evaluation_mode(self._dense):
+            return predict_in(self._precision, self._objective, self._dense, batch)
 
     def first(self, size: int) -> HeldOutSamples:
         """The first of these samples: at least `size`, or all."""
@@ -148,16 +156,28 @@ class SampleValues:
     Args:
         shelf: values are looked up there before they are computed, and left there for other processes.
         device: device of the values; needed with `shelf`.
+        keep: keep the values; otherwise they are computed at each call, for its samples alone.
     """
 
-    def __init__(self, compute: Callable[[Tensor], Tensor], shelf: Shelf | None = None, device: torch.device | None = None):
+    def __init__(
+        self,
+        compute: Callable[[Tensor], Tensor],
+        shelf: Shelf | None = None,
+        device: torch.device | None = None,
+        *,
+        keep: bool = True,
+    ):
         self._compute = compute
+        self._keep = keep
         self._shelf = shelf
         self._device = device
         self._blocks: dict[int, Tensor] = {}
 
     def __call__(self, indices: Tensor) -> Tensor:
         """Values `[B, ...]` of the samples of `indices` `[B]`."""
+        if not self._keep:
+            with torch.no_grad():
+                return self._compute(indices)
         # Runs of neighbours are copied together: on a GPU each copy launches a kernel.
         starts_a_run = (indices.diff() != 1) | (indices[1:] % _BLOCK == 0)
         runs = indices.tensor_split(starts_a_run.nonzero().flatten() + 1)
@@ -191,17 +211,18 @@ def teacher_outputs(
     precision: Precision = "float32",
     shelf: Shelf | None = None,
     device: torch.device | None = None,
+    keep: bool = True,
 ) -> SampleValues:
     """The dense network's outputs on an objective's samples, from passes in a precision.
 
-    `shelf` and `device` as in SampleValues.
+    `shelf`, `device` and `keep` as in SampleValues.
     """
 
     def compute(indices: Tensor) -> Tensor:
         with evaluation_mode(dense):
             return predict_in(precision, objective, dense, objective.batch(indices))
 
-    return SampleValues(compute, shelf, device)
+    return SampleValues(compute, shelf, device, keep=keep)
 
 
 def baseline_losses(

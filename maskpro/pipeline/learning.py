@@ -51,7 +51,7 @@ def baseline(
     device: torch.device,
     max_batches: int | None = None,
 ) -> dict[str, Any]:
-    """Noise losses of the original weights under a mask, over the calibration samples.
+    """Losses, against the data, of the original weights under a mask, over the calibration samples.
 
     Writes `baseline_losses.npy` (mean loss of each batch) and `baseline.json`; returns the latter.
     """
@@ -248,7 +248,9 @@ def _plot_curves(
     left, right = figure.subplots(1, 2)
     seen = np.linspace(0, summary["num_samples_seen"], len(losses) + 1)[1:]
     left.plot(seen, losses.numpy(), color="#0072B2", linewidth=0.8)
-    left.set(title="Training loss of each step", xlabel="samples seen", ylabel=f"MSE to the {summary['config']['target']}")
+    left.set(
+        title="Training loss of each step", xlabel="samples seen", ylabel=f"loss, target {summary['config']['target']}"
+    )
     right.plot(
         [seen for seen, _ in curve],
         [means.error for _, means in curve],
@@ -258,8 +260,6 @@ def _plot_curves(
         label="learned mask",
     )
     right.axhline(initial, color="#D55E00", linestyle="--", label="initial mask")
-    right.set(
-        title="Held-out error", xlabel="samples seen", ylabel="squared difference from the dense output", ylim=(0, None)
-    )
+    right.set(title="Held-out error", xlabel="samples seen", ylabel="difference from the dense output", ylim=(0, None))
     right.legend()
     figure.savefig(path, dpi=120)

@@ -330,5 +330,8 @@ def trial_resources(experiment: Experiment) -> TrialResources:
 
 def write_trials(experiment: Experiment) -> None:
     """Write `trials.csv` atomically."""
+    table = experiment.trials()
+    columns = experiment.search.workload.of_loss if len(table) else {}
+    more = table.assign(**{name: table["val_loss"].map(figure) for name, figure in columns.items()})
     with atomic_path(experiment.folder / TRIALS_FILE) as temporary:
-        experiment.trials().to_csv(temporary, index=False)
+        more.to_csv(temporary, index=False)

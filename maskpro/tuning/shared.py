@@ -135,7 +135,8 @@ def share_values(context: TrialContext, *, resources: dict[str, float]) -> Share
     Raises:
         MaskproError: a held-out loss is not finite.
     """
-    keeper = start_keeper() if context.table_samples and _fits(context) else None
+    keeps = context.workload.keeps_outputs(context.table_samples)
+    keeper = start_keeper() if context.table_samples and keeps and _fits(context) else None
     if resources["gpu"]:
         stored = ray.put(context)
         remote = {"num_cpus": resources["cpu"], "num_gpus": resources["gpu"]}
@@ -198,7 +199,7 @@ def _first_part(context: TrialContext, keeper: Any, shares: dict[Precision, tupl
     cache = RunCache(shares=shares, shelf=lambda name, seed: RayShelf(keeper, name))
     config = TrainerConfig(timesteps=context.timesteps[0], precision=context.precisions[0], seed=context.seed)
     objective = cache.objective_of(context.workload, config, device)
-    teacher = cache.teacher_of(context.workload.model.to(device), config, objective, device)
+    teacher = cache.teacher_of(context.workload, context.workload.model.to(device), config, objective, device)
     teacher(torch.zeros(1, dtype=torch.int64))
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from maskpro.errors import MaskproError
 from maskpro.machine.process import Say
-from maskpro.option_groups import ReadingOptions
+from maskpro.option_groups import ReadingOptions, TextOptions
 from maskpro.workload import Workload, WorkloadKind
+from maskpro.workloads.causal_lm import TextJudging, load_causal_lm_network, open_causal_lm
 from maskpro.workloads.diffusion import load_diffusion_network
 from maskpro.workloads.judging import ImageJudging, is_features_file
 from maskpro.workloads.opening import open_diffusion
@@ -31,6 +32,13 @@ def _diffusion(name: str) -> WorkloadKind:
 
 
 WORKLOADS: dict[str, WorkloadKind] = {name: _diffusion(name) for name in ("digits", "cifar10")}
+WORKLOADS["causal_lm"] = WorkloadKind(
+    open=open_causal_lm,
+    load=load_causal_lm_network,
+    opening=TextOptions,
+    judging=TextJudging,
+    packages=("transformers",),
+)
 
 
 def workload_kind(name: str) -> WorkloadKind:
