@@ -1,4 +1,4 @@
-"""The floating-point format of a network's passes; its weights stay in float32."""
+"""The floating-point format of a network's passes; its weights stay as they are."""
 
 from __future__ import annotations
 

@@ -476,6 +476,14 @@ def test_kinds_of_models_are_not_mixed_up(tmp_path, model_folder, text_file):
             "--output-dir", tmp_path / "masks")  # fmt: skip
 
 
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(
+        MaskproError, match=r"^workload is causal_lm, for which package transformers is missing; allowed: after pip install"
+    ):
+        open_workload("causal_lm")
+
+
 def test_a_model_without_linear_layers_is_refused(tmp_path, text_file):
     folder = saved(tmp_path / "bare", tiny(num_hidden_layers=0))
     with pytest.raises(MaskproError, match=r"^model has no maskable layer; allowed: a model with unprotected"):

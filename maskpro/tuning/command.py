@@ -175,13 +175,14 @@ def _of_same_trials(search: Search, described: Mapping[str, Any]) -> Search:
             f"model {search.workload.model_source} has changed since the experiment began "
             f"(hash {found[:12]}, was {expected[:12]}); allowed: the same weights"
         )
-    for record, name in (("trial", "max_samples"), ("trial", "report_samples"), ("workload", "images")):
+    same = (("trial", "max_samples"), ("trial", "report_samples"), ("workload", "images"), ("workload", "tokens"))
+    for record, name in (*same, ("workload", "sequence_length")):
         was, now = described[record].get(name), mine[record].get(name)
         if name == "images":
             was, now = (counts and counts.get("read") for counts in (was, now))
         if was is not None and was != now:
             raise MaskproError(
-                f"{name} of the experiment is {now}, but was {was} when it began; allowed: the same images and {SPACE_FILE}"
+                f"{name} of the experiment is {now}, but was {was} when it began; allowed: the same data and {SPACE_FILE}"
             )
     return search
 
