@@ -13,6 +13,7 @@ from maskpro.machine.limits import usable_cores
 # Files whose tests start Ray or join the one of `ray_cluster`. One worker runs them all, one after the other; they come
 # first, as they take the longest.
 RAY_FILES = {
+    "tests/test_language_model_search.py",
     "tests/test_toy_workload.py",
     "tests/test_tune_main.py",
     "tests/tuning/test_cluster.py",

@@ -305,6 +305,9 @@ def test_the_single_steps_of_a_language_model(tmp_path, model_folder, text_file)
     assert dense["perplexity_error"] == pytest.approx(dense["perplexity"] * dense["test_loss_error"])
     assert report["models"]["initial"]["fidelity"] == 0
     assert "image" not in json.dumps(report)
+    checkpoint = ("--checkpoint-path", tmp_path / "run" / "checkpoint")
+    run("evaluate", *source, *checkpoint, "--output-dir", tmp_path / "again", "--device", "cpu")
+    assert read_json(tmp_path / "again" / "report.json")["models"] == report["models"]
     run("prune", *source, "--method", "wanda", "--output-dir", tmp_path / "pruned")
     extract = ("extract", "--workload", "causal_lm", "--model-path", tmp_path / "pruned", "--original-model", model_folder)
     assert "masks of 14 layers, 0.00%" in run(*extract, "--output-dir", tmp_path / "masks")
@@ -339,10 +342,11 @@ def test_help_takes_neither_torch_nor_transformers():
 
 
 @pytest.mark.slow
-def test_other_workloads_take_no_transformers():
+def test_transformers_is_imported_only_where_a_language_model_is_opened():
+    """What diffusers imports of it is its own affair."""
     code = (
-        "import sys; from maskpro.workloads import open_workload\nopen_workload('digits')\n"
-        "assert 'maskpro.language_models' in sys.modules\nassert 'transformers.models.auto' not in sys.modules"
+        "import sys, maskpro.language_models, maskpro.objectives.causal_lm, maskpro.option_groups, maskpro.text\n"
+        "assert 'torch' in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -445,12 +449,22 @@ def test_a_model_with_code_of_its_own_is_refused_and_never_run(tmp_path, model_f
         opened(changed_config(tmp_path / "other", model_folder, model_type="other"), text_file)
 
 
+class RunsCode:
+    def __reduce__(self):
+        return sys.exit, ("code in a file of weights was run",)
+
+
 def test_weights_that_are_missing_or_unreadable_are_refused(tmp_path, model_folder, text_file):
     with pytest.raises(MaskproError, match=r"lacks \d+ of the network's weights, such as model\.layers\.2\."):
         opened(changed_config(tmp_path / "deep", model_folder, num_hidden_layers=3), text_file)
     folder = changed_config(tmp_path / "damaged", model_folder)
     (folder / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(MaskproError, match=r"^model .*damaged can't be loaded \("):
+        opened(folder, text_file)
+    folder = changed_config(tmp_path / "pickled", model_folder)
+    (folder / "model.safetensors").unlink()
+    torch.save({"weight": RunsCode()}, folder / "pytorch_model.bin")
+    with pytest.raises(MaskproError, match=r"^model .*pickled can't be loaded \("):
         opened(folder, text_file)
     folder = changed_config(tmp_path / "wordless", model_folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):

@@ -34,6 +34,8 @@ _BUDGETS = Budgets(
 )
 # Outputs of the dense network that are kept; more of them are computed again whenever they are needed.
 _KEPT_BYTES = 2**29
+# A larger loss counts as this one where its exp is taken, which has to be a number.
+_LARGEST_LOSS = 500.0
 # Characters that are tokenised together, about; they end at a line's end.
 _PIECE = 2**16
 
@@ -99,7 +101,7 @@ class CausalLMWorkload(Workload):
     @property
     def of_loss(self) -> Mapping[str, Callable[[float], float]]:
         """The perplexity of the validation text."""
-        return {"val_perplexity": math.exp}
+        return {"val_perplexity": _perplexity}
 
     def without_test(self) -> Self:
         """The workload without the test text."""
@@ -181,13 +183,18 @@ class TextEvaluation(Evaluation):
             say=say,
         )
         for figures in report["models"].values():
-            perplexity = math.exp(figures["test_loss"])
+            perplexity = _perplexity(figures["test_loss"])
             figures |= {"perplexity": perplexity, "perplexity_error": perplexity * figures["test_loss_error"]}
         return report
 
     def protocol(self, device: torch.device) -> dict[str, Any]:
         """Includes the length of a sample."""
         return super().protocol(device) | {"sequence_length": self.workload.describe()["sequence_length"]}
+
+
+def _perplexity(loss: float) -> float:
+    """exp(loss), a number for any finite loss."""
+    return math.exp(min(loss, _LARGEST_LOSS))
 
 
 def load_causal_lm_network(source: str, *, ema: bool = False) -> LoadedNetwork:
