@@ -198,6 +198,20 @@ def test_the_target_data_is_the_target_noise_by_another_name(workload):
     assert torch.equal(*logits)
 
 
+def test_losses_are_the_same_with_and_without_a_gradient(workload):
+    objective = workload.training_objective(seed=0, device=CPU)
+    batch = objective.batch(torch.arange(3))
+    prediction, other = (objective.predict(workload.model, part) for part in (batch, batch.flip(0)))
+    found = [objective.losses(prediction, batch), objective.teacher_losses(prediction, other, batch)]
+    with torch.no_grad():
+        again = [objective.losses(prediction, batch), objective.teacher_losses(prediction, other, batch)]
+    for one, two in zip(found, again, strict=True):
+        assert one.shape == (3,)
+        assert torch.allclose(one, two, rtol=1e-5)
+    p, q = other.double().softmax(dim=-1), prediction.double().softmax(dim=-1)
+    assert torch.allclose(found[1].double(), (p * (p / q).log()).sum(dim=-1).mean(dim=1), rtol=1e-3)
+
+
 def test_outputs_that_are_not_kept_are_the_same(workload):
     objective = workload.training_objective(seed=0, device=CPU)
     kept, computed = (teacher_outputs(workload.model, objective, keep=keep) for keep in (True, False))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -54,13 +56,28 @@ class CausalLMObjective:
 
     def losses(self, prediction: Tensor, batch: Tensor) -> Tensor:
         """Mean next-token cross-entropy per window, `[B]`, in nats."""
-        return functional.cross_entropy(prediction.transpose(1, 2), batch[:, 1:], reduction="none").mean(dim=1)
+        return _of_windows(_cross_entropy, prediction, batch[:, 1:])
 
     def teacher_losses(self, prediction: Tensor, teacher: Tensor, batch: Tensor) -> Tensor:
         """Mean KL divergence from the dense network's next-token distribution per window, `[B]`, in nats."""
-        log_p, log_q = (logits.log_softmax(dim=-1) for logits in (teacher, prediction))
-        return (log_p.exp() * (log_p - log_q)).sum(dim=-1).mean(dim=1)
+        return _of_windows(_divergence, prediction, teacher)
 
     def hidden_losses(self, hidden: Tensor, teacher: Tensor, batch: Tensor) -> Tensor:
         """Mean squared difference of activations `[B, ...]` per window, `[B]`."""
         return (hidden - teacher).square().flatten(1).mean(dim=1)
+
+
+def _cross_entropy(prediction: Tensor, tokens: Tensor) -> Tensor:
+    return functional.cross_entropy(prediction.transpose(1, 2), tokens, reduction="none").mean(dim=1)
+
+
+def _divergence(prediction: Tensor, teacher: Tensor) -> Tensor:
+    log_p, log_q = (logits.log_softmax(dim=-1) for logits in (teacher, prediction))
+    return (log_p.exp() * (log_p - log_q)).sum(dim=-1).mean(dim=1)
+
+
+def _of_windows(loss: Callable[[Tensor, Tensor], Tensor], prediction: Tensor, target: Tensor) -> Tensor:
+    """The losses `[B]` of windows; one by one where no gradient is taken, as those of many would fill the memory."""
+    if torch.is_grad_enabled():
+        return loss(prediction, target)
+    return torch.cat([loss(one, other) for one, other in zip(prediction.split(1), target.split(1), strict=True)])
