@@ -504,6 +504,14 @@ def test_kinds_of_models_are_not_mixed_up(tmp_path, model_folder, text_file):
             "--output-dir", tmp_path / "masks")  # fmt: skip
 
 
+def test_commands_that_need_images_refuse_a_text(tmp_path, model_folder, text_file):
+    source = ("--workload", "causal_lm", "--model", model_folder, "--data", text_file, "--sequence-length", 16)
+    with pytest.raises(MaskproError, match=r"^workload is causal_lm, which has no images; allowed: digits or cifar10$"):
+        run("reference-statistics", tmp_path / "statistics.npz", *source)
+    with pytest.raises(MaskproError, match=r"^frechet is True with workload causal_lm; allowed: sequence_length$"):
+        run("evaluate", *source, "--masks", "m", "--compute-fid", "--output-dir", tmp_path / "judged")
+
+
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(

@@ -110,9 +110,12 @@ def reference_statistics(
 ) -> None:
     """Write mean and covariance of the real images' features into a .npz file (mu, sigma)."""
     from maskpro.machine.hardware import parse_device
+    from maskpro.workloads.diffusion import DiffusionWorkload
     from maskpro.workloads.judging import reference_statistics as write_statistics
 
     opened = opened_workload(source, output)
+    if not isinstance(opened, DiffusionWorkload):
+        raise MaskproError(f"workload is {opened.name}, which has no images; allowed: digits or cifar10")
     found = write_statistics(
         opened,
         output,
