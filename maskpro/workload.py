@@ -108,7 +108,15 @@ class Workload(ABC):
         self, initial: nn.Module, device: torch.device, precision: Precision = "float32"
     ) -> tuple[float, ...]:
         """How often training that begins with the network `initial` draws each part of the samples."""
-        raise MaskproError(f"timesteps is importance with workload {self.name}, which has none; allowed: uniform")
+        raise self._no_timesteps()
+
+    def check_timesteps(self, choices: Collection[str]) -> None:
+        """Raise a MaskproError where samples are to be drawn by importance and have no parts that differ in it."""
+        if "importance" in choices and type(self).importance_shares is Workload.importance_shares:
+            raise self._no_timesteps()
+
+    def _no_timesteps(self) -> MaskproError:
+        return MaskproError(f"timesteps is importance with workload {self.name}, which has none; allowed: uniform")
 
     @property
     @abstractmethod

@@ -20,9 +20,10 @@ from maskpro.errors import MaskproError
 from maskpro.files import read_json
 from maskpro.mask_file import load_mask_file
 from maskpro.masked_model import model_hash
-from maskpro.search_options import JobOptions
+from maskpro.search_options import JobOptions, SearchOptions
 from maskpro.tuning.command import parse_command
 from maskpro.tuning.main_job import run_main_job
+from maskpro.tuning.search import prepare_search
 from maskpro.workloads import WORKLOADS
 
 SPACE = """
@@ -86,6 +87,18 @@ def test_an_option_of_another_kind_is_refused_in_one_sentence(tmp_path):
         run("evaluate", "--workload", "toy", "--sampler", "ddpm", "--masks", "m", "--output-dir", tmp_path / "judged")
     with pytest.raises(MaskproError, match=r"^timesteps is importance with workload toy, which has none; allowed: uniform"):
         run("train", "--workload", "toy", "--timesteps", "importance", "--output-dir", tmp_path / "run")
+
+
+def test_a_space_with_timesteps_by_importance_is_refused_before_the_search(tmp_path):
+    for timesteps in ('"importance"', 'tune.choice(["uniform", "importance"])'):
+        space = f'from ray import tune\nparam_space = {{"lr": tune.uniform(0.1, 1), "timesteps": {timesteps}}}\nseed_points = []\n'
+        (tmp_path / "space.py").write_text(space)
+        options = SearchOptions(
+            space=tmp_path / "space.py", experiment="x", results_dir=tmp_path / "results", workload="toy"
+        )
+        with pytest.raises(MaskproError, match=r"^timesteps is importance with workload toy, which has none; allowed"):
+            prepare_search(options)
+    assert not (tmp_path / "results").exists()
 
 
 def searched(place, space, cluster):

@@ -194,9 +194,9 @@ def load_search(
         cache=options.results_dir.absolute(),
         say=say_aside,
     )
-    given = {part: getattr(options, part) for part in ("selection_samples", "test_samples")}
-    given_sizes = {part: size for part, size in given.items() if size is not None}
-    workload = replace(workload, budgets=replace(workload.budgets, **given_sizes))
+    workload.check_timesteps(space.choices("timesteps", TrainerConfig().timesteps))
+    sizes = {part: getattr(options, part) for part in ("selection_samples", "test_samples") if getattr(options, part)}
+    workload = replace(workload, budgets=replace(workload.budgets, **sizes))
     evaluation = workload.evaluation(judging)
     workload = evaluation.workload
     judged_by = evaluation.judged_by()
