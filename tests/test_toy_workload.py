@@ -91,8 +91,8 @@ def test_an_option_of_another_kind_is_refused_in_one_sentence(tmp_path):
 
 def test_a_space_with_timesteps_by_importance_is_refused_before_the_search(tmp_path):
     for timesteps in ('"importance"', 'tune.choice(["uniform", "importance"])'):
-        space = f'from ray import tune\nparam_space = {{"lr": tune.uniform(0.1, 1), "timesteps": {timesteps}}}\nseed_points = []\n'
-        (tmp_path / "space.py").write_text(space)
+        params = f'param_space = {{"lr": tune.uniform(0.1, 1), "timesteps": {timesteps}}}'
+        (tmp_path / "space.py").write_text(f"from ray import tune\n{params}\nseed_points = []\n")
         options = SearchOptions(
             space=tmp_path / "space.py", experiment="x", results_dir=tmp_path / "results", workload="toy"
         )

@@ -1,0 +1,89 @@
+"""Resident memory of learning a language model's mask on a CPU, in bytes a masked weight.
+
+python -m benchmarks.language_model_memory policy_gradient --dtype bfloat16      # Linux; an estimator a process
+
+The model is a LLaMA of random weights, with two sequences of 128 tokens a step. The dense model is included.
+"""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.report import hardware_line, print_table
+from maskpro.commands.running import run_command
+from maskpro.names import EstimatorName
+from maskpro.runs import MaskFormat, build_trainer
+from maskpro.trainer_config import TrainerConfig
+from maskpro.workloads import open_workload
+from maskpro.workloads.causal_lm import CausalLMWorkload, TokenSplits
+
+_LENGTH, _BATCH = 128, 2
+
+
+def _status(name: str) -> int:
+    """A line of /proc/self/status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
+
+
+def main(
+    estimator: Annotated[EstimatorName, typer.Argument(help="Estimator.")],
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32 or bfloat16.")] = "float32",
+    width: Annotated[int, typer.Option(help="Width of the model.")] = 1024,
+    blocks: Annotated[int, typer.Option(help="Blocks of the model.")] = 5,
+) -> None:
+    """Print the memory of the dense model, of the trainer before its first step, and the peak of two steps."""
+    torch.set_num_threads(1)
+    embedded = open_workload("causal_lm")
+    assert isinstance(embedded, CausalLMWorkload)
+    config = LlamaConfig(
+        hidden_size=width,
+        intermediate_size=11 * width // 4,
+        num_hidden_layers=blocks,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        vocab_size=256,
+        max_position_embeddings=_LENGTH,
+    )
+    gc.collect()
+    before = _status("VmRSS")
+    torch.set_default_dtype(getattr(torch, dtype))
+    model: nn.Module = LlamaForCausalLM(config)
+    torch.set_default_dtype(torch.float32)
+    model.eval().requires_grad_(False)
+    tokens = torch.randint(256, (32 * _LENGTH,), generator=torch.Generator().manual_seed(0))
+    budgets = replace(embedded.budgets, validation_samples=8, selection_samples=8, test_samples=8)
+    splits = TokenSplits(tokens, tokens, tokens, tokens)
+    workload = replace(embedded, model=model, tokens=splits, sequence_length=_LENGTH, budgets=budgets)
+    gc.collect()
+    dense = _status("VmRSS") - before
+    settings = TrainerConfig(
+        estimator=estimator,
+        target="noise",
+        batch_size=_BATCH,
+        dataset_size=2 * _BATCH,
+        budget_samples=4 * _BATCH,
+    )
+    trainer = build_trainer(workload, settings, MaskFormat("2:4", "channel"), seed=0, device=torch.device("cpu"))
+    gc.collect()
+    built, weights = _status("VmRSS") - before, trainer.masked.base.numel()
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    trainer.train(2 * _BATCH)
+    peak = _status("VmHWM") - before
+    row = {"estimator": estimator, "weights": dtype} | {
+        name: f"{size / weights:.1f}"
+        for name, size in (("dense model alone", dense), ("before the first step", built), ("peak of a step", peak))
+    }
+    print_table(f"{weights:,} masked weights, bytes a weight; {hardware_line()}", [row])
+
+
+if __name__ == "__main__":
+    run_command(main)
