@@ -57,11 +57,6 @@ def all_figures(experiment: OpenedExperiment, *themes: Theme) -> tuple[list[dict
         ("slices", no_parameters, lambda theme: slices(trials, parameters, theme=theme)),
         ("parameter_importance", no_parameters, lambda theme: parameter_importance(found(), theme=theme)),
         (
-            "timestep_losses",
-            "" if len(timesteps) else "no final evaluation with losses by timestep",
-            lambda theme: timestep_losses(timesteps, theme=theme),
-        ),
-        (
             "layer_changes",
             "" if len(layers) else "no promoted mask with a layers.csv",
             lambda theme: layer_changes(layers, theme=theme),
@@ -72,6 +67,10 @@ def all_figures(experiment: OpenedExperiment, *themes: Theme) -> tuple[list[dict
             lambda theme: dense_curve(curve, learned=(experiment.best_config or {}).get("fidelity"), theme=theme),
         ),
     )
+    # A kind of network without timesteps has no such figure, and lacks none.
+    if len(timesteps) or experiment.final_evaluation is None:
+        no_evaluation = "" if len(timesteps) else "no final evaluation with losses by timestep"
+        drawn += (("timestep_losses", no_evaluation, lambda theme: timestep_losses(timesteps, theme=theme)),)
     if SHARE in trials:
         front, chosen = experiment.pareto_front, experiment.promoted
         no_front = "" if len(front) else "no trial has run to its full budget"

@@ -137,6 +137,7 @@ def test_a_search_promotes_judges_and_reports_it(folder):
         for name, mask in load_mask_file(folder / "best" / "masks.safetensors").masks.items()
     )
     page = write_report(folder).read_text()
+    assert "timestep losses" not in page, "it has none, and lacks none"
     for text in ("largest error", "outputs against targets: learned"):
         assert text in page
     assert (folder / "report.md").is_file()
