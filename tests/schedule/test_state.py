@@ -122,7 +122,9 @@ def test_a_kill_after_any_line_changes_nothing_in_a_search_with_one_slot(tmp_pat
     assert statuses["failed"] >= 2
     assert statuses["completed"] >= 2
     assert statuses["stopped"] >= (scheduler != "none")
-    for lines in spread(50 if (scheduler, searcher) == ("asha", "optuna") else 20, num_lines(tmp_path / "whole")):
+    # A Gaussian process is fitted anew for each suggestion: a second of a core for each kill.
+    kills = 50 if (scheduler, searcher) == ("asha", "optuna") else 8 if searcher == "gp" else 20
+    for lines in spread(kills, num_lines(tmp_path / "whole")):
         folder = tmp_path / str(lines)
         folder.mkdir()
         found, sessions = run_through(search, folder, [(lines, lines % 2 == 1)])
