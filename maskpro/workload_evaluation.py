@@ -109,15 +109,17 @@ class Evaluation:
         errors: dict[str, Tensor] = {}
         for name, model in models.items():
             judged, means = test.judge(model.to(device)), validation.judge(model).means()
+            loss, loss_error = judged.means().loss, standard_error(judged.losses)
             errors[name] = judged.errors
             figures[name] = {
                 "test_error": judged.means().error,
                 "val_error": means.error,
                 "val_loss": means.loss,
-                "test_loss": judged.means().loss,
-                "test_loss_error": standard_error(judged.losses),
+                "test_loss": loss,
+                "test_loss_error": loss_error,
                 **self.further_figures(model, device),
                 "sparsity": sparsity(model),
+                **self.figures_of_loss(loss, loss_error),
             }
             say(f"evaluated {name}: test error {judged.means().error:.3g}, loss {judged.means().loss:.5f}")
         for name in figures if "initial" in models else ():
@@ -130,6 +132,10 @@ class Evaluation:
 
     def further_figures(self, model: nn.Module, device: torch.device) -> dict[str, Any]:
         """Figures of a network beside those of the held-out samples."""
+        return {}
+
+    def figures_of_loss(self, loss: float, error: float) -> dict[str, Any]:
+        """Figures that follow from a network's test loss and its standard error."""
         return {}
 
     def draw_pictures(self, models: Mapping[str, nn.Module], device: torch.device, folder: Path) -> dict[str, str]:

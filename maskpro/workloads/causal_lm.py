@@ -26,7 +26,7 @@ from maskpro.objectives.causal_lm import CausalLMObjective
 from maskpro.option_groups import TextOptions
 from maskpro.text import read_text, split_text
 from maskpro.workload import Budgets, LoadedNetwork, Workload
-from maskpro.workload_evaluation import Evaluation, PartMaker, make_parts
+from maskpro.workload_evaluation import Evaluation
 
 # Samples are windows of text. Held-out sets are smaller where the text has fewer windows.
 _BUDGETS = Budgets(
@@ -159,33 +159,10 @@ class TextEvaluation(Evaluation):
 
     shown = ("fidelity", "fidelity_error", "test_loss", "test_loss_error", "perplexity", "perplexity_error", "sparsity")
 
-    def evaluate(
-        self,
-        models: Mapping[str, nn.Module],
-        *,
-        device: torch.device,
-        folder: Path,
-        cache: Path | None,
-        reference_cache: Path | None = None,
-        make: PartMaker = make_parts,
-        is_picking: bool = False,
-        say: Say = lambda text: None,
-    ) -> dict[str, Any]:
+    def figures_of_loss(self, loss: float, error: float) -> dict[str, Any]:
         """Perplexity is exp(loss); its standard error, to first order, is that of the loss times the perplexity."""
-        report = super().evaluate(
-            models,
-            device=device,
-            folder=folder,
-            cache=cache,
-            reference_cache=reference_cache,
-            make=make,
-            is_picking=is_picking,
-            say=say,
-        )
-        for figures in report["models"].values():
-            perplexity = _perplexity(figures["test_loss"])
-            figures |= {"perplexity": perplexity, "perplexity_error": perplexity * figures["test_loss_error"]}
-        return report
+        perplexity = _perplexity(loss)
+        return {"perplexity": perplexity, "perplexity_error": perplexity * error}
 
     def protocol(self, device: torch.device) -> dict[str, Any]:
         """Includes the length of a sample."""
