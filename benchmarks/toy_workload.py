@@ -182,7 +182,7 @@ def load_toy(source: str, *, ema: bool = False) -> LoadedNetwork:
     """A perceptron from a folder."""
     network = perceptron()
     network.load_state_dict(load_file(Path(source) / WEIGHTS_FILE))
-    return LoadedNetwork(network, (), lambda: network(torch.zeros(1, _WIDTH)))
+    return LoadedNetwork(network, source, (), lambda: network(torch.zeros(1, _WIDTH)), None)
 
 
 def _open(model: str | None, data: Path | None, options: ToyOpening, cache: Path | None, say: Say | None) -> ToyWorkload:

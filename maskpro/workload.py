@@ -53,11 +53,20 @@ class Budgets:
 
 
 class LoadedNetwork(NamedTuple):
-    """A dense or pruned network from a file, a sentence for each conversion, and a function that runs it on a sample."""
+    """A dense or pruned network as it was read.
+
+    Attributes:
+        name: what messages call it.
+        notes: a sentence for each conversion.
+        run: runs it on a sample.
+        parts: what was read beside the model and goes into an export, in a class of its kind.
+    """
 
     model: nn.Module
+    name: str
     notes: tuple[str, ...]
     run: Callable[[], object]
+    parts: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +244,8 @@ class WorkloadKind:
     Attributes:
         open: opens the workload. Its arguments are model, data, the checked options of `opening`, a cache folder for large
             data, and a function that reports what was converted.
-        load: reads a network of this kind from a folder or the hub (`source`, `ema`).
+        load: reads a network of this kind from a folder or the hub (`source`, `ema`). None, and the workload's name, are
+            the workload's own model.
         opening, judging: frozen dataclasses whose fields are the options for opening and judging.
         is_file: whether an option of that name and value (a text) names a file.
         packages: packages whose versions a search records.

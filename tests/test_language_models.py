@@ -18,12 +18,12 @@ from maskpro.cli import app
 from maskpro.embedded import DOCSTRINGS, LANGUAGE_MODEL
 from maskpro.embedded.build_language_model import byte_tokenizer
 from maskpro.errors import MaskproError
-from maskpro.export import load_semi_structured
+from maskpro.export import load_network, load_semi_structured
 from maskpro.files import read_json
 from maskpro.initial_masks import input_hessians, magnitude_masked_model, one_shot_mask
 from maskpro.language_models import load_language_model, save_language_model
 from maskpro.mask_file import load_mask_file
-from maskpro.masked_model import MaskedModel, maskable_layers
+from maskpro.masked_model import MaskedModel, maskable_layers, model_hash
 from maskpro.objectives import HeldOutSamples, SampleValues, teacher_outputs
 from maskpro.pattern import NMPattern
 from maskpro.runs import MaskFormat, build_trainer
@@ -396,6 +396,17 @@ def test_exports_hold_the_masked_language_model(tmp_path, kind, text_file):
             run("export", masks, *source, "--to", to, "--output", tmp_path / "no")
     with pytest.raises(MaskproError, match=r"holds a network of transformers; allowed: a diffusion network's file$"):
         run("bench-export", small)
+
+
+def test_an_export_of_masks_that_name_no_model_names_it(tmp_path):
+    source = ("--workload", "causal_lm")
+    run("prune", *source, "--output-dir", tmp_path / "pruned")
+    run("extract", *source, "--model-path", tmp_path / "pruned", "--output-dir", tmp_path / "masks")
+    masks = tmp_path / "masks" / "masks.safetensors"
+    said = run("export", masks, *source, "--to", "safetensors", "--output", tmp_path / "small.safetensors")
+    assert "names no model; its layers' names and shapes are those of embedded docstrings LLaMA\n" in said
+    embedded = load_language_model(str(LANGUAGE_MODEL)).model
+    assert load_network(tmp_path / "small.safetensors").masks.base_hash == model_hash(embedded)
 
 
 def test_a_diffusion_network_is_no_transformers_folder(tmp_path):

@@ -88,6 +88,7 @@ def bench_export(
     from maskpro.export.network import dtype_name
     from maskpro.export.semi_structured import DTYPES, kernel_compress, missing_kernels
     from maskpro.machine.hardware import parse_device
+    from maskpro.workloads import DEFAULT_WORKLOAD
 
     known, place = {dtype_name(found): found for found in DTYPES}, parse_device(device)
     if dtype not in known:
@@ -97,7 +98,7 @@ def bench_export(
         raise MaskproError(f"batch_sizes is {batch_sizes!r}; allowed: numbers from 1, with blanks between them")
     if output is not None:
         check_new(output, "output file")
-    network = _network(source, "digits", model, ema)
+    network = _network(source, DEFAULT_WORKLOAD, model, ema)
     if network.LIBRARY != "diffusers":
         raise MaskproError(f"{source} holds a network of {network.LIBRARY}; allowed: a diffusion network's file")
     network = network.cast(known[dtype])
@@ -130,10 +131,8 @@ def bench_export(
 
 def _network(source: Path, workload: str, model: str | None, ema: bool) -> Any:
     """The network of a compressed file, or the dense model under a mask file's mask."""
-    from maskpro.embedded import DIGITS_MODEL
-    from maskpro.export.compressed import is_compressed, load_network
-    from maskpro.export.network import masked_network
-    from maskpro.pretrained import load_pretrained
+    from maskpro.export import is_compressed, load_network, masked_network
+    from maskpro.pipeline.masks import load_masks_of
     from maskpro.workloads import workload_kind
 
     if is_compressed(source):
@@ -142,38 +141,10 @@ def _network(source: Path, workload: str, model: str | None, ema: bool) -> Any:
                 f"model or ema is given with compressed file {source}, which holds its network; allowed: neither"
             )
         return load_network(source)
-    workload_kind(workload)  # an error where there is none
-    if workload == "causal_lm":
-        return _language_model(source, model, ema)
-    is_embedded = model in (None, "digits")
-    dense = load_pretrained(str(DIGITS_MODEL) if is_embedded else str(model), ema=ema)
-    name = "embedded digits DDPM" if is_embedded else str(model)
+    dense = workload_kind(workload).load(model, ema=ema)
     for note in dense.notes:
-        print(one_line(f"model {name}: {note}"))
-    masks = _masks_of(dense.unet, name, source)
-    return masked_network(dense, masks)
-
-
-def _language_model(source: Path, model: str | None, ema: bool) -> Any:
-    """A dense language model under a mask file's mask, with its tokenizer."""
-    from maskpro.embedded import LANGUAGE_MODEL, LANGUAGE_MODEL_NAME
-    from maskpro.export.language_model import masked_language_model
-    from maskpro.language_models import load_language_model, load_tokenizer
-
-    if ema:
-        raise MaskproError("ema is True with a language model; allowed: without ema")
-    name = LANGUAGE_MODEL_NAME if model is None else model
-    dense = load_language_model(str(LANGUAGE_MODEL) if model is None else model)
-    for note in () if model is None else dense.notes:
-        print(one_line(f"model {name}: {note}"))
-    return masked_language_model(dense.model, load_tokenizer(dense.folder, name), _masks_of(dense.model, name, source))
-
-
-def _masks_of(model: Any, name: str, source: Path) -> Any:
-    """The masks of a file, checked to be for the dense model of that name."""
-    from maskpro.pipeline.masks import load_masks_of
-
-    masks = load_masks_of(model, name, source)
+        print(one_line(f"model {dense.name}: {note}"))
+    masks = load_masks_of(dense.model, dense.name, source)
     if not masks.base_hash:
-        print(one_line(f"mask file {source} names no model; its layers' names and shapes are those of {name}"))
-    return masks
+        print(one_line(f"mask file {source} names no model; its layers' names and shapes are those of {dense.name}"))
+    return masked_network(dense.parts, masks)

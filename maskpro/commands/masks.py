@@ -75,17 +75,15 @@ def extract(
     ] = False,
 ) -> None:
     """Extract the masks of a pruned model's zeros into masks.safetensors."""
-    from maskpro.embedded import EMBEDDED_MODELS
     from maskpro.pattern import NMPattern, parse_layout
     from maskpro.pipeline import masks as steps
 
-    embedded = EMBEDDED_MODELS.get(workload) if original_model == workload else None
     content = steps.extract(
         model_path,
         output_dir,
         pattern=NMPattern.parse(pattern),
         layout=parse_layout(layout),
-        original_model=original_model if embedded is None else str(embedded),
+        original_model=original_model,
         nearest=nearest,
         ema=ema,
         workload=workload,

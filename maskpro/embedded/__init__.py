@@ -6,5 +6,4 @@ DIGITS_MODEL = Path(__file__).parent / "digits_ddpm"
 DIGITS_CLASSIFIER = Path(__file__).parent / "digits_classifier.safetensors"
 LANGUAGE_MODEL = Path(__file__).parent / "docstrings_llama"
 LANGUAGE_MODEL_NAME = "embedded docstrings LLaMA"
-EMBEDDED_MODELS = {"digits": DIGITS_MODEL, "causal_lm": LANGUAGE_MODEL}
 DOCSTRINGS = Path(__file__).parent / "docstrings.txt.gz"

@@ -10,8 +10,8 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from maskpro.export.network import ExportedNetwork, with_masks
-from maskpro.language_models import model_of_config, save_language_model
+from maskpro.export.network import ExportedNetwork, for_model, masked_network, with_masks
+from maskpro.language_models import LoadedLanguageModel, load_tokenizer, model_of_config, save_language_model
 from maskpro.mask_file import MaskFile
 
 KIND = "causal_lm"
@@ -49,9 +49,10 @@ class MaskedLanguageModel(ExportedNetwork):
         return "AutoModelForCausalLM.from_pretrained"
 
 
-def masked_language_model(dense: Any, tokenizer: Any, masks: MaskFile) -> MaskedLanguageModel:
-    """A dense language model under a mask that was made for it."""
-    return MaskedLanguageModel(network=with_masks(dense, masks), masks=masks, tokenizer=tokenizer)
+@masked_network.register
+def _(dense: LoadedLanguageModel, masks: MaskFile) -> MaskedLanguageModel:
+    network, tokenizer = with_masks(dense.model, masks), load_tokenizer(dense.folder, str(dense.folder))
+    return MaskedLanguageModel(network=network, masks=for_model(dense.model, masks), tokenizer=tokenizer)
 
 
 def language_model_of(

@@ -7,6 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import singledispatch
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -123,10 +124,25 @@ class MaskedNetwork(ExportedNetwork):
         return "DDPMPipeline.from_pretrained"
 
 
-def masked_network(dense: Pretrained, masks: MaskFile) -> MaskedNetwork:
-    """A dense network under a mask that was made for it (`load_masks_of` checks that)."""
-    named = masks if masks.base_hash else replace(masks, base_hash=model_hash(dense.unet))
-    return MaskedNetwork(unet=with_masks(dense.unet, masks), masks=named, scheduler=dense.scheduler, ema=dense.ema)
+@singledispatch
+def masked_network(dense: Any, masks: MaskFile) -> Any:
+    """A dense network, with all that was read beside it, under a mask that was made for it (`load_masks_of` checks that).
+
+    Raises:
+        MaskproError: networks of this kind can't be exported.
+    """
+    raise MaskproError(f"model is a network of a kind that has no export ({type(dense).__name__}); allowed: one that has")
+
+
+@masked_network.register
+def _(dense: Pretrained, masks: MaskFile) -> MaskedNetwork:
+    unet, named = with_masks(dense.unet, masks), for_model(dense.unet, masks)
+    return MaskedNetwork(unet=unet, masks=named, scheduler=dense.scheduler, ema=dense.ema)
+
+
+def for_model(model: nn.Module, masks: MaskFile) -> MaskFile:
+    """The masks, bound to the dense model where their file names none."""
+    return masks if masks.base_hash else replace(masks, base_hash=model_hash(model))
 
 
 def with_masks(model: nn.Module, masks: MaskFile) -> Any:

@@ -135,9 +135,9 @@ def extract(
     if nearest and original_model is None:
         raise MaskproError("nearest is True without original_model; allowed: with it (its weights decide between masks)")
     load = workload_kind(workload).load
-    found = _told(pruned_model, load(pruned_model), say)
+    found = _told(load(pruned_model), say)
     pruned = found.model
-    original = None if original_model is None else _told(original_model, load(original_model, ema=ema), say).model
+    original = None if original_model is None else _told(load(original_model, ema=ema), say).model
     if original is not None:
         _check_same_architecture(pruned, original, f"model_path {pruned_model}", str(original_model))
     try:
@@ -217,16 +217,16 @@ def load_masked_checkpoint(
     Raises:
         MaskproError: its architecture is not the workload's, it holds no zeros, or its zeros are not n:m.
     """
-    model = _told(source, workload.load_network(source), say).model
+    model = _told(workload.load_network(source), say).model
     _check_same_architecture(model, workload.model, f"checkpoint_path {source}", workload.model_source)
     masks = extract_masks(model, pattern=pattern, layout=layout, dense=workload.model)
     return model, list(masks)
 
 
-def _told(source: str, found: LoadedNetwork, say: Say) -> LoadedNetwork:
+def _told(found: LoadedNetwork, say: Say) -> LoadedNetwork:
     """The network, after reporting what was converted or left out on loading."""
     for note in found.notes:
-        say(f"model {source}: {note}")
+        say(f"model {found.name}: {note}")
     return found
 
 

@@ -13,9 +13,8 @@ from maskpro.machine.process import Say
 from maskpro.option_groups import ReadingOptions, TextOptions
 from maskpro.workload import Workload, WorkloadKind
 from maskpro.workloads.causal_lm import TextJudging, load_causal_lm_network, open_causal_lm
-from maskpro.workloads.diffusion import load_diffusion_network
 from maskpro.workloads.judging import ImageJudging, is_features_file
-from maskpro.workloads.opening import open_diffusion
+from maskpro.workloads.opening import load_network, open_diffusion
 
 DEFAULT_WORKLOAD = "digits"
 
@@ -23,7 +22,7 @@ DEFAULT_WORKLOAD = "digits"
 def _diffusion(name: str) -> WorkloadKind:
     return WorkloadKind(
         open=partial(open_diffusion, name),
-        load=load_diffusion_network,
+        load=partial(load_network, name),
         opening=ReadingOptions,
         judging=ImageJudging,
         is_file=is_features_file,

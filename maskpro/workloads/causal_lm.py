@@ -174,13 +174,19 @@ def _perplexity(loss: float) -> float:
     return math.exp(min(loss, _LARGEST_LOSS))
 
 
-def load_causal_lm_network(source: str, *, ema: bool = False) -> LoadedNetwork:
-    """A language model from a folder or the hub."""
+def load_causal_lm_network(source: str | None, *, ema: bool = False) -> LoadedNetwork:
+    """A language model from a folder or the hub; None, and the workload's name, are the embedded one."""
     if ema:
         raise MaskproError("ema is True with a language model; allowed: without ema")
-    found = load_language_model(source)
+    is_own = source in (None, "causal_lm")
+    found = load_language_model(str(LANGUAGE_MODEL if is_own else source))
+    name, notes = (LANGUAGE_MODEL_NAME, ()) if is_own else (str(source), found.notes)
     model, token = found.model, torch.zeros(1, 2, dtype=torch.int64)
-    return LoadedNetwork(model, found.notes, lambda: model(token.to(next(model.parameters()).device), use_cache=False))
+
+    def run() -> object:
+        return model(token.to(next(model.parameters()).device), use_cache=False)
+
+    return LoadedNetwork(model, name, notes, run, found)
 
 
 def open_causal_lm(

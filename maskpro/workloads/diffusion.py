@@ -223,9 +223,9 @@ def run_on_zeros(model: nn.Module, shape: Sequence[int]) -> object:
         raise MaskproError(f"network can't be run on images of {list(shape)} ({reason}); name another model") from error
 
 
-def load_diffusion_network(source: str, *, ema: bool = False) -> LoadedNetwork:
-    """The network from a diffusers folder or the hub; with `ema` the weights in its `unet_ema/`."""
+def load_diffusion_network(source: str, *, name: str | None = None, ema: bool = False) -> LoadedNetwork:
+    """The network from a diffusers folder or the hub, called `name`; with `ema` the weights in its `unet_ema/`."""
     found = load_pretrained(source, ema=ema)
     side = resolution(found.unet)
     run = partial(run_on_zeros, found.unet, (found.unet.config["in_channels"], side, side))
-    return LoadedNetwork(found.unet, found.notes, run)
+    return LoadedNetwork(found.unet, name or source, found.notes, run, found)

@@ -21,7 +21,8 @@ from maskpro.images import (
 from maskpro.machine.process import Say
 from maskpro.option_groups import ReadingOptions
 from maskpro.pretrained import CIFAR10_HUB_MODEL, load_pretrained, resolution
-from maskpro.workloads.diffusion import DiffusionWorkload, ImageBudgets
+from maskpro.workload import LoadedNetwork
+from maskpro.workloads.diffusion import DiffusionWorkload, ImageBudgets, load_diffusion_network
 
 # Folder of EMA weights, preferred to the hub's checkpoint where it exists (FID about 4, the hub's about 12).
 CIFAR10_EMA_FOLDER = Path("pretrained/ddpm_ema_cifar10")
@@ -77,10 +78,25 @@ def open_images(
     return workload
 
 
+def own_model(name: str) -> tuple[str, str]:
+    """Source and name of the model that a workload has without another one being named."""
+    if name == "digits":
+        return str(DIGITS_MODEL), "embedded digits DDPM"
+    source = str(CIFAR10_EMA_FOLDER) if CIFAR10_EMA_FOLDER.is_dir() else CIFAR10_HUB_MODEL
+    return source, source
+
+
+def load_network(name: str, source: str | None, *, ema: bool = False) -> LoadedNetwork:
+    """`load_diffusion_network` for the registry; None, and the workload's name, are the workload's own model."""
+    source, called = own_model(name) if source in (None, name) else (str(source), str(source))
+    return load_diffusion_network(source, name=called, ema=ema)
+
+
 def _digits(model: str | None, data: Path | None, read: FolderReader, ema: bool) -> DiffusionWorkload:
     if data is not None:
         raise MaskproError(f"data is {data} with workload digits, which brings its own images; allowed: --workload cifar10")
-    dense = load_pretrained(model or str(DIGITS_MODEL), ema=ema)
+    source, called = own_model("digits")
+    dense = load_pretrained(model or source, ema=ema)
     return DiffusionWorkload(
         name="digits",
         model=dense.unet,
@@ -96,7 +112,7 @@ def _digits(model: str | None, data: Path | None, read: FolderReader, ema: bool)
             num_generated=1_024,
             sampling_steps=50,
         ),
-        model_source=model or "embedded digits DDPM",
+        model_source=model or called,
         data_source="scikit-learn digits",
         ema=dense.ema,
         notes=dense.notes,
@@ -104,7 +120,7 @@ def _digits(model: str | None, data: Path | None, read: FolderReader, ema: bool)
 
 
 def _cifar10(model: str | None, data: Path | None, read: FolderReader, ema: bool) -> DiffusionWorkload:
-    source_model = model or (str(CIFAR10_EMA_FOLDER) if CIFAR10_EMA_FOLDER.is_dir() else CIFAR10_HUB_MODEL)
+    source_model = model or own_model("cifar10")[0]
     dense = load_pretrained(source_model, ema=ema)
     if data is not None and data.is_dir() and CIFAR10_FOLDER in (data.name, data.resolve().name):
         data = data.parent if data.name == CIFAR10_FOLDER else data.resolve().parent  # as of "." or a link
