@@ -142,6 +142,8 @@ def _headline(evaluated: Mapping[str, Any], trials: pd.DataFrame, best: str | No
         return learned_against_dense(evaluated)
     if best is None:
         reported = trials[METRIC].notna().any() if len(trials) else False
+        if len(trials) and (trials["status"] == "failed").all():
+            return f"All {len(trials)} trials that were started have failed."
         return "No trial that may be promoted has reported yet." if reported else "No trial has reported yet."
     reached = trials.loc[trials["trial_id"] == best, "fidelity"].iloc[0]
     return f"Not evaluated yet. The best trial so far has a fidelity of {format_share(reached)} on validation samples."

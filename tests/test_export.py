@@ -30,6 +30,7 @@ from maskpro.export import (
     to_semi_structured,
 )
 from maskpro.export.compressed import FORMAT, kept_groups, position_bits, save_compressed, tensors_checksum
+from maskpro.export.formats import FORMATS
 from maskpro.export.onnx_file import save_onnx
 from maskpro.export.semi_structured import SemiStructured
 from maskpro.initial_masks import magnitude_masked_model
@@ -134,6 +135,7 @@ def test_export_to_a_compressed_file_and_back_to_a_diffusers_folder(tmp_path, de
     size = (tmp_path / "small.safetensors").stat().st_size
     whole = 2 * sum(value.numel() for value in dense.unet.state_dict().values())
     assert f"bytes in float16: dense network {whole:,}, masked with its zeros {whole:,}, compressed {size:,}" in output
+    assert f"({1 - size / whole:.1%} less)" in output
     assert "compressed 2:4 file in float16, positions as indices of 2 bits" in output
     with safe_open(tmp_path / "small.safetensors", framework="pt") as opened:
         kept = sum(int(mask.sum()) for mask in network.masks.masks.values())
@@ -410,3 +412,16 @@ def test_the_digits_workloads_masks_fit(tmp_path, digits):
     assert "masks.safetensors names no model; its layers' names and shapes are those of embedded digits DDPM\n" in output
     assert load_network(tmp_path / "new").masks.base_hash == digits.fingerprint()
     assert len(maskable_layers(load_network(tmp_path / "new").unet)) == len(masks.masks)
+
+
+def test_a_file_that_grows_is_said_to(tmp_path):
+    """With a mask of one small layer the names and configs outweigh what its zeros save."""
+    unet = seeded_unet()
+    masks = magnitude_masks(unet)
+    smallest = min(masks.masks, key=lambda name: masks.masks[name].numel())
+    masks = replace(masks, masks={smallest: masks.masks[smallest]})
+    network, said = masked_network(Pretrained(unet=unet, scheduler=DDPMScheduler(), ema=""), masks).cast(torch.float16), []
+    FORMATS["safetensors"].write(network, tmp_path / "small.safetensors", said.append)
+    size = (tmp_path / "small.safetensors").stat().st_size
+    assert size > network.dense_bytes
+    assert said[0].endswith(f"compressed {size:,} ({size / network.dense_bytes - 1:.1%} more)")

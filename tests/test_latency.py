@@ -140,6 +140,7 @@ def test_the_command_writes_what_it_timed_as_a_table(network, tmp_path, monkeypa
     assert table["what"][0] == latency.NETWORK
     assert (table["speed_up"] == table["dense_ms"] / table["sparse_ms"]).all()
     assert set(table["batch"]) == {2}
+    assert f"weights of {tmp_path / 'masks.safetensors'} are float32, and are timed in float16\n" in result.output
     assert f"{latency.NETWORK}, batch 2: dense 1.000 ms, 2:4 2.000 ms, 0.50 times as fast" in result.output
     assert "Linear 128 x 128" not in result.output
 

@@ -230,6 +230,7 @@ def report_of(number, **metrics):
         ([trial(1), report_of(1, fidelity=None, val_error=0.1)], "Not evaluated yet."),
         ([trial(1), report_of(1, failure="loss <is> not finite")], "trial 1: loss &lt;is&gt; not finite"),
         ([trial(1), {"event": "error", "trial": 1, "text": "it died"}], "trial 1: it died"),
+        ([trial(1), {"event": "error", "trial": 1, "text": "it died"}], "All 1 trials that were started have failed."),
     ],
 )
 def test_hardly_begun_experiments_of_any_version_have_a_report(tmp_path, events, expected):

@@ -101,7 +101,7 @@ def bench_export(
     network = _network(source, DEFAULT_WORKLOAD, model, ema)
     if network.LIBRARY != "diffusers":
         raise MaskproError(f"{source} holds a network of {network.LIBRARY}; allowed: a diffusion network's file")
-    network = network.cast(known[dtype])
+    stored, network = dtype_name(network.dtype), network.cast(known[dtype])
     found = latency.network_eligibility(network)
     problem = missing_kernels(place)
     if problem:
@@ -110,6 +110,8 @@ def bench_export(
         unwritten = "" if output is None else f", and {output} is not written"
         print(one_line(f"nothing was timed, as torch's 2:4 kernels can't run ({problem}){unwritten}"))
         return
+    if stored != dtype:
+        print(one_line(f"weights of {source} are {stored}, and are timed in {dtype}"))
     compress, rows = kernel_compress(network.dtype, place), []
     timed = latency.network_latencies(network, found, batches, device=place, compress=compress)
     swept = latency.sweep_latencies(network.dtype, device=place, compress=compress) if sweep else ()

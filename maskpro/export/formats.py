@@ -71,10 +71,8 @@ def _safetensors(network: ExportedNetwork, output: Path, say: Say) -> None:
     save_compressed(output, network)
     pattern, dtype = network.masks.pattern, dtype_name(network.dtype)
     dense, compressed = network.dense_bytes, output.stat().st_size
-    say(
-        f"bytes in {dtype}: dense network {dense:,}, masked with its zeros {dense:,}, compressed {compressed:,} "
-        f"({1 - compressed / dense:.1%} less)"
-    )
+    change = f"{abs(compressed - dense) / dense:.1%} {'less' if compressed <= dense else 'more'}"
+    say(f"bytes in {dtype}: dense network {dense:,}, masked with its zeros {dense:,}, compressed {compressed:,} ({change})")
     say(f"compressed {pattern} file in {dtype}, positions as {positions_line(pattern)}: {output}")
 
 
