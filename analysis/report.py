@@ -231,10 +231,11 @@ def render_html(report: Report, figures: Mapping[str, tuple[str, str]], grids: M
         trim_blocks=True,
         keep_trailing_newline=True,
     )
+    space = report.description.get("space", {})
     details = {
         "the best mask's configuration": report.config,
         "protocol of the evaluation": report.protocol,
-        "the search": report.description,
+        "the search": {**report.description, "space": {name: value for name, value in space.items() if name != "source"}},
     }
     return environment.get_template(_TEMPLATE.name).render(
         report=report,
@@ -249,6 +250,7 @@ def render_html(report: Report, figures: Mapping[str, tuple[str, str]], grids: M
         others=_html_table(report.trials.iloc[_BEST_SHOWN:]),
         num_others=len(report.trials) - _BEST_SHOWN,
         failures_shown=_FAILURES_SHOWN,
+        space_file=space.get("source", ""),
         details=[(title, _html_table(_pairs(values))) for title, values in details.items() if values],
     )
 

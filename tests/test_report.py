@@ -199,8 +199,11 @@ def test_an_evaluation_from_before_the_search_was_extended_is_said_to_be(tmp_pat
 def test_texts_of_any_length_are_whole_and_escaped(tmp_path):
     folder = make_experiment(tmp_path / "long")
     described = json.loads((folder / "experiment.json").read_text())
+    described["space"]["source"] = "lr = 1\n\nif lr < 2:\n    lr = 2  # </pre>\n"
     (folder / "experiment.json").write_text(json.dumps(described | {"note": "<b>" + "long " * 100 + "end", "empty": {}}))
     text = write_report(folder).read_text()
+    assert '<pre class="wide">lr = 1\n\nif lr &lt; 2:\n    lr = 2  # &lt;/pre&gt;\n</pre>' in text
+    assert text.count("if lr") == 1
     assert "&lt;b&gt;" + "long " * 100 + "end</td>" in text
     assert "<b>long" not in text
 
