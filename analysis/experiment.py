@@ -204,8 +204,9 @@ class OpenedExperiment:
         if report is None:
             return pd.DataFrame(columns=["experiment", "model"])
         models = pd.DataFrame(list(report["models"].values()), index=list(report["models"]))
-        for name in ("recovery", "loss_improvement"):
-            models.loc["learned", name] = report[name]
+        for name in ("recovery", "recovery_error", "loss_improvement", "loss_improvement_error"):
+            if name in report:  # older versions have no errors of these
+                models.loc["learned", name] = report[name]
         return self._named(models.rename_axis("model").reset_index())
 
     @cached_property

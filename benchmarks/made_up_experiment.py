@@ -128,6 +128,7 @@ def _finish(folder: Path) -> None:
         "fidelity": 0.91,
         "fidelity_error": 0.002,
         "recovery": 0.937,
+        "recovery_error": 0.01,
         "loss_improvement": 0.19,
         "distance_to_dense": {"frechet_distance": {"value": 0.6, "standard_error": 0.2}, "kernel_distance": None},
         "protocol": {"sampler": "ddim"},

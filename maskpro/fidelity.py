@@ -59,7 +59,9 @@ def advice(kept: float | None, *, initial_error: float, last_error: float, chang
 
 def learned_against_dense(report: Mapping[str, Any]) -> str:
     """What a final evaluation says of the learned mask, in a sentence."""
-    text = f"recovery {format_share(report['recovery'])}, loss improvement {report['loss_improvement']:.1%}"
+    error = report.get("recovery_error")  # None of an older version
+    recovered = format_share(report["recovery"]) + ("" if error is None else f" ± {error:.3f}")
+    text = f"recovery {recovered}, loss improvement {report['loss_improvement']:.1%}"
     if "fidelity" not in report:  # an older version's
         text = f"The learned mask has {text}"
     elif report["fidelity"] is None:
@@ -96,7 +98,20 @@ def estimate_fidelity(initial: Tensor, learned: Tensor, *, images: int | None = 
             that over images (Cochran 1977, chapter 9: clusters). None: each sample is independent of the others.
     """
     value = fidelity(initial.mean().item(), learned.mean().item())
-    return value if value is None else Estimate(value, _standard_error(learned - (1 - value) * initial, initial, images))
+    return value if value is None else Estimate(value, _ratio_error(learned - (1 - value) * initial, initial, images))
+
+
+def estimate_recovery(initial: Tensor, learned: Tensor, dense: Tensor, *, images: int | None = None) -> Estimate | None:
+    """(L_initial - L_learned) / (L_initial - L_dense) of the samples' losses `[size]`, and its standard error as above.
+
+    Args:
+        images: as for `estimate_fidelity`.
+    """
+    lost = initial - dense
+    if lost.mean().item() == 0:
+        return None
+    value = (initial - learned).mean().item() / lost.mean().item()
+    return Estimate(value, _ratio_error(initial - learned - value * lost, lost, images))
 
 
 def estimate_gain(initial: Tensor, first: Tensor, second: Tensor, *, images: int | None = None) -> Estimate | None:
@@ -109,7 +124,7 @@ def estimate_gain(initial: Tensor, first: Tensor, second: Tensor, *, images: int
     if denominator == 0:
         return None
     gain = (first - second).mean().item() / denominator
-    return Estimate(gain, _standard_error(first - second - gain * initial, initial, images))
+    return Estimate(gain, _ratio_error(first - second - gain * initial, initial, images))
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> Estimate | None:
@@ -120,17 +135,21 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Estima
     return Estimate(statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences)))
 
 
-def standard_error(values: Tensor) -> float:
-    """Standard error of the mean of independent values `[size]`."""
-    return float(values.std().item() / math.sqrt(len(values)))
+def standard_error(values: Tensor, images: int | None = None) -> float:
+    """Standard error of the mean of values `[size]`; NaN for a single one.
 
-
-def _standard_error(residuals: Tensor, initial: Tensor, images: int | None = None) -> float:
-    """Standard error of a ratio to the mean of `initial`; NaN for a single sample."""
-    size = len(residuals)
+    Args:
+        images: as for `estimate_fidelity`.
+    """
+    size = len(values)
     if size < 2:
         return math.nan
     if images is None or not 1 < images < size:
-        return float(residuals.std().item() / math.sqrt(size) / initial.mean().item())
-    of_images = [residuals[image::images].sum().item() for image in range(images)]
-    return statistics.stdev(of_images) * math.sqrt(images) / size / initial.mean().item()
+        return float(values.std().item() / math.sqrt(size))
+    of_images = [values[image::images].sum().item() for image in range(images)]
+    return statistics.stdev(of_images) * math.sqrt(images) / size
+
+
+def _ratio_error(residuals: Tensor, whole: Tensor, images: int | None) -> float:
+    """Standard error of a ratio to the mean of `whole`."""
+    return standard_error(residuals, images) / abs(whole.mean().item())

@@ -10,7 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from maskpro.errors import MaskproError
+from maskpro.fidelity import estimate_fidelity, estimate_recovery
 from maskpro.masked_model import MaskedModel, maskable_layers
+from maskpro.objectives import HeldOutValues
 from maskpro.pattern import Layout, NMPattern
 
 
@@ -37,10 +39,36 @@ def masked_copy(model: nn.Module, masks: Mapping[str, Tensor], pattern: NMPatter
     return masked.model
 
 
+def relative_figures(
+    found: Mapping[str, HeldOutValues], initials: Mapping[str, str], *, images: int | None = None
+) -> dict[str, dict[str, float | None]]:
+    """Network's name to its figures relative to other networks on the same samples: fidelity, and the standard errors.
+
+    Args:
+        found: network's name to its losses and errors on the test samples.
+        initials: network's name to the name of the network with its initial mask. Recovery also needs "dense" in `found`.
+        images: as for `estimate_fidelity`.
+    """
+    figures: dict[str, dict[str, float | None]] = {}
+    for name, initial in initials.items():
+        reached = estimate_fidelity(found[initial].errors, found[name].errors, images=images)
+        losses, before = found[name].losses, found[initial].losses
+        improved = estimate_fidelity(before, losses, images=images)
+        recovered = estimate_recovery(before, losses, found["dense"].losses, images=images) if "dense" in found else None
+        figures[name] = {
+            "fidelity": reached and reached.value,
+            "fidelity_error": reached and reached.standard_error,
+            "recovery_error": recovered and recovered.standard_error,
+            "loss_improvement_error": improved and improved.standard_error,
+        }
+    return figures
+
+
 def with_recovery(report: Mapping[str, Any], learned: str) -> dict[str, Any]:
     """An evaluation's report with the figures of the network named `learned` relative to "initial" and "dense".
 
-    These are fidelity, from the test errors, and recovery and loss_improvement, from the test losses.
+    These are fidelity, from the test errors, and recovery and loss_improvement, from the test losses, with their standard
+    errors (`relative_figures`).
 
     Raises:
         MaskproError: the report lacks that network, "initial" or "dense".
@@ -54,5 +82,7 @@ def with_recovery(report: Mapping[str, Any], learned: str) -> dict[str, Any]:
         **report,
         **{name: models[learned].get(name) for name in ("fidelity", "fidelity_error")},
         "recovery": recovery(initial, loss, dense),
+        "recovery_error": models[learned].get("recovery_error"),
         "loss_improvement": loss_improvement(initial, loss),
+        "loss_improvement_error": models[learned].get("loss_improvement_error"),
     }

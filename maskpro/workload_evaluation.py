@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from maskpro.fidelity import estimate_fidelity, standard_error
+from maskpro.fidelity import standard_error
 from maskpro.held_out import TEST_SEED, VALIDATION_SEED
 from maskpro.machine.process import Say
-from maskpro.metrics import sparsity, with_recovery
+from maskpro.metrics import relative_figures, sparsity, with_recovery
+from maskpro.objectives import HeldOutValues
 
 if TYPE_CHECKING:
     from maskpro.workload import Workload
@@ -106,11 +107,11 @@ class Evaluation:
         workload = self.workload
         test, validation = (workload.held_out_samples(split, device) for split in ("test", "validation"))
         figures: dict[str, dict[str, Any]] = {}
-        errors: dict[str, Tensor] = {}
+        on_test: dict[str, HeldOutValues] = {}
         for name, model in models.items():
             judged, means = test.judge(model.to(device)), validation.judge(model).means()
             loss, loss_error = judged.means().loss, standard_error(judged.losses)
-            errors[name] = judged.errors
+            on_test[name] = judged
             figures[name] = {
                 "test_error": judged.means().error,
                 "val_error": means.error,
@@ -122,10 +123,9 @@ class Evaluation:
                 **self.figures_of_loss(loss, loss_error),
             }
             say(f"evaluated {name}: test error {judged.means().error:.3g}, loss {judged.means().loss:.5f}")
-        for name in figures if "initial" in models else ():
-            reached = estimate_fidelity(errors["initial"], errors[name])
-            value, error = (None, None) if reached is None else reached
-            figures[name] = {"fidelity": value, "fidelity_error": error} | figures[name]
+        initials = dict.fromkeys(models, "initial") if "initial" in models else {}
+        for name, relative in relative_figures(on_test, initials).items():
+            figures[name] = relative | figures[name]
         folder.mkdir(parents=True, exist_ok=True)
         pictures = self.draw_pictures(models, device, folder)
         return {"protocol": self.protocol(device), "warnings": [], "models": figures, "pictures": pictures}

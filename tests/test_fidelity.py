@@ -8,6 +8,7 @@ from maskpro.fidelity import (
     advice,
     estimate_fidelity,
     estimate_gain,
+    estimate_recovery,
     fidelity,
     format_share,
     images_judged_by,
@@ -28,6 +29,7 @@ def test_fidelity_is_undefined_where_the_initial_mask_changes_no_output():
     zeros = torch.zeros(8, dtype=torch.float64)
     assert estimate_fidelity(zeros, zeros) is None
     assert estimate_gain(zeros, zeros, zeros) is None
+    assert estimate_recovery(zeros, zeros, zeros) is None
     assert format_share(None) == format_share(math.nan) == "undefined"
     assert format_share(0.96) == "0.960"
 
@@ -45,6 +47,7 @@ def test_standard_errors_are_the_spread_over_sets_of_samples(generator):
     for found in (
         [estimate_fidelity(i, a) for i, a in zip(initial, first, strict=True)],
         [estimate_gain(i, a, b) for i, a, b in zip(initial, first, second, strict=True)],
+        [estimate_recovery(i, a, b) for i, a, b in zip(initial, first, second, strict=True)],
     ):
         values, errors = torch.tensor(found, dtype=torch.float64).unbind(dim=1)
         assert errors.mean().item() == pytest.approx(values.std().item(), rel=0.1)
@@ -84,6 +87,17 @@ def test_of_one_sample_the_error_is_not_a_number():
     assert math.isnan(found.standard_error)
 
 
+def test_recovery_is_zero_of_the_initial_mask_and_one_of_the_dense_network_without_an_error(generator):
+    initial, learned, dense = draws(generator, 1, 100)[0][0], *(part[0] for part in draws(generator, 1, 100)[1:])
+    assert estimate_recovery(initial, initial, dense) == Estimate(0.0, 0.0)
+    assert estimate_recovery(initial, dense, dense) == Estimate(1.0, 0.0)
+    found = estimate_recovery(initial, learned, dense)
+    assert found.value == pytest.approx(((initial - learned).mean() / (initial - dense).mean()).item())
+    worse = estimate_recovery(dense, learned, initial)  # a dense network that is worse than the initial mask
+    assert worse.value == pytest.approx(1 - found.value)
+    assert worse.standard_error == pytest.approx(found.standard_error)
+
+
 def test_differences_are_paired_over_sets():
     assert paired_difference([10.0, 30.0, 20.0], [11.0, 31.0, 21.0]) == Estimate(1.0, 0.0)
     found = paired_difference([10.0, 30.0], [11.0, 33.0])
@@ -106,6 +120,8 @@ def test_a_report_says_fidelity_first_and_the_distance_beside_the_dense_network(
         "Fidelity of the learned mask 0.9000 ± 0.0020; recovery 0.950, loss improvement 19.0%; Frechet distance "
         "+0.60 ± 0.20 beside the dense network's, on the same sets of images."
     )
+    text = learned_against_dense(report | {"recovery_error": 0.01})
+    assert text.startswith("Fidelity of the learned mask 0.9000 ± 0.0020; recovery 0.950 ± 0.010, loss improvement 19.0%;")
     undefined = report | {"fidelity": None, "recovery": None, "distance_to_dense": {"frechet_distance": None}}
     older = {name: report[name] for name in ("recovery", "loss_improvement")}
     assert learned_against_dense(older) == "The learned mask has recovery 0.950, loss improvement 19.0%."

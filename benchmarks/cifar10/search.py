@@ -245,7 +245,7 @@ class Job:
                     "mask": {"dense": "none (dense)", "initial": "initial (magnitude)"}.get(name, name),
                     "fidelity": "" if reached is None else str(Estimate(reached, figures["fidelity_error"])),
                     "test loss": f"{figures['test_loss']:.5f}",
-                    "recovery": "" if recovered is None else f"{recovered:.3f}",
+                    "recovery": "" if recovered is None else str(Estimate(recovered, report["recovery_error"])),
                     "Frechet distance": "" if distance is None else f"{distance:.2f}",
                 }
             )

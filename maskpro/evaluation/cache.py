@@ -17,6 +17,7 @@ from maskpro.errors import MaskproError
 from maskpro.evaluation.sampling import save_grid
 from maskpro.files import atomic_path, file_hash, read_json, write_json
 from maskpro.masked_model import model_hash
+from maskpro.objectives import HeldOutValues
 
 
 class ModelCache:
@@ -34,7 +35,7 @@ class ModelCache:
         self._identity = {"model_hash": weights_hash, "protocol": protocol}
         self._folder = cache / f"{weights_hash[:16]}-{protocol_hash[:16]}"
         self.grid = self._folder / "samples.png"
-        self._errors = self._folder / "errors.safetensors"
+        self._values = self._folder / "values.safetensors"
 
     def figures(self) -> dict[str, Any] | None:
         """The model's figures, if they are known."""
@@ -46,21 +47,20 @@ class ModelCache:
             return None
         return figures if known else None
 
-    def keep_figures(self, figures: dict[str, Any], images: Tensor, errors: Tensor) -> None:
-        """Keep the figures, a picture of the first of the images (uint8 `[B, C, H, W]`), and the test samples' errors."""
+    def keep_figures(self, figures: dict[str, Any], images: Tensor, values: HeldOutValues) -> None:
+        """Keep the figures, a picture of the first of the images (uint8 `[B, C, H, W]`), and the test samples' values."""
         save_grid(images, self.grid)
-        with atomic_path(self._errors) as temporary:
-            save_file({"errors": errors}, temporary)
+        with atomic_path(self._values) as temporary:
+            save_file({"losses": values.losses, "errors": values.errors}, temporary)
         record = {**self._identity, **self._hashes(), "figures": figures}
         write_json(self._folder / "figures.json", record)
 
-    def errors(self) -> Tensor:
-        """Error of each test sample, `[size]`; it exists whenever `figures` is not None."""
-        errors: Tensor = load_file(self._errors)["errors"]
-        return errors
+    def values(self) -> HeldOutValues:
+        """Losses and errors of the test samples; they exist whenever `figures` is not None."""
+        return HeldOutValues(**load_file(self._values))
 
     def _hashes(self) -> dict[str, str]:
-        return {"samples_sha256": file_hash(self.grid), "errors_sha256": file_hash(self._errors)}
+        return {"samples_sha256": file_hash(self.grid), "values_sha256": file_hash(self._values)}
 
     def images(self, indices: range, shape: tuple[int, ...]) -> Tensor | None:
         """The chunk of images of `indices`, uint8 `[len(indices), *shape]`, if it was kept."""

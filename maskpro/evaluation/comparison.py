@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from maskpro.evaluation.cache import ModelCache
 from maskpro.evaluation.distances import few_images_warnings
@@ -20,10 +20,11 @@ from maskpro.evaluation.protocol import protocol
 from maskpro.evaluation.references import read_reference
 from maskpro.evaluation.sampling import Sampler, SamplingPlan, check_sampling
 from maskpro.evaluation.timesteps import TimestepSpacing
-from maskpro.fidelity import estimate_fidelity, paired_difference
+from maskpro.fidelity import paired_difference
 from maskpro.machine.process import Say
-from maskpro.metrics import with_recovery
+from maskpro.metrics import relative_figures, with_recovery
 from maskpro.names import SamplingPrecision
+from maskpro.objectives import HeldOutValues
 from maskpro.precision import resolve_sampling_precision
 from maskpro.workload_evaluation import PartMaker, make_parts
 
@@ -139,19 +140,17 @@ def evaluate_models(
     )
     folder.mkdir(parents=True, exist_ok=True)
     figures: dict[str, dict[str, Any]] = {}
-    errors: dict[str, Tensor] = {}
+    on_test: dict[str, HeldOutValues] = {}
     with nullcontext(cache) if cache is not None else tempfile.TemporaryDirectory() as kept:
         for name, model in models.items():
             model_cache = ModelCache(Path(kept), model, record)
             figures[name] = judge.figures(name, model, model_cache, folder / "images" if save_images else None)
-            errors[name] = model_cache.errors()
+            on_test[name] = model_cache.values()
             shutil.copyfile(model_cache.grid, folder / f"samples_{name}.png")
     if initials is None:
         initials = dict.fromkeys(models, "initial") if "initial" in models else {}
-    for name, initial in initials.items():
-        reached = estimate_fidelity(errors[initial], errors[name], images=len(workload.images.test))
-        estimated = (None, None) if reached is None else reached
-        figures[name] = dict(zip(("fidelity", "fidelity_error"), estimated, strict=True)) | figures[name]
+    for name, relative in relative_figures(on_test, initials, images=len(workload.images.test)).items():
+        figures[name] = relative | figures[name]
     # The search's budgets shaped the masks, but have no part in the figures of given masks.
     search = {"max_samples": workload.budgets.max_samples, "report_samples": workload.budgets.report_samples}
     # Nor have the numbers of files read and passed over.

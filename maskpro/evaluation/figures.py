@@ -24,9 +24,10 @@ from maskpro.evaluation.distances import (
 from maskpro.evaluation.features import FeatureExtractor
 from maskpro.evaluation.references import Reference, real_features
 from maskpro.evaluation.sampling import SamplingPlan, write_images
+from maskpro.fidelity import standard_error
 from maskpro.machine.process import Say
 from maskpro.metrics import sparsity
-from maskpro.objectives import HeldOutSamples
+from maskpro.objectives import HeldOutSamples, HeldOutValues
 from maskpro.workload_evaluation import PartMaker
 
 if TYPE_CHECKING:
@@ -84,8 +85,8 @@ class Judge:
                 if chunk.start < GRID_IMAGES:
                     first.append(images)
             if figures is None:
-                figures, errors = self._judge(model, features)
-                cache.keep_figures(figures, torch.cat(first)[:GRID_IMAGES], errors)
+                figures, values = self._judge(model, features)
+                cache.keep_figures(figures, torch.cat(first)[:GRID_IMAGES], values)
                 origin = f"{time.monotonic() - started:.0f} s"
         cache.drop_images()
         losses = f"test error {figures['test_error']:.3g}, loss {figures['test_loss']:.5f}"
@@ -103,20 +104,21 @@ class Judge:
         shown = "".join(f", {label} {value:{form}}" for label, value, form in known)
         return shown + (", of too few images: see the warning" if known and self._is_doubtful else "")
 
-    def _judge(self, model: nn.Module, features: FeatureSet) -> tuple[dict[str, Any], Tensor]:
-        """The figures, and the error of each test sample, `[size]`."""
+    def _judge(self, model: nn.Module, features: FeatureSet) -> tuple[dict[str, Any], HeldOutValues]:
+        """The figures, and the test samples' values."""
         test, validation = self._test.judge(model), self._validation.judge(model).means()
         figures = {
             "test_error": test.means().error,
             "val_error": validation.error,
             "val_loss": validation.loss,
             "test_loss": test.means().loss,
+            "test_loss_error": standard_error(test.losses, len(self._workload.images.test)),
             "test_loss_by_timestep": self._by_timestep(test.losses),
             "test_error_by_timestep": self._by_timestep(test.errors),
             **self._distances(features),
             "sparsity": sparsity(model),
         }
-        return figures, test.errors
+        return figures, test
 
     def _distances(self, features: FeatureSet) -> dict[str, Any]:
         frechet, kernel, shares = (

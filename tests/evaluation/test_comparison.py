@@ -107,7 +107,7 @@ def test_figures_are_those_of_one_set_of_weights_and_one_protocol(workload, mode
     assert report["models"]["dense"] != report["models"]["initial"]
     renamed = {"trial_7": models["initial"]}
     found = evaluated(workload, renamed, tmp_path)[0]["models"]["trial_7"]
-    beside = {"fidelity": 0.0, "fidelity_error": 0.0}
+    beside = {"fidelity": 0.0, "fidelity_error": 0.0, "recovery_error": 0.0, "loss_improvement_error": 0.0}
     assert found | beside == report["models"]["initial"], "fidelity is known beside an initial mask alone"
     longer, said = evaluated(workload, renamed, tmp_path, sampling_steps=4)
     assert not said[-1].endswith("(from the cache)")
@@ -197,7 +197,7 @@ def test_without_a_cache_the_figures_are_the_same_and_nothing_is_kept(workload, 
 def test_recovery_is_that_of_the_named_network(workload):
     losses = {"dense": 1.0, "initial": 3.0, "learned": 2.5, "trial_7": 1.5}
     report = {"protocol": {}, "models": {name: {"test_loss": loss} for name, loss in losses.items()}}
-    undefined = dict.fromkeys(("fidelity", "fidelity_error"))
+    undefined = dict.fromkeys(("fidelity", "fidelity_error", "recovery_error", "loss_improvement_error"))
     beside = undefined | {"distance_to_dense": dict.fromkeys(("frechet_distance", "kernel_distance"))}
     assert with_distances(report, "trial_7") == {**report, **beside, "recovery": 0.75, "loss_improvement": 0.5}
     assert with_distances(report, "learned")["recovery"] == 0.25
