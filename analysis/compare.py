@@ -87,7 +87,7 @@ def differences(experiments: list[OpenedExperiment]) -> pd.DataFrame:
     """
     columns: dict[str, dict[str, Any]] = {}
     protocols = [(experiment.final_evaluation or {}).get("protocol", {}) for experiment in experiments]
-    for number, experiment in enumerate(experiments):
+    for number, (column, experiment) in enumerate(zip(_numbered(experiments), experiments, strict=True)):
         described = _flat(experiment.description or {})
         settings = {name: described.get(name) for name in _COMPARED}
         settings |= {name: value for name, value in described.items() if name.startswith("space.param_space.")}
@@ -96,9 +96,14 @@ def differences(experiments: list[OpenedExperiment]) -> pd.DataFrame:
         if all(protocols):
             found = _flat(protocols[number])
             settings |= {f"evaluation: {name}": value for name, value in found.items() if name not in _OF_THE_TRIAL}
-        columns[f"{number + 1}: {experiment.name}"] = settings
+        columns[column] = settings
     table = pd.DataFrame(columns)
     return table[table.apply(lambda row: len({str(value) for value in row}) > 1, axis=1)]
+
+
+def _numbered(experiments: list[OpenedExperiment]) -> list[str]:
+    """A column's name for each experiment; folders of one name differ in it."""
+    return [f"{number}: {experiment.name}" for number, experiment in enumerate(experiments, 1)]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -119,7 +124,8 @@ def main(
     with pd.option_context(
         "display.width", 200, "display.max_columns", 30, "display.max_rows", 500, "display.precision", 4
     ):
-        print(without_nan(compare(opened, fidelity=fidelity).set_index("experiment").T).to_string())
+        table = compare(opened, fidelity=fidelity).drop(columns="experiment").T.set_axis(_numbered(opened), axis=1)
+        print(without_nan(table).to_string())
         print()
         differing = differences(opened)
         print(without_nan(differing).to_string() if len(differing) else "no difference of their searches and best masks")

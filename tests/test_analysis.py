@@ -148,7 +148,9 @@ def test_evaluations_that_cannot_be_compared_are_said_to_differ(tmp_path):
 def test_experiments_that_do_not_differ_are_said_to(tmp_path, capsys):
     first, second = (make_experiment(tmp_path / name / "same", trials=4, seed=1) for name in "ab")
     write_comparison([first, second])
-    assert capsys.readouterr().out.endswith("\n\nno difference of their searches and best masks\n")
+    said = capsys.readouterr().out
+    assert said.endswith("\n\nno difference of their searches and best masks\n")
+    assert said.splitlines()[0].strip() == "1: same 2: same", "folders of one name differ in their columns"
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"models": []}'])
