@@ -13,7 +13,7 @@ TEXT_ENDINGS = (".txt", ".text", ".md", ".rst")
 # The text is cut into blocks of whole lines of at least so many characters, and shorter ones where there is little text.
 _BLOCK_CHARACTERS = 4096
 _LEAST_BLOCKS = 40
-# Of ten blocks in a row, the first seven are for training.
+# The first seven of ten blocks in a row are for training.
 _DEAL = ("train",) * 7 + ("validation", "selection", "test")
 
 

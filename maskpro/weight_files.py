@@ -165,7 +165,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         code = f"{named[1]} in it may be code and is not run" if named else "others may hold code and are not opened"
         return f"no torch file of tensors alone, such as a network's state_dict(); {code}"
     text = " ".join(str(error).split())[:200]
-    # Of bytes at random torch may raise a number alone.
+    # The error of torch for random bytes may be a number alone.
     return text if " " in text else f"damaged or no file of tensors, {type(error).__name__} {text}".rstrip()
 
 

@@ -20,7 +20,7 @@ from maskpro.errors import MaskproError
 from maskpro.masked_model import model_hash
 from maskpro.pretrained import load_pretrained
 
-# Of diffusers' own schedulers, which the tests make.
+# Warnings of diffusers' own schedulers, which the tests make.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
 

@@ -18,7 +18,7 @@ from maskpro.masked_model import model_hash
 from maskpro.noise_schedule import BETA_SCHEDULES
 from maskpro.pretrained import WEIGHTS_RECORD, load_pretrained, resolution, save_pipeline
 
-# Of diffusers' own schedulers, which the tests make.
+# Warnings of diffusers' own schedulers, which the tests make.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
 WEIGHTS = "diffusion_pytorch_model"

@@ -180,7 +180,7 @@ def test_small_steps_are_not_lost_to_the_rounding(digits):
     for trainer in (rounded, plain):
         run_to_end(trainer, chunk=8)
     moved = plain.logits - start
-    # Of the 16 steps, of which the first ones have the same sign for a weight, where a logit is resolved to 1 / 4,096.
+    # A bound for 16 steps, the first of which have the same sign for a weight; a logit is resolved to 1 / 4,096.
     assert 1e-5 < moved.abs().max() < 1 / 4_096
     # Far from where they would be, every logit by itself, but with the mean of those that went up and those that went down.
     for way in (moved > 2e-5, moved < -2e-5):

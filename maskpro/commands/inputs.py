@@ -13,7 +13,7 @@ from maskpro.files import check_new
 from maskpro.machine.process import one_line, say_aside
 from maskpro.option_groups import SourceOptions
 
-# Of one-shot masks, where no mask file has its own.
+# The options of one-shot masks; a mask file has its own pattern and layout.
 PATTERN, LAYOUT = "2:4", "channel"
 
 Output = Annotated[Path, typer.Option("--output-dir", help="New folder for the results.")]

@@ -46,7 +46,7 @@ def evaluate(
     save_images: Annotated[bool, typer.Option(help="Also write every generated image.")] = False,
     cache: Annotated[
         Path | None,
-        typer.Option(file_okay=False, help="Folder for finished parts, from which an interrupted evaluation goes on."),
+        typer.Option(file_okay=False, help="Folder for finished parts, from which an interrupted evaluation is resumed."),
     ] = None,
     device: Device = "auto",
 ) -> None:

@@ -30,7 +30,7 @@ def stop(
     experiment: Annotated[Path, typer.Argument(help="Its folder.")],
     timeout: Annotated[float, typer.Option(help="Seconds to wait for its end.")] = 120.0,
 ) -> None:
-    """End a search that runs on this machine, so that tune_main.py --resume goes on with it later."""
+    """End a search that runs on this machine, so that tune_main.py --resume can continue it."""
     from maskpro.monitoring.control import stop_search
 
     print(stop_search(experiment, timeout=timeout))

@@ -1,4 +1,4 @@
-"""Ending a search before its time, so that it can go on later: Ctrl-C, SIGTERM, SIGHUP, a time budget, a full disk."""
+"""Ending a search before its time, so that it can be resumed: Ctrl-C, SIGTERM, SIGHUP, a time budget, a full disk."""
 
 from __future__ import annotations
 

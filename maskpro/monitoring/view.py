@@ -48,7 +48,7 @@ class SearchSnapshot:
 
     Attributes:
         num_trials: in all, those that are still to come included.
-        unfinished: trials that run, or will go on.
+        unfinished: trials that run, or will be resumed.
         to_come: trials that have not been started.
         samples: calibration samples that all trials were trained on.
         full_samples: what that would be if each trial ran once, to its full budget; None: unknown.
@@ -74,12 +74,12 @@ class SearchSnapshot:
 
     @property
     def ended(self) -> int:
-        """Trials that are done, in whatever way; a stopped one may still go on."""
+        """Trials that are done, in whatever way; a stopped one may still be promoted."""
         return self.completed + self.stopped + self.failed
 
     @property
     def has_work(self) -> bool:
-        """Whether a trial runs, waits to go on or has to be started."""
+        """Whether a trial runs, waits to be resumed or has to be started."""
         return self.unfinished > 0 or self.to_come > 0
 
 

@@ -35,7 +35,7 @@ from maskpro.workload_evaluation import Produce
 def run_main_job(search: Search, write_report: Callable[[Path], Path], *, resume: bool, extend: int = 0) -> int:
     """Run a search, or resume it, promote its best trial, and report; the process's exit status.
 
-    A search that was stopped leaves everything that goes on with `--resume`: 0 after its time budget, 130 after Ctrl-C, 143
+    A stopped search leaves everything that `--resume` needs: 0 after its time budget, 130 after Ctrl-C, 143
     after SIGTERM, 129 after SIGHUP, 1 where the machine failed.
 
     Args:

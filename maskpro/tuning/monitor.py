@@ -51,7 +51,7 @@ class SearchMonitor(Callback):
         return {}
 
     def setup(self, *args: Any, **info: Any) -> None:
-        """Called by Tune as the search starts or goes on."""
+        """Called by Tune as the search starts or is resumed."""
         self._started = self._last_shown = time.monotonic()
         if sys.stdout.isatty():
             self._meter = DeviceMeter()

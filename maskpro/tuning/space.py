@@ -44,7 +44,7 @@ class SearchSpace:
         pattern, layout, initial_mask, targets: of every trial, unless param_space has them.
         max_samples: budget of a trial in calibration samples; None: the workload's.
         num_reports: of a trial that runs to the end; early stopping judges first at the first.
-        reduction_factor: of early stopping: one in so many goes on, and the next rung lies so many times higher.
+        reduction_factor: of early stopping: one in so many is promoted, and the next rung lies so many times higher.
         promotion: whether a promoted trial resumes from its checkpoint ("resume"), or is trained anew with the next rung as
             its budget ("restart").
         rung_lr_exponent: with "restart", a run of a rung has lr * (max_samples / its budget) to this power.

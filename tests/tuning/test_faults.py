@@ -167,7 +167,7 @@ def test_a_pause_that_does_not_come_to_its_end_ends_the_process_with_a_word(monk
     assert capsys.readouterr().out == "paused: Ray's head at 127.0.0.1:1 has died; resume with --resume x\n"
 
 
-# Of a model of which there is nothing to say.
+# A search on a model without notes.
 SEARCH = SimpleNamespace(workload=SimpleNamespace(notes=()), dense_layers=SimpleNamespace(layers=()))
 
 
