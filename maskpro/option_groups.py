@@ -45,6 +45,9 @@ class TextOptions:
     TITLE: ClassVar[str] = "language model and text"
 
     sequence_length: int = option(128, "Tokens in a sample (causal_lm workload).", least=2)
+    text_column: str | None = option(
+        None, "Column of a data set that holds the text (causal_lm).", otherwise="text, or the only one with text"
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -67,7 +70,9 @@ class _NamedSource:
         otherwise="the workload's",
     )
     data: Path | None = option(
-        None, "Folder of images (cifar10), text file or folder of text (causal_lm).", otherwise="the workload's"
+        None,
+        "Folder of images (cifar10), text file, folder of text, or NAME[:CONFIGURATION[:SPLIT]] of datasets (causal_lm).",
+        otherwise="the workload's",
     )
 
 

@@ -162,7 +162,9 @@ class SearchOptions(JudgingOptions, SamplingOptions, DenseOptions, SourceOptions
             is_file = (name == "model" and value is not None and Path(value).is_dir()) or (
                 value is not None and names_a_file(name, value)
             )
-            if is_file or isinstance(value, Path):
+            if name == "data" and value is not None and not value.exists():  # a data set's name
+                stored[name] = str(value)
+            elif is_file or isinstance(value, Path):
                 stored[name] = str(Path(value).absolute())
         return stored
 

@@ -63,8 +63,7 @@ def read_text(path: Path) -> tuple[str, tuple[str, ...]]:
         files = [path]
     else:
         raise MaskproError(
-            f"data is {path}, which is no file and no folder here; allowed: a text file, or a folder of text "
-            "(names of datasets are not looked up)"
+            f"data is {path}, which is no file and no folder here; allowed: a text file, or a folder of text"
         )
     text = "\n\n".join(_read(found) for found in files)
     if not text.strip():

@@ -24,7 +24,10 @@ class _PositionalSource(SourceOptions):
         otherwise="digits",
     )
     data: Path | None = option(
-        None, "Folder of images, or text file or folder of text.", positional=True, otherwise="the workload's"
+        None,
+        "Folder of images, or text file, folder of text, or data set's name (causal_lm).",
+        positional=True,
+        otherwise="the workload's",
     )
     workload: str | None = option(
         None,

@@ -25,6 +25,7 @@ from maskpro.machine.process import Say
 from maskpro.objectives.causal_lm import CausalLMObjective
 from maskpro.option_groups import TextOptions
 from maskpro.text import read_text, split_text
+from maskpro.text_datasets import read_dataset
 from maskpro.workload import Budgets, LoadedNetwork, Workload
 from maskpro.workload_evaluation import Evaluation
 
@@ -200,7 +201,13 @@ def open_causal_lm(
     name = model or LANGUAGE_MODEL_NAME
     loaded = load_language_model(model or str(LANGUAGE_MODEL))
     tokenizer = load_tokenizer(loaded.folder, name)
-    text, notes = read_text(data or DOCSTRINGS)
+    if data is None or data.exists():
+        text, notes = read_text(data or DOCSTRINGS)
+        if options.text_column is not None:
+            what = "the embedded text" if data is None else f"data {data}"
+            raise MaskproError(f"text_column is {options.text_column} with {what}; allowed: with a data set's name alone")
+    else:
+        text, notes = read_dataset(str(data), options.text_column)
     source = "docstrings of Python's standard library" if data is None else str(data)
     if say is not None:
         for note in notes:
