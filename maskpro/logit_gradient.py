@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -14,9 +13,10 @@ from maskpro.estimators import Parametrisation, Tracker, leave_one_out, policy_g
 from maskpro.graphs import GraphedPass
 from maskpro.hidden_targets import HiddenTargets, fading
 from maskpro.masked_model import MaskedModel
-from maskpro.objectives import Objective, SampleValues, baseline_losses, predict_in
+from maskpro.objectives import Objective, SampleValues, Shelf, baseline_losses, predict_in
 from maskpro.pattern import PackedMask
 from maskpro.precision import reproducible
+from maskpro.recomputation import recomputable_blocks, recomputed
 from maskpro.trainer_config import TrainerConfig
 
 
@@ -72,6 +72,7 @@ class LogitGradient:
         self._hidden: HiddenTargets | None = None
         if config.hidden_targets and dense is not None:
             self._hidden = HiddenTargets(dense, masked, objective, precision=config.precision)
+        self._blocks = recomputable_blocks(masked) if config.gradient_checkpointing else []
         self.generator = torch.Generator(masked.base.device).manual_seed(config.seed)
         self.tracker = Tracker.start(masked.base.device)
         self.micro_batch_size = config.batch_size
@@ -153,10 +154,7 @@ class LogitGradient:
         """Set another reference mask, bool `[G, M]`."""
         self.reference = PackedMask(reference)
         self.tracker = Tracker.start(self._masked.base.device)
-        self._masked.set_mask(reference)
-        teacher = self._teacher if self._config.target == "teacher" else None
-        network, precision = copy.deepcopy(self._masked.model), self._config.precision
-        self.baseline = baseline_losses(network, self.objective, teacher, precision=precision)
+        self.baseline = masked_losses(self._config, self._masked, self.reference, self.objective, self._teacher)
 
     def batches(self, indices: Tensor) -> Iterator[Batch]:
         """The samples in batches that fit into memory, with the dense network's outputs where they are the target."""
@@ -181,11 +179,12 @@ class LogitGradient:
     def _loss_and_backward(self, samples: Any, teacher: Tensor | None, count: Tensor, hidden_weight: Tensor) -> Tensor:
         """A batch's share of the mean loss over `count` samples; its gradient, with the hidden targets', is accumulated."""
         if self._hidden is None:
-            loss = self.losses(samples, teacher).sum() / count
+            with recomputed(self._blocks):
+                loss = self.losses(samples, teacher).sum() / count
             loss.backward()
             return loss.detach()
         dense, expected = self._hidden.dense(samples)
-        with self._hidden.watched() as outputs:
+        with self._hidden.watched() as outputs, recomputed(self._blocks):
             loss = self.losses(samples, dense if self._config.target == "teacher" else None).sum() / count
         hidden = self._hidden.losses(outputs, expected, samples).sum() / count
         (loss + hidden_weight * hidden).backward()
@@ -223,6 +222,29 @@ class LogitGradient:
         if "reference" in state:
             self.refresh(self._initial_mask.of_bits(state["reference"]).unpack())
         self.tracker = Tracker(*(state[f"tracker.{name}"].to(device) for name in Tracker._fields))
+
+
+def masked_losses(
+    config: TrainerConfig,
+    masked: MaskedModel,
+    mask: PackedMask,
+    objective: Objective,
+    teacher: SampleValues | None,
+    shelf: Shelf | None = None,
+) -> SampleValues:
+    """The losses of a network under a mask, against a config's target.
+
+    The mask is set on the network itself whenever a loss is computed, as a second network would take as much memory.
+    """
+    return baseline_losses(
+        masked.model,
+        objective,
+        teacher if config.target == "teacher" else None,
+        precision=config.precision,
+        prepare=lambda: masked.set_mask(mask.unpack()),
+        shelf=shelf,
+        device=masked.base.device,
+    )
 
 
 def normalised(gradient: Tensor) -> Tensor:

@@ -182,6 +182,21 @@ class MaskedModel:
         for layer in self.layers:
             parameters[layer.name].data = self._view(self._weights, layer)
 
+    def share_weights(self, dense: nn.Module) -> None:
+        """Hold what this network has in common with `dense`, which it is a copy of, only once.
+
+        The dense network's Linear layers become views of `base`. What has no mask here becomes that of the dense network.
+        Convolutions keep weights of their own: `base` has another memory layout, in which they would round otherwise.
+        """
+        theirs = dict(dense.named_parameters())
+        masked = {id(parameter) for parameter in self._parameters.values()}
+        for name, parameter in self.model.named_parameters():
+            if id(parameter) not in masked:
+                parameter.data = theirs[name].data
+        for layer in self.layers:
+            if len(layer.shape) == 2:
+                theirs[f"{layer.name}.weight"].data = self._view(self.base, layer)
+
     @property
     def mask(self) -> Tensor:
         """The mask that is set now, all layers, bool `[P / M, M]`; all True while dense."""

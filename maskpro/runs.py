@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from maskpro.initial_masks import InitialMaskMethod, one_shot_mask
+from maskpro.logit_gradient import masked_losses
 from maskpro.mask_file import MaskFile
 from maskpro.masked_model import MaskedModel
 from maskpro.names import Precision
@@ -20,10 +22,9 @@ from maskpro.objectives import (
     Objective,
     SampleValues,
     Shelf,
-    baseline_losses,
     teacher_outputs,
 )
-from maskpro.pattern import NMPattern, parse_layout
+from maskpro.pattern import NMPattern, PackedMask, parse_layout
 from maskpro.trainer import MaskTrainer
 from maskpro.trainer_config import TrainerConfig
 from maskpro.workload import Workload
@@ -113,20 +114,17 @@ class RunCache:
 
     def baseline_of(
         self,
-        initial: Callable[[], nn.Module],
+        masked: MaskedModel,
         form: MaskFormat,
         config: TrainerConfig,
         objective: Objective,
         teacher: SampleValues,
-        device: torch.device,
     ) -> SampleValues:
-        """The losses of the network with a format's initial mask on a run's calibration samples."""
-
-        def make(shelf: Shelf | None) -> SampleValues:
-            target = teacher if config.target == "teacher" else None
-            return baseline_losses(initial(), objective, target, precision=config.precision, shelf=shelf, device=device)
-
-        return self._table(table_name(config, form), config.seed, make)
+        """The losses of the network with a format's initial mask, set now, on a run's calibration samples."""
+        make = partial(masked_losses, config, masked, PackedMask(masked.mask), objective, teacher)
+        table = self._table(table_name(config, form), config.seed, make)
+        table.compute = make().compute  # by this run's network: an earlier run's would never be freed
+        return table
 
     def _table(self, name: Hashable, seed: int, make: Callable[[Shelf | None], SampleValues]) -> SampleValues:
         if self._tables_seed != seed:  # the tables of all seeds would be too large to keep
@@ -201,17 +199,15 @@ def build_trainer(
         masked = initial_masked(workload, dense, form, seed=seed, targets=targets)
     else:
         masked = given_masked(dense, masks, targets=targets)
+    masked.share_weights(dense)
     validation = cache.validation_of(workload, device, config.precision)
     objective = cache.objective_of(workload, config, device, masked.model)
     teacher = cache.teacher_of(workload, dense, config, objective, device)
     baseline = None
     if config.estimator == "policy_gradient" and masks is None:
-        baseline = cache.baseline_of(
-            lambda: initial_masked(workload, dense, form, seed=seed).model, form, config, objective, teacher, device
-        )
+        baseline = cache.baseline_of(masked, form, config, objective, teacher)
     elif config.estimator == "policy_gradient":
-        target = teacher if config.target == "teacher" else None
-        baseline = baseline_losses(copy.deepcopy(masked.model), objective, target, precision=config.precision)
+        baseline = masked_losses(config, masked, PackedMask(masked.mask), objective, teacher)
     return kind(
         config,
         masked=masked,

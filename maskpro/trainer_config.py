@@ -56,6 +56,8 @@ class TrainerConfig:
         precision: precision of the passes, also those of teacher, baseline and `timestep_shares`; bfloat16 is torch's
             autocast. Logits and losses stay in float32. Held-out samples have a precision of their own.
         compile: compiling takes about a minute; then a GPU is 1.5 to 2 times as fast. Results change by float rounding.
+        gradient_checkpointing: blocks' activations are computed again in the backward pass (`recomputation`); the results
+            are the same.
         seed: seed of the calibration samples and sampled masks.
 
     Raises:
@@ -95,6 +97,9 @@ class TrainerConfig:
     raw_step: bool = option(False, "The paper's own update (policy_gradient).")
     precision: Precision = option("float32", "Precision of the networks' passes in training: float32 or bfloat16.")
     compile: bool = option(False, "Let torch compile these passes first (on a GPU).")
+    gradient_checkpointing: bool = option(
+        False, "Compute blocks again in the backward pass, which takes less memory and more time (not policy_gradient)."
+    )
     seed: int = option(0, "Seed of calibration samples and sampled masks.", groups=(_OF_A_RUN,))
 
     def __post_init__(self) -> None:
@@ -113,9 +118,12 @@ class TrainerConfig:
             value = getattr(self, name)
             if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
                 raise MaskproError(f"{name} is {value!r}; allowed: a number of at least 0")
-        if self.hidden_targets and (self.estimator == "policy_gradient" or self.compile):
-            what = "estimator policy_gradient" if self.estimator == "policy_gradient" else "compile"
-            raise MaskproError(f"hidden_targets is {self.hidden_targets} with {what}; allowed: 0")
+        for name in ("hidden_targets", "gradient_checkpointing"):
+            if (value := getattr(self, name)) and (self.estimator == "policy_gradient" or self.compile):
+                what = "estimator policy_gradient" if self.estimator == "policy_gradient" else "compile"
+                raise MaskproError(
+                    f"{name} is {value} with {what}; allowed: {'0' if name == 'hidden_targets' else 'False'}"
+                )
         if not 0 <= self.seed < 2**32:
             raise MaskproError(f"seed is {self.seed}; allowed: 0 to {2**32 - 1}")
         if self.batch_size > self.dataset_size:

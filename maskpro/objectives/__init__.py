@@ -154,6 +154,7 @@ class SampleValues:
     its index alone, whatever the caller and its batch size.
 
     Args:
+        compute: an attribute as well, which may be replaced by another function with the same values.
         shelf: values are looked up there before they are computed, and left there for other processes.
         device: device of the values; needed with `shelf`.
         keep: keep the values; otherwise they are computed at each call, for its samples alone.
@@ -167,7 +168,7 @@ class SampleValues:
         *,
         keep: bool = True,
     ):
-        self._compute = compute
+        self.compute = compute
         self._keep = keep
         self._shelf = shelf
         self._device = device
@@ -177,7 +178,7 @@ class SampleValues:
         """Values `[B, ...]` of the samples of `indices` `[B]`."""
         if not self._keep:
             with torch.no_grad():
-                return self._compute(indices)
+                return self.compute(indices)
         # Runs of neighbours are copied together: on a GPU each copy launches a kernel.
         starts_a_run = (indices.diff() != 1) | (indices[1:] % _BLOCK == 0)
         runs = indices.tensor_split(starts_a_run.nonzero().flatten() + 1)
@@ -201,7 +202,7 @@ class SampleValues:
 
     @torch.no_grad()
     def _computed(self, number: int) -> Tensor:
-        return self._compute(torch.arange(number * _BLOCK, (number + 1) * _BLOCK))
+        return self.compute(torch.arange(number * _BLOCK, (number + 1) * _BLOCK))
 
 
 def teacher_outputs(
@@ -231,15 +232,18 @@ def baseline_losses(
     teacher: SampleValues | None,
     *,
     precision: Precision = "float32",
+    prepare: Callable[[], None] = lambda: None,
     shelf: Shelf | None = None,
     device: torch.device | None = None,
 ) -> SampleValues:
     """The losses of the network with its initial mask, against the teacher's outputs or (None) the data.
 
-    Their precision is that of the losses they are compared with, so its rounding cancels.
+    Their precision is that of the losses they are compared with, so its rounding cancels. `prepare` is called before the
+    network runs: it sets the initial mask on a network that has others between.
     """
 
     def compute(indices: Tensor) -> Tensor:
+        prepare()
         batch = objective.batch(indices)
         with evaluation_mode(initial):
             prediction = predict_in(precision, objective, initial, batch)

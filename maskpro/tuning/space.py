@@ -311,27 +311,28 @@ def _check_seed_point(number: int, point: Any, param_space: Mapping[str, Any]) -
             allowed = _extremes(name, searched[name])
             is_choice = isinstance(searched[name], Categorical)
             listed = ", ".join(map(str, allowed)) if is_choice else f"{allowed[0]} to {allowed[1]}"
-            step = getattr(distribution, "step", None)
-            listed += f" in steps of {step}" if step not in (None, 1) else ""
+            if (step := getattr(distribution, "step", None)) not in (None, 1):
+                listed += f" in steps of {step}"
             raise MaskproError(f"seed point {number} has {name} = {value!r}, outside param_space; allowed: {listed}")
     return given
 
 
 def _check_together(param_space: Mapping[str, Any], space_pattern: str) -> None:
     """Whatever is drawn must be allowed together, or trials would fail by chance."""
-    defaults = asdict(TrainerConfig()) | {"pattern": space_pattern}
+    values = {**asdict(TrainerConfig()), "pattern": space_pattern, **param_space}
     dependent = (
         "estimator",
         "annealing",
         "final_temperature",
         "hidden_targets",
+        "gradient_checkpointing",
         "compile",
         "raw_step",
         "refresh_reference",
         "masks_per_step",
         "optimizer",
     )
-    choices = [_extremes(name, param_space.get(name, defaults[name])) for name in (*dependent, "pattern")]
+    choices = [_extremes(name, values[name]) for name in (*dependent, "pattern")]
     for *settings, pattern in itertools.product(*choices):
         given = dict(zip(dependent, settings, strict=True))
         estimator = given["estimator"]
@@ -340,7 +341,6 @@ def _check_together(param_space: Mapping[str, Any], space_pattern: str) -> None:
             PARAMETRISATIONS[estimator](NMPattern.parse(pattern))
         except MaskproError as error:
             raise MaskproError(f"param_space allows what can't go together: {error} (estimator {estimator})") from error
-    values = {**asdict(TrainerConfig()), **param_space}
     largest = max(_extremes("batch_size", values["batch_size"]))
     smallest = min(_extremes("dataset_size", values["dataset_size"]))
     if largest > smallest:
