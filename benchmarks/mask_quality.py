@@ -3,6 +3,8 @@
 python -m benchmarks.mask_quality            # the tables of results/masks.md: 3 seeds, the embedded workload, two processes
 python -m benchmarks.mask_quality --quick    # a minute: one seed and little of everything, to see that it runs
 python -m benchmarks.mask_quality --workload cifar10 --model FOLDER --data FOLDER --device cuda --processes 1
+python -m benchmarks.mask_quality --workload causal_lm --patterns 2:4 --evaluations 8000 --forward-only 8000 \
+    --held-out 64 --test-samples 512 --no-equal-seconds --processes 1          # the table of results/language_models.md
 
 With --minutes it works seed by seed and begins no mask that would not end in time. With --rows finished masks are kept in a
 file, from which the same command resumes.
@@ -29,7 +31,17 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from benchmarks.mask_methods import EARLY_EVALUATIONS, EVALUATIONS, LEARNED, ONE_SHOT, OURS, RIVALS, Job, Setting, run_job
+from benchmarks.mask_methods import (
+    EARLY_EVALUATIONS,
+    EVALUATIONS,
+    ONE_SHOT,
+    OURS,
+    RIVALS,
+    Job,
+    Setting,
+    learned_methods,
+    run_job,
+)
 from benchmarks.report import hardware_line, print_table, spread
 from benchmarks.resumable import Deadline, Rows, die_with_parent
 from maskpro.commands.running import run_command
@@ -45,24 +57,35 @@ _EQUAL_SECONDS = "equal seconds"
 Write = Callable[[list[dict[str, str]]], None]
 
 
-def _jobs(patterns: tuple[str, ...], seeds: range, evaluations: int, methods: tuple[str, ...]) -> list[Job]:
-    """The jobs of the first part of a round, all at equal samples; without `methods` of all methods."""
+def _jobs(
+    patterns: tuple[str, ...],
+    seeds: range,
+    evaluations: int,
+    methods: tuple[str, ...],
+    learned: dict[str, dict[str, Any]],
+    forward_only: int,
+) -> list[Job]:
+    """The jobs of the first part of a round, all at equal samples; without `methods` of all methods.
+
+    Args:
+        learned: methods that learn, with their settings.
+        forward_only: evaluations of the policy gradients.
+    """
     jobs = [Job(method="dense", pattern=patterns[0], seed=0), Job(method="magnitude", pattern=patterns[0], seed=0)]
     for seed in seeds:
         for method in ("random", "wanda", "sparsegpt"):
             jobs.append(Job(method=method, pattern=patterns[0], seed=seed))
-        for method, settings in LEARNED.items():
+        for method, settings in learned.items():
             job = Job(method=method, pattern=patterns[0], seed=seed, evaluations=evaluations, settings=settings)
             if settings["estimator"] == "policy_gradient":
-                fewer = round(evaluations * _FORWARD_ONLY_SHARE)
-                job = replace(job, evaluations=fewer, cost=f"{fewer:,} evaluations")
+                job = replace(job, evaluations=forward_only, cost=f"{forward_only:,} evaluations")
             jobs.append(job)
     for pattern in patterns[1:]:
         jobs.append(Job(method="magnitude", pattern=pattern, seed=0))
         for seed in seeds:
             jobs.append(Job(method="sparsegpt", pattern=pattern, seed=seed))
             for method in ("MaskLLM-style", OURS):
-                settings = LEARNED[method]
+                settings = learned[method]
                 few = min(EARLY_EVALUATIONS, evaluations)
                 jobs.append(Job(method=method, pattern=pattern, seed=seed, evaluations=few, settings=settings))
     return [job for job in jobs if not methods or job.method in methods]
@@ -152,7 +175,7 @@ class Runner:
     def table(self) -> list[dict[str, str]]:
         """A line per method, pattern and cost, for the masks requested so far."""
         rows = pd.DataFrame(list(self._asked.values()))
-        return _summary(rows.reindex(columns=[*rows.columns, *({"frechet", "early"} - set(rows.columns))]))
+        return _summary(rows)
 
     def _fits(self, job: Job) -> bool:
         """Whether a job is likely to end in time, judged by the jobs of its method, or else by the longest job."""
@@ -167,8 +190,9 @@ class Runner:
 
 
 def _summary(rows: pd.DataFrame) -> list[dict[str, str]]:
-    """A line per method, pattern and cost: means, and their standard errors over seeds."""
+    """A line per method, pattern and cost: means, and their standard errors over seeds; no figure that none has."""
     lines = []
+    rows = rows.reindex(columns=[*rows.columns, *({"frechet", "early", "perplexity"} - set(rows.columns))])
     for (pattern, method, cost), part in rows.groupby(["pattern", "method", "cost"], sort=False):
         lines.append(
             {
@@ -179,13 +203,14 @@ def _summary(rows: pd.DataFrame) -> list[dict[str, str]]:
                 "at 15,000 evaluations": spread(part["early"], 3),
                 "recovery": spread(part["recovery"], 3),
                 "held-out loss": spread(part["loss"], 5),
+                "perplexity": spread(part["perplexity"], 3),
                 "Frechet distance": spread(part["frechet"], 1),
                 "evaluations": f"{part['evaluations'].mean():,.0f}",
                 "seconds": f"{part['seconds'].mean():.0f}",
                 "compared at": cost if part["evaluations"].mean() > ONE_SHOT_SAMPLES else "",
             }
         )
-    return lines
+    return [{name: value for name, value in line.items() if any(other[name] for other in lines)} for line in lines]
 
 
 def main(
@@ -202,6 +227,11 @@ def main(
     frechet: Annotated[bool, typer.Option(help="Also measure the Frechet distance, for the first pattern.")] = True,
     features: Annotated[str | None, typer.Option(help="What judges images; default: the workload's.")] = None,
     held_out: Annotated[int | None, typer.Option(help="Validation and test samples; default: the workload's.")] = None,
+    test_samples: Annotated[int | None, typer.Option(help="Test samples; default: as many as --held-out says.")] = None,
+    forward_only: Annotated[
+        int | None, typer.Option(help="Evaluations of the policy gradients; default: 64 % of --evaluations.")
+    ] = None,
+    equal_seconds: Annotated[bool, typer.Option(help="Also the nearest rival in as many seconds as ours.")] = True,
     num_generated: Annotated[int | None, typer.Option(help="Images judged; default: the workload's.")] = None,
     sampling_steps: Annotated[int | None, typer.Option(help="Steps of DDIM; default: the workload's.")] = None,
     precision: Annotated[str, typer.Option(help="Precision of training and sampling: float32 or bfloat16.")] = "float32",
@@ -221,6 +251,7 @@ def main(
         device=device,
         features=features,
         held_out=held_out,
+        test_samples=test_samples,
         num_generated=num_generated,
         sampling_steps=sampling_steps,
         precision=parse_precision(precision),
@@ -232,7 +263,9 @@ def main(
         seeds=range(first_seed, first_seed + seeds),
         evaluations=evaluations,
         methods=tuple(name.strip() for name in methods.split(",") if name.strip()),
+        forward_only=forward_only,
         frechet=frechet,
+        equal_seconds=equal_seconds,
         processes=processes,
         rows=None if rows is None else Rows(rows),
         deadline=None if minutes is None else Deadline(minutes),
@@ -246,7 +279,9 @@ def measure(
     seeds: range,
     evaluations: int,
     methods: tuple[str, ...] = (),
+    forward_only: int | None = None,
     frechet: bool = True,
+    equal_seconds: bool = True,
     processes: int = 1,
     rows: Rows | None = None,
     deadline: Deadline | None = None,
@@ -258,7 +293,9 @@ def measure(
         MaskproError: a method or setting is not allowed.
     """
     started = time.monotonic()
-    known = ("dense", *ONE_SHOT, *LEARNED)
+    learned = learned_methods(setting.workload)
+    known = ("dense", *ONE_SHOT, *learned)
+    passes = forward_only or round(evaluations * _FORWARD_ONLY_SHARE)
     for name in methods:
         if name not in known:
             raise MaskproError(f"methods holds {name!r}; allowed: {', '.join(known)}")
@@ -266,14 +303,13 @@ def measure(
         made = []
         # All seeds together, or seed by seed if time may run out between them.
         for round_seeds in [seeds] if deadline is None else [range(seed, seed + 1) for seed in seeds]:
-            planned = _jobs(patterns, round_seeds, evaluations, methods)
+            planned = _jobs(patterns, round_seeds, evaluations, methods, learned, passes)
             jobs = [replace(job, frechet=frechet and job.pattern == patterns[0]) for job in planned]
             first = runner.run(jobs)
-            made += [first, runner.run(_as_long(first, jobs)) if len(first) else first]
+            made += [first, runner.run(_as_long(first, jobs)) if equal_seconds and len(first) else first]
     table = pd.concat(made, ignore_index=True).drop_duplicates(["method", "pattern", "seed", "cost"])
     if not len(table):
         raise MaskproError("minutes is too short for a single mask; allowed: more")
-    table = table.reindex(columns=[*table.columns, *({"frechet", "early"} - set(table.columns))])
     num_seeds = table[table["method"] != "dense"].groupby("method")["seed"].nunique().max()
     minutes = (time.monotonic() - started) / 60
     left_out = f", {runner.num_left_out} masks left out for lack of time" if runner.num_left_out else ""
