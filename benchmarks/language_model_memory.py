@@ -1,13 +1,20 @@
-"""Resident memory of learning a language model's mask on a CPU, in bytes a masked weight.
+"""Resident memory of learning a language model's mask on a CPU, in bytes a masked weight, and the time of a step.
 
 python -m benchmarks.language_model_memory policy_gradient --dtype bfloat16      # Linux; an estimator a process
 
-The model is a LLaMA of random weights, with two sequences of 128 tokens a step. The dense model is included.
+The model is a LLaMA of random weights, with two sequences of 128 tokens a step. The dense model is included. Seconds are
+the process's own, on one thread.
+
+The last columns reckon the same step of LLaMA-2-7B from that: the same bytes and seconds a masked weight, and its embedding
+and head once. Its activations would take fewer bytes a weight, as they grow with the width and weights with its square. Its
+vocabulary of 32,000 is not in it: the outputs of one pass of two sequences are 33 MB.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +33,9 @@ from maskpro.workloads import open_workload
 from maskpro.workloads.causal_lm import CausalLMWorkload, TokenSplits
 
 _LENGTH, _BATCH = 128, 2
+# LLaMA-2-7B (Touvron et al., arXiv 2307.09288): 32 blocks, each with attention and a feed-forward part; embedding and head.
+_MASKED_7B = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+_OTHER_7B = 2 * 32_000 * 4096
 
 
 def _status(name: str) -> int:
@@ -39,9 +49,13 @@ def main(
     dtype: Annotated[str, typer.Option(help="Of the weights: float32 or bfloat16.")] = "float32",
     width: Annotated[int, typer.Option(help="Width of the model.")] = 1024,
     blocks: Annotated[int, typer.Option(help="Blocks of the model.")] = 5,
+    masks_per_step: Annotated[int, typer.Option(help="Masks of a step (policy_gradient).")] = 1,
+    gradient_checkpointing: Annotated[bool, typer.Option(help="Compute blocks again in the backward pass.")] = False,
 ) -> None:
-    """Print the memory of the dense model, of the trainer before its first step, and the peak of two steps."""
+    """Print the memory of the dense model, of the trainer before its first step and at the peak, and the time of a step."""
     torch.set_num_threads(1)
+    # Freed memory goes back to the system from 1 MiB on (M_MMAP_THRESHOLD), as that of large layers does in any case.
+    ctypes.CDLL(None).mallopt(-3, 2**20)
     embedded = open_workload("causal_lm")
     assert isinstance(embedded, CausalLMWorkload)
     config = LlamaConfig(
@@ -70,18 +84,27 @@ def main(
         target="noise",
         batch_size=_BATCH,
         dataset_size=2 * _BATCH,
-        budget_samples=4 * _BATCH,
+        budget_samples=4 * _BATCH * masks_per_step,
+        masks_per_step=masks_per_step,
+        gradient_checkpointing=gradient_checkpointing,
     )
     trainer = build_trainer(workload, settings, MaskFormat("2:4", "channel"), seed=0, device=torch.device("cpu"))
     gc.collect()
     built, weights = _status("VmRSS") - before, trainer.masked.base.numel()
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
-    trainer.train(2 * _BATCH)
-    peak = _status("VmHWM") - before
-    row = {"estimator": estimator, "weights": dtype} | {
+    trainer.train(_BATCH * masks_per_step)
+    began = time.process_time()
+    trainer.train(_BATCH * masks_per_step)
+    seconds, peak = time.process_time() - began, _status("VmHWM") - before
+    further = f"{masks_per_step} masks a step" if masks_per_step > 1 else "checkpointing" if gradient_checkpointing else ""
+    row = {"estimator": estimator, "with": further, "weights": dtype} | {
         name: f"{size / weights:.1f}"
         for name, size in (("dense model alone", dense), ("before the first step", built), ("peak of a step", peak))
     }
+    row["seconds of a step"] = f"{seconds:.1f}"
+    for name, size in (("7B: GB before the first step", built), ("7B: GB at the peak", peak)):
+        row[name] = f"{(size / weights * _MASKED_7B + _OTHER_7B * trainer.masked.base.itemsize) / 1e9:.0f}"
+    row["7B: seconds of a step"] = f"{seconds * _MASKED_7B / weights:.0f}"
     print_table(f"{weights:,} masked weights, bytes a weight; {hardware_line()}", [row])
 
 

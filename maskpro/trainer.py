@@ -229,6 +229,7 @@ class MaskTrainer:
         masks = config.masks_per_step
         first, count = self.num_samples_seen // masks, min(config.step_samples, end - self.num_samples_seen) // masks
         indices = torch.arange(first, first + count) % config.dataset_size
+        self.logits.grad = None  # two of them would be in memory otherwise
         self.logits.grad, loss = self._gradient.estimate(self.logits, self._progress, indices)
         self._stored = None
         self._optimizer.param_groups[0]["lr"] = self._step_size()

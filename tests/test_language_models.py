@@ -286,7 +286,6 @@ def test_the_policy_gradient_holds_masked_weights_a_mask_and_logits_beyond_the_m
     config = TrainerConfig(estimator="policy_gradient", batch_size=2, dataset_size=2, budget_samples=4, **settings)
     trainer = build_trainer(found, config, MaskFormat("2:4", "channel"), seed=0, device=CPU)
     trainer.train(4)
-    assert trainer.logits.grad is not None
     trainer.logits.grad = None
     weights = trainer.masked.base.numel()
     expected = dtype.itemsize + 1 + trainer.logits.dtype.itemsize
