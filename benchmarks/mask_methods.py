@@ -196,6 +196,12 @@ def last_shortcuts(network: nn.Module) -> tuple[str, ...]:
     return found
 
 
+def targets_of(settings: dict[str, Any], network: nn.Module) -> tuple[str, ...]:
+    """The learned layers of a network; taken out of the settings."""
+    targets = settings.pop("targets", ("all",))
+    return last_shortcuts(network) if targets == _LAST_SHORTCUTS else targets
+
+
 def misplaced_share(masked: MaskedModel) -> float:
     """Share of the groups along the input channels that keep more than the pattern's n, which no sparse kernel takes."""
     groups = misplaced = 0
@@ -222,9 +228,7 @@ def run_job(job: Job, setting: Setting) -> dict[str, Any]:
     pattern = NMPattern.parse(job.pattern)
     dense = workload.model.to(place)
     settings = dict(job.settings)
-    targets = settings.pop("targets", ("all",))
-    if targets == _LAST_SHORTCUTS:
-        targets = last_shortcuts(dense)
+    targets = targets_of(settings, dense)
     masked = MaskedModel(copy.deepcopy(dense), pattern=pattern, layout=job.layout, targets=targets)
     test = workload.held_out_samples("test", place)
     magnitude = magnitude_mask(masked)

@@ -1,9 +1,10 @@
 """How near the policy gradient is to the true gradient: a bound for its budget of forward passes.
 
 python -m benchmarks.policy_gradient_noise              # the figures of results/masks.md: 256 masks on 256 samples
+python -m benchmarks.policy_gradient_noise --workload causal_lm --masks 48 --samples 16 --evaluations 4000
 python -m benchmarks.policy_gradient_noise --masks 8 --samples 16 --evaluations 640    # does it run?
 
-The tuned settings of `mask_quality` learn the last up block's shortcut convolutions. Masks are drawn from their logits at
+The tuned settings of `mask_quality` learn a small part of the network. Masks are drawn from their logits at
 several places of a run, and all are judged on the same samples. The masks' losses vary in two ways (two-way analysis of
 variance without replication). V is the variance of the masks' mean losses; a gradient can be learned from it. W is the
 variance that single samples add. The share of signal in a loss on b samples is then V / (V + W / b).
@@ -21,7 +22,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.mask_methods import LEARNED, last_shortcuts
+from benchmarks.mask_methods import learned_methods, targets_of
 from benchmarks.report import hardware_line, print_table
 from maskpro.commands.running import run_command
 from maskpro.distribution import sample
@@ -69,22 +70,23 @@ def main(
     samples: Annotated[int, typer.Option(help="Samples that judge each mask.")] = 256,
     evaluations: Annotated[int, typer.Option(help="Forward passes of the run.")] = 64_000,
     seed: Annotated[int, typer.Option(help="Of the run.")] = 5,
+    workload: Annotated[str, typer.Option(help="digits or causal_lm, embedded.")] = "digits",
 ) -> None:
     """Print the table of signal, noise and bound along a run."""
     torch.set_num_threads(1)
-    cpu, workload = torch.device("cpu"), open_workload("digits")
-    settings = LEARNED[_METHOD] | {"seed": seed}
-    settings.pop("targets")
+    cpu, opened = torch.device("cpu"), open_workload(workload)
+    settings = learned_methods(workload)[_METHOD] | {"seed": seed}
+    targets = targets_of(settings, opened.model)
     per_mask = settings["batch_size"]
     budget = evaluations // per_mask // settings["masks_per_step"] * per_mask * settings["masks_per_step"]
     config = TrainerConfig(
         **settings, dataset_size=max(per_mask, budget // settings["masks_per_step"]), budget_samples=budget
     )
-    cache, targets = RunCache(), last_shortcuts(workload.model)
+    cache = RunCache()
     trainer = build_trainer(
-        workload, config, MaskFormat("2:4", "channel"), seed=seed, device=cpu, targets=targets, cache=cache
+        opened, config, MaskFormat("2:4", "channel"), seed=seed, device=cpu, targets=targets, cache=cache
     )
-    objective, teacher = cache.objective_of(workload, config, cpu), cache.tables[table_name(config)]
+    objective, teacher = cache.objective_of(opened, config, cpu), cache.tables[table_name(config)]
     step = settings["masks_per_step"]
     free = trainer.logits.shape[0] * (trainer.logits.shape[1] - 1)
     rows = []
