@@ -181,7 +181,7 @@ class Runner:
         """Whether a job is likely to end in time, judged by the jobs of its method, or else by the longest job."""
         assert self._deadline is not None
         of_method = [
-            row["wall_seconds"] * max(1.0, job.evaluations / max(1, row["evaluations"]))
+            row["wall_seconds"] * max(1.0, _length(job) / max(1, row["evaluations"]))
             for row in self._made.values()
             if row["method"] == job.method
         ]

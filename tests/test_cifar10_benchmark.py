@@ -316,7 +316,8 @@ def test_masks_that_were_made_are_not_made_again_and_none_is_begun_too_late(tmp_
         now[0] += 10.0
         row = {"method": job.method, "pattern": job.pattern, "seed": job.seed, "cost": job.cost, "loss": 1.0}
         row |= {"fidelity": 0.6 if job.method == RIVALS[1] else 0.5, "fidelity_error": 0.01}
-        return row | {"recovery": 0.5, "seconds": 2.0, "evaluations": job.evaluations, "wall_seconds": 10.0}
+        evaluations = job.evaluations if job.settings else 0
+        return row | {"recovery": 0.5, "seconds": 2.0, "evaluations": evaluations, "wall_seconds": 10.0}
 
     now = [0.0]
     monkeypatch.setattr(mask_quality, "run_job", run_job)
