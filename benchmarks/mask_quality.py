@@ -3,8 +3,8 @@
 python -m benchmarks.mask_quality            # the tables of results/masks.md: 3 seeds, the embedded workload, two processes
 python -m benchmarks.mask_quality --quick    # a minute: one seed and little of everything, to see that it runs
 python -m benchmarks.mask_quality --workload cifar10 --model FOLDER --data FOLDER --device cuda --processes 1
-python -m benchmarks.mask_quality --workload causal_lm --patterns 2:4 --evaluations 8000 --forward-only 8000 \
-    --held-out 64 --test-samples 512 --no-equal-seconds --processes 1          # the table of results/language_models.md
+python -m benchmarks.mask_quality --workload causal_lm --patterns 2:4 --evaluations 4000 --forward-only 4000 \
+    --held-out 64 --test-samples 256 --no-equal-seconds --processes 1          # the table of results/language_models.md
 
 With --minutes it works seed by seed and begins no mask that would not end in time. With --rows finished masks are kept in a
 file, from which the same command resumes.
