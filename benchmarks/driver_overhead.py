@@ -1,6 +1,9 @@
 """The driver's cost of a search: trials that do nothing run through the main job's own machinery.
 
-python -m benchmarks.driver_overhead --trials 2000
+python -m benchmarks.driver_overhead --trials 2000 --searcher random
+
+"CPU" is the time that the driver's process had of all cores, in all of its threads. Other processes on the machine do not
+count, as they do in wall time.
 """
 
 from __future__ import annotations
@@ -72,20 +75,20 @@ class NoOpTrial(Trainable):
 
 
 class _Clock(Callback):
-    """Wall time, reports and memory at every hundredth trial's end."""
+    """Reports, wall time, CPU time and memory at every `every`-th trial's end."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, every: int) -> None:
         self._total = total
-        self.rows: list[tuple[int, float, int, float]] = []
+        self._every = every
         self._ended = self._reports = 0
-        self._started = time.monotonic()
+        self.rows = [(0, 0, 0.0, 0.0, 0.0)]
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
     def setup(self, *args: Any, **info: Any) -> None:
         """The clock runs from the search's start."""
-        self._started = time.monotonic()
+        self._started, self._cpu = time.monotonic(), time.process_time()
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         """Count."""
@@ -94,8 +97,10 @@ class _Clock(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note."""
         self._ended += 1
-        if self._ended % 100 == 0 or self._ended == self._total:
-            self.rows.append((self._ended, time.monotonic() - self._started, self._reports, _resident_mib()))
+        if self._ended % self._every == 0 or self._ended == self._total:
+            wall, cpu = time.monotonic() - self._started, time.process_time() - self._cpu
+            self.rows.append((self._ended, self._reports, wall, cpu, _resident_mib()))
+            print(f"{self._ended} trials: {self._reports} reports, {wall:.1f} s, {cpu:.1f} s of CPU", flush=True)
 
 
 def _resident_mib() -> float:
@@ -108,19 +113,21 @@ def main(
     reports: Annotated[int, typer.Option(help="Reports of a trial that runs to the end.")] = 9,
     slots: Annotated[int, typer.Option(help="Concurrent trials.")] = 2,
     space: Annotated[Path, typer.Option(help="Space whose parameters are suggested.")] = Path("search_spaces/default.py"),
+    searcher: Annotated[str | None, typer.Option(help="Searcher; default: the space's.")] = None,
+    every: Annotated[int, typer.Option(help="Trials of a row.")] = 200,
 ) -> None:
-    """Run no-op trials and print milliseconds per report and the driver's memory as the search grows."""
+    """Run no-op trials and print the driver's time per report and per trial, and its memory, as the search grows."""
     loaded = load_space(space)
     folder = Path(tempfile.mkdtemp(prefix="maskpro-overhead-"))
     history = History(folder / HISTORY_FILE)
     history.session(trials, time="")
     max_samples = reports * _UNIT
-    study = SearchStudy(loaded.searcher, distributions=loaded.distributions, pruner=NopPruner(), seed=0)
+    study = SearchStudy(searcher or loaded.searcher, distributions=loaded.distributions, pruner=NopPruner(), seed=0)
     halving = SuccessiveHalving(first_rung=_UNIT, max_samples=max_samples, reduction_factor=loaded.reduction_factor)
     state = SearchState(history, study, planned=(), seed=0, halving=halving)
     study.write(folder / STUDY_FILE)
     resources = start_ray(None, cpus=1.0, gpus=0.0)
-    clock = _Clock(trials)
+    clock = _Clock(trials, every)
     run_trials(
         state,
         trainable=NoOpTrial,
@@ -129,19 +136,27 @@ def main(
         max_concurrent=slots,
         storage_path=str(folder),
         name="trials",
-        callbacks=[HistoryCallback(state, {}), SearchMonitor(history, num_trials=trials), clock],
+        callbacks=[
+            HistoryCallback(state, {}, storage=f"{folder}/trials"),
+            SearchMonitor(history, num_trials=trials),
+            clock,
+        ],
     )
     rows = [
         {
             "trials ended": ended,
-            "reports": count,
-            "seconds": round(seconds, 1),
-            "ms per report": round(1000 * (seconds - before[1]) / max(1, count - before[2]), 1),
+            "reports": reported,
+            "seconds": round(wall, 1),
+            "CPU ms a report": round(1000 * (cpu - cpu_before) / (reported - reported_before), 1),
+            "CPU ms a trial": round(1000 * (cpu - cpu_before) / (ended - ended_before), 1),
+            "wall ms a report": round(1000 * (wall - wall_before) / (reported - reported_before), 1),
             "driver MiB": round(memory),
         }
-        for before, (ended, seconds, count, memory) in pairwise([(0, 0.0, 0, 0.0), *clock.rows])
+        for (ended_before, reported_before, wall_before, cpu_before, _), (ended, reported, wall, cpu, memory) in pairwise(
+            clock.rows
+        )
     ]
-    print_table(f"{trials} no-op trials, {slots} at a time; {hardware_line()}", rows[:1] + rows[1::2])
+    print_table(f"{trials} no-op trials by {study.searcher}, {slots} at a time; {hardware_line()}", rows)
     shutil.rmtree(folder)
 
 

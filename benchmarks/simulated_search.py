@@ -19,7 +19,7 @@ from maskpro.schedule.early_stopping import SuccessiveHalving, make_pruner
 from maskpro.schedule.event_file import drop_torn_line
 from maskpro.schedule.folder import HISTORY_FILE, STUDY_FILE
 from maskpro.schedule.history import METRIC, SHARE, History
-from maskpro.schedule.searcher import SearchStudy
+from maskpro.schedule.searcher import WINDOW, SearchStudy
 from maskpro.schedule.state import Plan, SearchState, TrialSource
 
 _INITIAL_ERROR = 1.0
@@ -99,6 +99,7 @@ class SimulatedSearch:
         journal: whether to write the Optuna study beside the history.
         objectives: of the search; the share that stays sparse is `sparse_share` of a trial's parameters.
         min_sparse_share: of the trial that is promoted.
+        window: number of ended trials that a suggestion comes from.
     """
 
     distributions: Mapping[str, BaseDistribution] = field(default_factory=lambda: DISTRIBUTIONS)
@@ -119,6 +120,7 @@ class SimulatedSearch:
     journal: bool = False
     objectives: Sequence[str] = (METRIC,)
     min_sparse_share: float | None = None
+    window: int = WINDOW
 
     def open(self, folder: Path, *, extend: int = 0, lines: float = math.inf, torn: bool = False) -> SearchState:
         """A session of the search whose history is in `folder`; it is killed after writing `lines` lines."""
@@ -170,6 +172,7 @@ class SimulatedSearch:
             num_seed_points=len(self.planned),
             rungs=self.rungs,
             objectives=self.objectives,
+            window=self.window,
         )
 
     def run(self, source: TrialSource, replies: list[Reply] | None = None) -> list[Reply]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import insort
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
@@ -45,7 +46,10 @@ class SuccessiveHalving:
         self._restarts = restarts
         self._max_samples = max_samples
         places = rungs(first_rung=first_rung, max_samples=max_samples, reduction_factor=reduction_factor)
+        # All in a rung, best first; those of them that may still be promoted from there; and those that have been.
         self._rungs: dict[int, list[tuple[float, int]]] = {rung: [] for rung in places}
+        self._open: dict[int, list[tuple[float, int]]] = {rung: [] for rung in places}
+        self._promoted: dict[int, set[int]] = {rung: set() for rung in places}
 
     @property
     def rungs(self) -> tuple[int, ...]:
@@ -69,11 +73,13 @@ class SuccessiveHalving:
         """Take in all reports of the trials."""
         for record in records:
             for samples, metrics in record.reports.items():
-                if not metrics.get("failure"):
+                if not (metrics.get("failure") or record.failure):
                     self._add(record.number, samples, metrics[METRIC])
+                    if samples in self._rungs and (record.samples > samples or not record.stopped):
+                        self._promoted[samples].add(record.number)
 
-    def stops(self, record: TrialRecord, samples: int, value: float, trials: Mapping[int, TrialRecord]) -> bool:
-        """Take in a report of one of the trials; True if the trial stops there."""
+    def stops(self, record: TrialRecord, samples: int, value: float) -> bool:
+        """Take in a report of a trial; True if the trial stops there."""
         self._add(record.number, samples, value)
         if samples not in self._rungs:
             return False
@@ -81,33 +87,56 @@ class SuccessiveHalving:
             return True
         if record.seed_point is not None and samples == self.rungs[0]:
             return False
-        return record.number not in self._best(samples, trials)
+        return (value, record.number) > self._last_of_the_best(samples)
 
     def promotable(
         self, trials: Mapping[int, TrialRecord], is_waiting: Callable[[TrialRecord], bool]
     ) -> TrialRecord | None:
         """The stopped trial to promote next: the best one of the highest rung that has any."""
-        for samples in reversed(self._rungs):
-            best = self._best(samples, trials)
-            if self._restarts and self._num_promoted(samples, trials) >= len(best):
+        for samples, waiting in reversed(self._open.items()):
+            if self._restarts and len(self._promoted[samples]) >= len(self._rungs[samples]) // self._reduction_factor:
                 continue
-            for number in best:
-                if trials[number].samples == samples and is_waiting(trials[number]):
-                    return trials[number]
+            last, gone = self._last_of_the_best(samples), []
+            found = None
+            for entry in waiting:
+                record = trials[entry[1]]
+                if entry > last:
+                    break
+                if record.samples > samples:
+                    gone.append(entry)
+                elif is_waiting(record):
+                    found = record
+                    break
+            for entry in gone:
+                waiting.remove(entry)
+            if found is not None:
+                return found
         return None
 
-    def _num_promoted(self, samples: int, trials: Mapping[int, TrialRecord]) -> int:
-        """Number of trials that have been promoted from a rung, and have not failed since."""
-        records = [trials[number] for _, number in self._rungs[samples]]
-        return sum(not record.failure and (record.samples > samples or not record.stopped) for record in records)
+    def promote(self, record: TrialRecord) -> None:
+        """A trial goes on from the rung where it made its last report."""
+        if record.samples in self._rungs:
+            self._promoted[record.samples].add(record.number)
+
+    def forget(self, record: TrialRecord) -> None:
+        """A trial has failed, and counts no more."""
+        for samples, entries in self._rungs.items():
+            if samples in record.reports:
+                entry = (record.reports[samples][METRIC], record.number)
+                for places in (entries, self._open[samples]):
+                    if entry in places:
+                        places.remove(entry)
+            self._promoted[samples].discard(record.number)
 
     def _add(self, number: int, samples: int, value: float) -> None:
         if samples in self._rungs:
             insort(self._rungs[samples], (value, number))
+            insort(self._open[samples], (value, number))
 
-    def _best(self, samples: int, trials: Mapping[int, TrialRecord]) -> list[int]:
-        numbers = [number for _, number in self._rungs[samples] if not trials[number].failure]
-        return numbers[: len(numbers) // self._reduction_factor]
+    def _last_of_the_best(self, samples: int) -> tuple[float, int]:
+        """The last of a rung's best, one of `reduction_factor`; below all others where there are too few."""
+        count = len(self._rungs[samples]) // self._reduction_factor
+        return self._rungs[samples][count - 1] if count else (-math.inf, 0)
 
 
 # How a promoted trial continues: it resumes from its checkpoint, or is trained anew with the next rung as its budget.

@@ -162,6 +162,7 @@ class History:
         self._path = path
         self.failure: OSError | None = None
         self.trials: dict[int, TrialRecord] = {}
+        self._searched: list[TrialRecord] = []
         self.warm_start: list[dict[str, Any]] = []
         self.num_trials = 0
         self.num_sessions = 0
@@ -176,7 +177,7 @@ class History:
     @property
     def searched(self) -> list[TrialRecord]:
         """The trials of the search itself, in order."""
-        return [trial for trial in self.trials.values() if not trial.is_confirmation]
+        return list(self._searched)
 
     @property
     def unfinished(self) -> list[TrialRecord]:
@@ -261,6 +262,8 @@ class History:
         elif kind == "trial":
             record = TrialRecord(number=event["trial"], params=event["params"], source=event["source"], seed=event["seed"])
             self.trials[record.number] = record
+            if not record.is_confirmation:
+                self._searched.append(record)
         else:
             record = self.trials[event["trial"]]
             if kind == "report":

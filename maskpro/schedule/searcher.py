@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,15 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, Ra
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from maskpro.errors import MaskproError
+from maskpro.schedule.compared_trials import ComparedTrials
 from maskpro.schedule.folder import SPACE_FILE
 from maskpro.schedule.history import DIRECTIONS, METRIC, History, TrialRecord
 from maskpro.schedule.journal import JournalExport
 
 # Random trials before TPE begins, if a space has no seed points and there is no warm start.
 _STARTUP_TRIALS = 5
-# Trials that a rung must have, beyond one for each searched parameter, before suggestions come from its values: the
-# setting of BOHB's authors (Falkner et al. 2018, N_min + 2 with N_min = d + 1).
-_MORE_THAN_PARAMETERS = 3
+# Ended trials that a suggestion comes from, where a searcher looks at any: the time of one grows with their number.
+WINDOW = 400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +88,8 @@ SEARCHERS: dict[str, Callable[[Place], BaseSampler]] = {
     "qmc": _Sobol,
     "random": lambda place: RandomSampler(seed=place.seed),
 }
+# Searchers that look at no trial.
+_BLIND = ("qmc", "random")
 # A function in a space file that makes an Optuna sampler from a seed.
 SamplerFactory = Callable[[int], BaseSampler]
 Searcher = str | SamplerFactory
@@ -131,11 +133,7 @@ class SearchStudy:
     k-th trial is seeded by (seed, k) alone, so a resumed search suggests what it would have suggested without the
     interruption.
 
-    Suggestions come from the values of one rung, as in BOHB (Falkner et al. 2018, section 3.2): the highest one that has
-    enough trials. Last values can't be compared: whatever was promoted first has the lowest one, as it has seen most
-    samples. Trials that stopped below that rung count as the worst of all, and failed ones come last. A Gaussian process
-    would suggest them again if they were left out. And beside a failed trial's own value, a multiple of all others, it
-    would see no difference between the others.
+    `ComparedTrials` says which trials suggestions come from.
 
     Args:
         searcher: a searcher that `check_searcher` allows.
@@ -143,6 +141,7 @@ class SearchStudy:
         num_seed_points: number of seed points; they replace random start-up trials.
         rungs: samples at which trials are compared; empty: trials don't stop at rungs, and last values are compared.
         objectives: metrics of `DIRECTIONS` that are searched for. The pruner judges one alone; of two it is not asked.
+        window: number of ended trials that a suggestion comes from.
 
     Raises:
         MaskproError: no such searcher.
@@ -158,6 +157,7 @@ class SearchStudy:
         num_seed_points: int = 0,
         rungs: Sequence[int] = (),
         objectives: Sequence[str] = (METRIC,),
+        window: int = WINDOW,
     ):
         check_searcher(searcher)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -171,6 +171,9 @@ class SearchStudy:
         self._objectives = objectives
         self._directions = [DIRECTIONS[name] for name in objectives]
         self._study = optuna.create_study(directions=self._directions, pruner=pruner)
+        self._compared = ComparedTrials(
+            self._study, rungs=rungs, num_parameters=len(distributions), directions=self._directions, window=window
+        )
         self._running: dict[int, Trial] = {}
         self._told: dict[int, int] = {}  # position in the study of each trial that has stopped or ended, by its number
         self._journal: JournalExport | None = None
@@ -181,16 +184,21 @@ class SearchStudy:
             attributes = {"source": told["source"]}
             values = self._values({METRIC: told["value"], **told})
             reports = dict(told["reports"]) if self._rungs else {}  # a pruner judges by this search's own trials
-            trial = self._frozen(TrialState.COMPLETE, told["params"], values, attributes, reports)
-            self._study.add_trial(trial)
+            self._add(self._frozen(TrialState.COMPLETE, told["params"], values, attributes, reports))
         for record in history.searched:
             if record.status == "unfinished" and record.stopped_at is None:
                 self.begin(record)
                 for samples, metrics in record.reports.items() if self._is_judged else ():
                     self._running[record.number].report(metrics[METRIC], samples)
             else:
-                self._told[record.number] = len(self._study.get_trials(deepcopy=False))
-                self._study.add_trial(self._ended(record))
+                self._told[record.number] = self._add(self._ended(record))
+
+    def _add(self, trial: FrozenTrial) -> int:
+        """Add an ended trial; its place in the study."""
+        place = len(self._study.get_trials(deepcopy=False))
+        self._study.add_trial(trial)
+        self._compared.add(trial, place)
+        return place
 
     def suggest(self, number: int, *, place: int) -> dict[str, Any]:
         """Parameters for trial `number`, the `place`-th of the search; the study then has it as running."""
@@ -203,7 +211,7 @@ class SearchStudy:
         )
         make = self._make_sampler
         self._study.sampler = SEARCHERS[make](at) if isinstance(make, str) else make(at.seed)
-        with self._comparable():
+        with nullcontext() if self.searcher in _BLIND else self._compared.in_study():
             trial = self._study.ask(self._distributions)
         self._running[number] = trial
         return dict(trial.params)
@@ -237,46 +245,19 @@ class SearchStudy:
             trial.set_user_attr(name, value)
         self._study.tell(trial, ended.values, state=ended.state)
         self._told[record.number] = trial.number
+        self._compared.add(ended, trial.number)
         if self._journal is not None:
             self._journal.add(ended)
 
     def _correct(self, record: TrialRecord, ended: FrozenTrial) -> None:
         """Correct a trial that was promoted after it was added; Optuna's own interface can't change its value."""
-        told = self._study.get_trials(deepcopy=False)[self._told[record.number]]
+        place = self._told[record.number]
+        told = self._study.get_trials(deepcopy=False)[place]
+        self._compared.remove(told, place)
         told.state, told.values = ended.state, ended.values
         told.intermediate_values = ended.intermediate_values
         told.user_attrs = ended.user_attrs
-
-    @contextmanager
-    def _comparable(self) -> Iterator[None]:
-        """In the block, each trial has its value at one rung; those that stopped below it or failed have the worst one."""
-        if not self._is_judged:
-            yield
-            return
-        told = self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-        last = [trial.value or 0.0 for trial in told]  # a completed trial has one
-        rung = self._compared_rung(told)
-        values = [_value_at(rung, trial.intermediate_values, value) for trial, value in zip(told, last, strict=True)]
-        reached = [max(trial.intermediate_values, default=rung) for trial in told]
-        behind = {place for place, trial in enumerate(told) if _has_failed(trial) or reached[place] < rung}
-        worst = max((value for place, value in enumerate(values) if place not in behind), default=0.0)
-        ordered = sorted(behind, key=lambda place: (_has_failed(told[place]), -reached[place], last[place]))
-        for rank, place in enumerate(ordered, 1):
-            values[place] = worst * (1 + 1e-12 * rank)  # still in order, for TPE
-        try:
-            for trial, value in zip(told, values, strict=True):
-                trial.value = value
-            yield
-        finally:
-            for trial, value in zip(told, last, strict=True):
-                trial.value = value
-
-    def _compared_rung(self, told: Sequence[FrozenTrial]) -> int:
-        """The highest rung with enough trials; 0: there are no rungs."""
-        enough = len(self._distributions) + _MORE_THAN_PARAMETERS
-        reports = [trial.intermediate_values for trial in told if not _has_failed(trial)]
-        filled = [rung for rung in self._rungs if sum(rung in values for values in reports) >= enough]
-        return max(filled, default=min(self._rungs, default=0))
+        self._compared.add(told, place)
 
     def write(self, path: Path) -> None:
         """Write the stopped and ended trials as a journal of Optuna, and add further ones as they come."""
@@ -321,18 +302,6 @@ class SearchStudy:
                 f"parameters {dict(params)} of the history do not fit the search space ({error}); allowed: {SPACE_FILE} of "
                 "the experiment as it was when it began"
             ) from error
-
-
-def _has_failed(trial: FrozenTrial) -> bool:
-    return bool(trial.user_attrs.get("status") == "failed")
-
-
-def _value_at(rung: int, values: Mapping[int, float], last: float) -> float:
-    """The last value up to a rung; a trial of a warm start may have reports at other samples only, or none."""
-    if not rung:
-        return last
-    nearest = max((samples for samples in values if samples <= rung), default=min(values, default=rung))
-    return values.get(nearest, last)
 
 
 def _attributes(record: TrialRecord) -> dict[str, Any]:

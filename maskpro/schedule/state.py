@@ -98,7 +98,10 @@ class SearchState:
         if record is not None:
             self._interrupted = self._interrupted[1:]
             self._live.add(record.number)
-            return self.history.go_on(record.number, promoted=record.status == "stopped")
+            promoted = record.status == "stopped"
+            if promoted and self._halving is not None:
+                self._halving.promote(record)
+            return self.history.go_on(record.number, promoted=promoted)
         started = len(self.history.searched)
         if started >= self.history.num_trials:
             return None
@@ -148,16 +151,20 @@ class SearchState:
         samples = metrics["num_samples_seen"]
         if samples in record.reports:  # the trial resumed from an earlier checkpoint, and gets the same answer as before
             _note_failure(self.history, record, metrics)
+            self._forget_failed(record)
             return record.stopped and samples == record.samples
         stopped = self._stops(record, samples, metrics) and not metrics["done"]
         self.history.report(number, plain_metrics(metrics), stopped=stopped)
+        self._forget_failed(record)
+        if self._halving is not None and not (stopped or record.failure):
+            self._halving.promote(record)
         return stopped
 
     def _stops(self, record: TrialRecord, samples: int, metrics: Mapping[str, Any]) -> bool:
         value, limit = metrics[METRIC], self._limits.get(record.number)
         stops = self.study.should_stop(record.number, samples, value) or (limit is not None and samples >= limit)
         if self._halving is not None and not metrics.get("failure"):
-            stops |= self._halving.stops(record, samples, value, self.history.trials)
+            stops |= self._halving.stops(record, samples, value)
         return stops
 
     def budget(self, record: TrialRecord) -> int | None:
@@ -177,7 +184,12 @@ class SearchState:
     def finish(self, number: int) -> None:
         """See TrialSource."""
         self._live.discard(number)
+        self._forget_failed(self.history.trials[number])
         self.study.finish(self.history.trials[number])
+
+    def _forget_failed(self, record: TrialRecord) -> None:
+        if self._halving is not None and record.failure:
+            self._halving.forget(record)
 
     @property
     def stopped_may_go_on(self) -> bool:

@@ -22,8 +22,14 @@ from maskpro.schedule.state import TrialSource
 # promoted, its folder, and the budget of this run if it is one of several (None: the trial's only run).
 NUMBER, SEED, CHECKPOINT, PROMOTED, FOLDER, BUDGET = "trial", "seed", "checkpoint", "promoted", "folder", "budget"
 
+# A failed trial's error, in its folder.
+ERROR_FILE = "error.txt"
+
 # How often each part of a trial is started again elsewhere after its process has died (no memory, a lost node).
 MAX_FAILURES = 3
+
+# What Tune itself, and `HistoryCallback`, read of a trial's last report.
+_KEPT_OF_A_REPORT = ("training_iteration", "trial_id", "done", "node_ip", "pid", "num_samples_seen")
 
 # Checkpoints kept of a trial: the newest, and one more for a kill between two writes.
 _CHECKPOINTS_KEPT = 2
@@ -128,6 +134,7 @@ class HistoryCallback(Callback):
 
     Args:
         checkpoints: trial's number to its newest checkpoint.
+        storage: folder of all trials, a path or a URI; a failed trial's error is written there.
         is_excused: whether the machine is to blame for a trial's failure; such a trial stays unfinished and can resume.
     """
 
@@ -136,9 +143,11 @@ class HistoryCallback(Callback):
         source: TrialSource,
         checkpoints: Mapping[int, Checkpoint],
         *,
+        storage: str,
         is_excused: Callable[[Trial], bool] = lambda trial: False,
     ):
         self._source = source
+        self._storage = storage
         self._is_excused = is_excused
         self._checkpoints = {number: [checkpoint] for number, checkpoint in checkpoints.items()}
         self._lost_starts: Counter[int] = Counter()
@@ -195,7 +204,40 @@ class HistoryCallback(Callback):
             self._lost_starts[number] += 1
             self._source.put_back(number)
             return
-        lines = failure_text(trial).strip().splitlines()
+        text = failure_text(trial)
+        lines = text.strip().splitlines()
+        with suppress(OSError):  # its last line is in the history
+            filesystem, root = FileSystem.from_uri(f"{self._storage}/{trial_folder(trial)}")
+            filesystem.create_dir(root, recursive=True)
+            with filesystem.open_output_stream(f"{root}/{ERROR_FILE}") as stream:
+                stream.write(text.encode())
         self._source.history.error(number, lines[-1] if lines else "")
         self._source.finish(number)
         self.remove_unneeded(number)
+
+
+class SmallRecords(Callback):
+    """Keeps what Tune remembers of trials small; it must stand last, as nothing after it sees a whole report.
+
+    Tune lets callbacks change a report. Of each figure in it Tune keeps the last ten values for each trial, ended or not.
+    It also keeps the whole report with each checkpoint, and looks through its list of trials in the end. The history has
+    all of that.
+    """
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune's snapshots are never restored."""
+        return {}
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Everybody else has seen the report."""
+        for name in result.keys() - set(_KEPT_OF_A_REPORT):
+            del result[name]
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Drop ended trials from the list, and what Tune knows of their reports; it wants one trial in the end."""
+        ended = [trial for trial in trials if trial.is_finished()]
+        for trial in ended if len(ended) < len(trials) else ended[:-1]:
+            trial.run_metadata = type(trial.run_metadata)()
+            trials.remove(trial)

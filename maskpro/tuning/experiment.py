@@ -32,6 +32,7 @@ from maskpro.schedule.trial_table import tabulate_trials
 from maskpro.tuning.adapters import (
     MAX_FAILURES,
     HistoryCallback,
+    SmallRecords,
     SourceScheduler,
     SourceSearcher,
     open_checkpoint,
@@ -110,7 +111,7 @@ class Experiment:
     def remove_unneeded(self, state: SearchState) -> None:
         """Remove what a session that was killed did not come to remove."""
         checkpoints = self.checkpoints()
-        callback = HistoryCallback(state, checkpoints)
+        callback = HistoryCallback(state, checkpoints, storage=self.search.context.storage)
         for number in checkpoints:
             callback.remove_unneeded(number)
 
@@ -243,7 +244,9 @@ class Session:
                 name=name,
                 callbacks=[
                     faults,
-                    HistoryCallback(source, self.experiment.checkpoints(), is_excused=faults.caused),
+                    HistoryCallback(
+                        source, self.experiment.checkpoints(), storage=self.context.storage, is_excused=faults.caused
+                    ),
                     SearchMonitor(history, num_trials=shown, max_samples=self.context.max_samples, ladder=ladder),
                     *trackers(search.options),
                 ],
@@ -284,7 +287,7 @@ def run_trials(
             verbose=0,
             checkpoint_config=CheckpointConfig(checkpoint_frequency=1, checkpoint_at_end=True),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            callbacks=callbacks,
+            callbacks=[*callbacks, SmallRecords()],
         ),
     ).fit()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import sys
 import time
 from typing import Any
@@ -14,7 +15,7 @@ from rich.live import Live
 from maskpro.fidelity import format_share
 from maskpro.monitoring.devices import DeviceMeter
 from maskpro.monitoring.view import REFRESH_SECONDS, SearchSnapshot, live_view, summary_rows, take_snapshot
-from maskpro.schedule.history import History
+from maskpro.schedule.history import History, TrialRecord
 from maskpro.schedule.ranking import best_so_far
 from maskpro.schedule.rungs import Ladder
 from maskpro.search_options import SearchOptions
@@ -24,6 +25,8 @@ from maskpro.tuning.adapters import NUMBER
 _QUIET_SECONDS = 15.0
 # A snapshot looks at every trial; an estimate may be this old.
 _ESTIMATE_SECONDS = 2.0
+# Looking at all trials takes no more than about one part in so many of the time.
+_SHARE = 20
 
 
 class SearchMonitor(Callback):
@@ -42,7 +45,9 @@ class SearchMonitor(Callback):
         self._begun, self._begun_at = datetime.datetime.now(datetime.UTC), time.monotonic()
         self._started = self._last_shown = time.monotonic()
         self._seconds_left: float | None = None
-        self._estimated = -_ESTIMATE_SECONDS
+        self._best: TrialRecord | None = None
+        self._looked, self._look_seconds = -math.inf, 0.0
+        self._estimated = -math.inf
         self._live: Live | None = None
         self._meter: DeviceMeter | None = None
 
@@ -65,7 +70,7 @@ class SearchMonitor(Callback):
         if self._live is not None and not sys.stdout.isatty():  # the terminal is gone
             self._live.stop()
             self._live = None
-        if self._live is not None and time.monotonic() - self._last_shown >= REFRESH_SECONDS:
+        if self._live is not None and time.monotonic() - self._last_shown >= max(REFRESH_SECONDS, self._pause):
             self._draw()
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
@@ -101,7 +106,9 @@ class SearchMonitor(Callback):
     def _draw(self) -> None:
         assert self._live is not None
         assert self._meter is not None
+        begun = time.monotonic()
         snapshot = self._snapshot()
+        self._look_seconds = time.monotonic() - begun
         self._live.update(live_view("searching", snapshot, summary_rows(snapshot, self._meter.rows())), refresh=True)
         self._last_shown = time.monotonic()
 
@@ -111,13 +118,21 @@ class SearchMonitor(Callback):
             self._history, num_trials=self._num_trials, max_samples=self._max_samples, now=now, ladder=self._ladder
         )
 
+    @property
+    def _pause(self) -> float:
+        """Seconds from one look at all trials to the next."""
+        return _SHARE * self._look_seconds
+
     def _standing(self) -> str:
-        found, best = best_so_far(self._history.trials.values(), self._history.min_sparse_share), ""
-        if found is not None:
-            best = f"; best fidelity {format_share(found.last.get('fidelity'))} (trial {found.number})"
-        now = time.monotonic()
-        if now - self._estimated >= _ESTIMATE_SECONDS:
-            self._estimated, self._seconds_left = now, self._snapshot().seconds_left
+        if (now := time.monotonic()) - self._looked >= self._pause:
+            self._best = best_so_far(self._history.trials.values(), self._history.min_sparse_share)
+            if now - self._estimated >= max(_ESTIMATE_SECONDS, self._pause):
+                self._estimated, self._seconds_left = now, self._snapshot().seconds_left
+            self._looked = time.monotonic()
+            self._look_seconds = self._looked - now
+        best = ""
+        if self._best is not None:
+            best = f"; best fidelity {format_share(self._best.last.get('fidelity'))} (trial {self._best.number})"
         left = "" if self._seconds_left is None else f", about {self._seconds_left:.0f} s left"
         return f"{best}; {now - self._started:.0f} s{left}"
 

@@ -22,6 +22,7 @@ from maskpro.schedule.rungs import rung_lr
 from maskpro.trainer import MaskTrainer, NonFiniteLossError
 from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.adapters import BUDGET, CHECKPOINT, FOLDER, NUMBER, PROMOTED, SEED, open_checkpoint
+from maskpro.tuning.curves import Curves
 from maskpro.tuning.shared import (
     RayShelf,
     SharedValues,
@@ -35,7 +36,7 @@ FAILURE_PENALTY = 10.0
 
 
 class MaskTrainable(Trainable):
-    """Learns one mask; reports every `report_samples` calibration samples."""
+    """Learns one mask; reports every `report_samples` calibration samples, for the driver and as curves for TensorBoard."""
 
     def setup(
         self, config: dict[str, Any], context: TrialContext | None = None, shared: SharedValues | None = None
@@ -66,7 +67,8 @@ class MaskTrainable(Trainable):
         self._earlier_samples = 0  # seen in the trial's earlier runs
         settings = dict(config)
         own = (NUMBER, FOLDER, SEED, CHECKPOINT, PROMOTED, BUDGET)
-        _, _, seed, checkpoint, promoted, budget = (settings.pop(name) for name in own)
+        _, folder, seed, checkpoint, promoted, budget = (settings.pop(name) for name in own)
+        self._curves = Curves(f"{context.storage}/{folder}", settings)
         form = mask_format(context, settings)
         targets = split_targets(settings.pop("targets", None)) or context.targets
         whole = mask_format(context, settings | {"num_dense": 0})
@@ -114,7 +116,12 @@ class MaskTrainable(Trainable):
         return RayShelf(keeper, name) if keeper is not None and seed == self._context.seed else None
 
     def step(self) -> dict[str, Any]:
-        """Train on the next `report_samples` samples and validate."""
+        """Train on the next `report_samples` samples, validate, and add the report to the trial's curves."""
+        metrics = self._report()
+        self._curves.add(metrics)
+        return metrics
+
+    def _report(self) -> dict[str, Any]:
         started = time.monotonic()
         trainer = self._running_trainer()
         try:
@@ -180,6 +187,7 @@ class MaskTrainable(Trainable):
         """Write the trainer's state and its mask as safetensors and JSON."""
         parts, counters = self._running_trainer().state_dict()
         write_checkpoint(Path(checkpoint_dir), parts, {**self._cost(), "trainer": counters})
+        self._curves.write()
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         """Resume from `save_checkpoint`, bit for bit."""

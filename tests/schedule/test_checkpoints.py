@@ -28,9 +28,12 @@ class Storage:
         self.history = History(root / HISTORY_FILE)
         self.history.start({"lr": 1.0}, source="optuna", seed=0)
         self.source = SimpleNamespace(history=self.history, stopped_may_go_on=may_go_on, finish=lambda number: None)
-        self.callback = HistoryCallback(self.source, {})
+        self.callback = HistoryCallback(self.source, {}, storage=self.storage)
         self.trial = SimpleNamespace(
-            config={"trial": 1}, num_failures=9, error_file=None, get_error=lambda: "RuntimeError: lost"
+            config={"trial": 1, "folder": "trial_00001"},
+            num_failures=9,
+            error_file=None,
+            get_error=lambda: "RuntimeError: lost",
         )
 
     def report(self, samples, *, stopped=False, **metrics):
@@ -82,12 +85,14 @@ def test_a_trial_that_failed_or_stopped_for_good_leaves_nothing(tmp_path):
         assert storage.history.trials[1].checkpoint_parts == ()
 
 
-def test_a_trial_that_died_leaves_nothing(tmp_path):
-    storage = Storage(tmp_path)
+@pytest.mark.parametrize("as_uri", [False, True])
+def test_a_trial_that_died_leaves_its_error_alone(tmp_path, as_uri):
+    storage = Storage(tmp_path, as_uri=as_uri)
     storage.report(100)
     storage.callback.on_trial_error(1, [], storage.trial)
     assert storage.history.trials[1].status == "failed"
-    assert storage.files() == {}
+    assert storage.files() == {"trial_00001": {"error.txt"}}
+    assert (storage.root / "trial_00001" / "error.txt").read_text() == "RuntimeError: lost"
 
 
 @pytest.mark.parametrize("deleted", [(), ("exact",)])
@@ -107,7 +112,7 @@ def test_what_a_kill_has_left_is_removed_by_the_next_session(tmp_path, deleted):
         str(storage.root / "trial_00001" / "checkpoint_000100"), filesystem=pyarrow.fs.LocalFileSystem()
     )
     storage.source.history = History(tmp_path / HISTORY_FILE)
-    HistoryCallback(storage.source, {1: checkpoint}).remove_unneeded(1)
+    HistoryCallback(storage.source, {1: checkpoint}, storage=storage.storage).remove_unneeded(1)
     assert storage.files() == {"trial_00001/checkpoint_000100": STOPPED}
     assert History(tmp_path / HISTORY_FILE).trials[1].checkpoint_parts == ("mask", "logits")
 

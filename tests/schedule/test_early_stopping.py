@@ -11,7 +11,7 @@ from ray.tune.schedulers import FIFOScheduler
 
 from maskpro.errors import MaskproError
 from maskpro.schedule.early_stopping import SCHEDULERS, SuccessiveHalving, make_pruner
-from maskpro.schedule.history import TrialRecord
+from maskpro.schedule.history import METRIC, TrialRecord
 
 
 class Halving:
@@ -27,14 +27,15 @@ class Halving:
     def report(self, number, samples, loss, *, seed_point=False):
         source = f"seed point {number}" if seed_point else "optuna"
         record = self.trials.setdefault(number, TrialRecord(number=number, params={}, source=source, seed=0))
-        record.samples = samples
-        record.stopped = stops = self.rule.stops(record, samples, loss, self.trials)
+        record.samples, record.reports[samples] = samples, {METRIC: loss}
+        record.stopped = stops = self.rule.stops(record, samples, loss)
         if stops:
             self.waiting.add(number)
         return stops
 
     def fail(self, number):
         self.trials[number].error = "the worker died"
+        self.rule.forget(self.trials[number])
         self.waiting.discard(number)
 
     def promote(self):
@@ -42,6 +43,7 @@ class Halving:
         if record is None:
             return None
         self.waiting.discard(record.number)
+        self.rule.promote(record)
         record.stopped = False
         return record.number
 

@@ -519,3 +519,41 @@ def test_an_unknown_searcher_is_named():
 def test_a_searcher_that_a_resumed_search_could_not_make_again_is_refused(searcher, message):
     with pytest.raises(MaskproError, match=message):
         check_searcher(searcher)
+
+
+def test_a_suggestion_comes_from_the_best_and_the_newest_trials_alone(tmp_path):
+    search = replace(SEARCH, searcher="random", num_trials=40, window=10, journal=False)
+    state = search.open(tmp_path)
+    search.run(state)
+    study, records = state.study, state.history.searched
+    ended = [record for record in records if not record.error]
+    best = sorted((record.reports[300]["val_error"], record.number) for record in ended if 300 in record.reports)
+    before = [told(trial) for trial in study._study.trials]
+    with study._compared.in_study():
+        seen = {trial.user_attrs["trial"] for trial in study._study.get_trials(states=[TrialState.COMPLETE])}
+    newest = {record.number for record in ended[-5:]}
+    others = [number for _, number in best if number not in newest and not state.history.trials[number].failure]
+    assert seen == newest | set(others[:5])
+    assert [told(trial) for trial in study._study.trials] == before
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_search_beyond_its_window_that_is_killed_suggests_what_it_would_have_anyway(tmp_path, restarts):
+    search = replace(SEARCH, searcher="tpe", num_trials=24, window=8, restarts=restarts, journal=False)
+    whole, unbounded = (tmp_path / name for name in ("whole", "unbounded"))
+    search.run(search.open(whole_folder(whole)))
+    replace(search, window=99).run(replace(search, window=99).open(whole_folder(unbounded)))
+    suggested = [record.params for record in History(whole / HISTORY_FILE).searched]
+    assert suggested != [record.params for record in History(unbounded / HISTORY_FILE).searched], "the window matters"
+    for lines in (70, 95):
+        folder = whole_folder(tmp_path / f"killed at {lines}")
+        with pytest.raises(KilledError):
+            search.run(search.open(folder, lines=lines))
+        search.run(search.open(folder))
+        assert [record.params for record in History(folder / HISTORY_FILE).searched] == suggested
+
+
+def whole_folder(path):
+    """A new folder."""
+    path.mkdir()
+    return path

@@ -371,7 +371,7 @@ def test_a_trial_whose_checkpoint_is_gone_is_never_promoted(tmp_path):
     assert [record.status for record in state.history.searched] == ["stopped"] * 4
     reopened = search.open(tmp_path)
     for source in (state, reopened):
-        assert source._halving._best(100, source.history.trials) == [1]
+        assert source._halving._last_of_the_best(100) == (0.5, 1)
         assert source._to_go_on().number == 2
 
 

@@ -99,7 +99,7 @@ def run(source, folder, *callbacks, trainable=SlowTrial):
         max_concurrent=None,
         storage_path=str(folder),
         name="trials",
-        callbacks=[HistoryCallback(source, {}), *callbacks],
+        callbacks=[HistoryCallback(source, {}, storage=f"{folder}/trials"), *callbacks],
     )
 
 

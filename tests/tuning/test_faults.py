@@ -31,7 +31,12 @@ class Asked(Interruption):
 def failed_trial(tmp_path, text, number=1):
     path = tmp_path / "error.txt"
     path.write_text(text)
-    return SimpleNamespace(config={"trial": number}, error_file=str(path), num_failures=9, get_error=lambda: None)
+    return SimpleNamespace(
+        config={"trial": number, "folder": f"trial_{number:05d}"},
+        error_file=str(path),
+        num_failures=9,
+        get_error=lambda: None,
+    )
 
 
 def watch_of(history, storage, interruption):
@@ -57,7 +62,9 @@ def source():
 def test_a_trial_that_a_full_disk_ends_stays_unfinished_and_the_search_pauses(tmp_path, source, text):
     interruption = Asked()
     watch = watch_of(source.history, tmp_path / "storage", interruption)
-    HistoryCallback(source, {}, is_excused=watch.caused).on_trial_error(1, [], failed_trial(tmp_path, text))
+    HistoryCallback(source, {}, storage=str(tmp_path), is_excused=watch.caused).on_trial_error(
+        1, [], failed_trial(tmp_path, text)
+    )
     assert source.history.trials[1].status == "unfinished"
     assert interruption.reason == "the trials' storage"
     assert str(tmp_path / "storage") in interruption.problem
@@ -77,7 +84,7 @@ def test_a_trial_that_fails_by_itself_is_told_as_failed_with_its_own_words(tmp_p
     interruption = Asked()
     watch = watch_of(source.history, tmp_path / "storage", interruption)
     trial = failed_trial(tmp_path, "Failure # 1\nTraceback\nValueError: bad mask\n")
-    HistoryCallback(source, {}, is_excused=watch.caused).on_trial_error(1, [], trial)
+    HistoryCallback(source, {}, storage=str(tmp_path), is_excused=watch.caused).on_trial_error(1, [], trial)
     assert source.history.trials[1].failure == "ValueError: bad mask"
     assert interruption.problem == ""
 
