@@ -164,10 +164,8 @@ class History:
         self.trials: dict[int, TrialRecord] = {}
         self._searched: list[TrialRecord] = []
         self.warm_start: list[dict[str, Any]] = []
-        self.num_trials = 0
-        self.num_sessions = 0
+        self.num_trials = self.num_sessions = self.trained_before_session = 0
         self.session_time = ""
-        self.trained_before_session = 0
         self.min_sparse_share: float | None = None
         self.reported: list[tuple[int, int]] = []
         if path is not None and path.exists():
@@ -262,8 +260,7 @@ class History:
         elif kind == "trial":
             record = TrialRecord(number=event["trial"], params=event["params"], source=event["source"], seed=event["seed"])
             self.trials[record.number] = record
-            if not record.is_confirmation:
-                self._searched.append(record)
+            self._searched += [] if record.is_confirmation else [record]
         else:
             record = self.trials[event["trial"]]
             if kind == "report":

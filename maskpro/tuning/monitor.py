@@ -144,7 +144,7 @@ class SearchMonitor(Callback):
 
 
 def trackers(options: SearchOptions) -> list[Callback]:
-    """The trackers that were asked for; Tune adds TensorBoard, CSV and JSON by itself."""
+    """The trackers that were asked for."""
     # Where they send it is their own setting: SWANLAB_MODE=offline and WANDB_MODE=offline keep everything on this machine,
     # MLFLOW_TRACKING_URI names a server.
     found: list[Callback] = []

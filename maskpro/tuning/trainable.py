@@ -22,7 +22,7 @@ from maskpro.schedule.rungs import rung_lr
 from maskpro.trainer import MaskTrainer, NonFiniteLossError
 from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.adapters import BUDGET, CHECKPOINT, FOLDER, NUMBER, PROMOTED, SEED, open_checkpoint
-from maskpro.tuning.curves import Curves
+from maskpro.curves import Curves
 from maskpro.tuning.shared import (
     RayShelf,
     SharedValues,

@@ -6,7 +6,7 @@ import struct
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from maskpro.tuning.curves import Curves
+from maskpro.curves import Curves
 
 
 def read(file):
