@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from ray.tune import Trainable
 
+from maskpro.curves import Curves
 from maskpro.fidelity import fidelity
 from maskpro.metrics import loss_improvement, recovery
 from maskpro.objectives import HeldOutMeans, Shelf
@@ -22,7 +23,6 @@ from maskpro.schedule.rungs import rung_lr
 from maskpro.trainer import MaskTrainer, NonFiniteLossError
 from maskpro.trainer_config import TrainerConfig
 from maskpro.tuning.adapters import BUDGET, CHECKPOINT, FOLDER, NUMBER, PROMOTED, SEED, open_checkpoint
-from maskpro.curves import Curves
 from maskpro.tuning.shared import (
     RayShelf,
     SharedValues,
