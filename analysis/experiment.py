@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.records import CONFIG, DESCRIPTION, EVALUATION, read_record
 from maskpro.errors import MaskproError
-from maskpro.files import read_json
 from maskpro.schedule.folder import (
     BEST_FOLDER,
     CONFIG_FILE,
@@ -83,13 +83,7 @@ class OpenedExperiment:
     @cached_property
     def description(self) -> dict[str, Any] | None:
         """The content of `experiment.json`; older versions lack parts of it. None: there is none."""
-        path = self.folder / EXPERIMENT_FILE
-        if not path.is_file():
-            return None
-        described: dict[str, Any] = read_json(path)
-        if not _is_description(described):
-            raise MaskproError(f"{path} holds no description of a search; allowed: the file as it was written")
-        return described
+        return read_record(self.folder / EXPERIMENT_FILE, DESCRIPTION, is_not="holds no description of a search")
 
     @cached_property
     def trials(self) -> pd.DataFrame:
@@ -171,20 +165,16 @@ class OpenedExperiment:
         described = self.description or {}
         trial, space = described.get("trial", {}), described.get("space", {})
         first, last, factor = trial.get("report_samples"), trial.get("max_samples"), space.get("reduction_factor")
-        if described.get("scheduler") != "asha" or not (first and last and factor and factor > 1):
+        needed = ((first, 0), (last, 0), (factor, 1))
+        if described.get("scheduler") != "asha" or not all(value and value > least for value, least in needed):
             return []
         return [int(rung) for rung in rungs(first_rung=first, max_samples=last, reduction_factor=factor)]
 
     @cached_property
     def final_evaluation(self) -> dict[str, Any] | None:
         """The content of `final_evaluation.json`; None: the search has not ended."""
-        path = self.folder / EVALUATION_FILE
-        if not path.is_file():
-            return None
-        report = read_json(path)
-        if not (isinstance(report, dict) and isinstance(report.get("models"), dict)):
-            raise MaskproError(f"{path} compares no networks; allowed: the file as it was written")
-        return report
+        needed = ("models", "recovery", "loss_improvement")
+        return read_record(self.folder / EVALUATION_FILE, EVALUATION, needed=needed, is_not="compares no networks")
 
     @property
     def evaluated_trial(self) -> int | None:
@@ -222,13 +212,7 @@ class OpenedExperiment:
     @cached_property
     def best_config(self) -> dict[str, Any] | None:
         """The content of `best/config.json`; None: no mask was promoted."""
-        path = self.folder / BEST_FOLDER / CONFIG_FILE
-        if not path.is_file():
-            return None
-        config = read_json(path)
-        if not isinstance(config, dict):
-            raise MaskproError(f"{path} holds no configuration; allowed: the file as it was written")
-        return config
+        return read_record(self.folder / BEST_FOLDER / CONFIG_FILE, CONFIG, is_not="holds no configuration")
 
     @cached_property
     def layers(self) -> pd.DataFrame:
@@ -257,19 +241,9 @@ class OpenedExperiment:
         return space
 
     def _named(self, table: pd.DataFrame) -> pd.DataFrame:
+        table = table.drop(columns="experiment", errors="ignore")
         table.insert(0, "experiment", self.name)
         return table
-
-
-def _is_description(value: Any) -> bool:
-    if not isinstance(value, dict):
-        return False
-    space = value.get("space", {})
-    return (
-        isinstance(space, dict)
-        and isinstance(space.get("param_space", {}), dict)
-        and isinstance(value.get("trial", {}), dict)
-    )
 
 
 def without_nan(frame: pd.DataFrame) -> pd.DataFrame:
