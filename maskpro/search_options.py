@@ -64,6 +64,9 @@ class SearchOptions(JudgingOptions, SamplingOptions, DenseOptions, SourceOptions
     time_budget: str | None = option(
         None, "Stop after so long, to be resumed: 2h, 90min, 1h30m.", otherwise="none", groups=(SESSION, MOMENTARY)
     )
+    trial_timeout: str | None = option(
+        None, "End a trial that takes longer from one report to the next: 10min, 1h.", otherwise="none", groups=(SESSION,)
+    )
     seed_points: tuple[int, ...] | None = option(
         None, "Numbers of the seed points to run, such as 1,3.", parse=_seed_point_numbers, otherwise="all"
     )
@@ -130,6 +133,8 @@ class SearchOptions(JudgingOptions, SamplingOptions, DenseOptions, SourceOptions
             raise MaskproError(f"cpus_per_trial is {self.cpus_per_trial}; allowed: a number above 0")
         if self.time_budget is not None:
             parse_duration(self.time_budget)
+        if self.trial_timeout is not None:
+            parse_duration(self.trial_timeout, "trial_timeout")
         if (self.address or "").startswith("ray://"):
             raise MaskproError(
                 f"address is {self.address!r}; allowed: none (a local Ray), auto or host:port on a node of the cluster (a "

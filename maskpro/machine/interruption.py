@@ -78,7 +78,7 @@ def exit_status(reason: str) -> int:
     return {"the time budget": 0, "SIGTERM": 143, "SIGHUP": 129}.get(reason, 130)
 
 
-def parse_duration(text: str) -> float:
+def parse_duration(text: str, field: str = "time_budget") -> float:
     """Seconds of a duration in days, hours, minutes and seconds, such as 2h, 90min, 1h30m or 1d.
 
     Raises:
@@ -90,5 +90,5 @@ def parse_duration(text: str) -> float:
     amounts = parts.groups(default="0") if parts else ()
     seconds = sum(float(amount) * unit for amount, unit in zip(amounts, (86_400, 3_600, 60, 1), strict=False))
     if not 0 < seconds <= threading.TIMEOUT_MAX:
-        raise MaskproError(f"time_budget is {text!r}; allowed: a duration with its unit, such as 2h, 90min or 1h30m")
+        raise MaskproError(f"{field} is {text!r}; allowed: a duration with its unit, such as 2h, 90min or 1h30m")
     return seconds

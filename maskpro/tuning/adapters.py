@@ -136,6 +136,7 @@ class HistoryCallback(Callback):
         checkpoints: trial's number to its newest checkpoint.
         storage: folder of all trials, a path or a URI; a failed trial's error is written there.
         is_excused: whether the machine is to blame for a trial's failure; such a trial stays unfinished and can resume.
+        cause: why a trial was ended for good, if that is known; else "".
     """
 
     def __init__(
@@ -145,10 +146,12 @@ class HistoryCallback(Callback):
         *,
         storage: str,
         is_excused: Callable[[Trial], bool] = lambda trial: False,
+        cause: Callable[[Trial], str] = lambda trial: "",
     ):
         self._source = source
         self._storage = storage
         self._is_excused = is_excused
+        self._cause = cause
         self._checkpoints = {number: [checkpoint] for number, checkpoint in checkpoints.items()}
         self._lost_starts: Counter[int] = Counter()
 
@@ -200,7 +203,8 @@ class HistoryCallback(Callback):
         if self._is_excused(trial):
             return
         number = trial.config[NUMBER]
-        if trial.num_failures <= MAX_FAILURES and self._lost_starts[number] < MAX_FAILURES:
+        cause = self._cause(trial)
+        if not cause and trial.num_failures <= MAX_FAILURES and self._lost_starts[number] < MAX_FAILURES:
             self._lost_starts[number] += 1
             self._source.put_back(number)
             return
@@ -211,7 +215,7 @@ class HistoryCallback(Callback):
             filesystem.create_dir(root, recursive=True)
             with filesystem.open_output_stream(f"{root}/{ERROR_FILE}") as stream:
                 stream.write(text.encode())
-        self._source.history.error(number, lines[-1] if lines else "")
+        self._source.history.error(number, cause or (lines[-1] if lines else ""))
         self._source.finish(number)
         self.remove_unneeded(number)
 

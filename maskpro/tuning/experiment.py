@@ -38,7 +38,7 @@ from maskpro.tuning.adapters import (
     open_checkpoint,
     trial_folder,
 )
-from maskpro.tuning.faults import FaultWatch, needed_bytes, watched_ray
+from maskpro.tuning.faults import FaultWatch, SilenceWatch, needed_bytes, watched_ray
 from maskpro.tuning.monitor import SearchMonitor, trackers
 from maskpro.tuning.resources import TrialResources, live_nodes, start_ray, within_memory
 from maskpro.tuning.search import Search
@@ -233,6 +233,7 @@ class Session:
             num_bytes=needed_bytes(search, search.options.max_concurrent or self.resources.slots),
             interruption=self.interruption,
         )
+        silence = SilenceWatch(self.context.trial_timeout)
         try:
             run_trials(
                 source,
@@ -245,8 +246,13 @@ class Session:
                 callbacks=[
                     faults,
                     HistoryCallback(
-                        source, self.experiment.checkpoints(), storage=self.context.storage, is_excused=faults.caused
+                        source,
+                        self.experiment.checkpoints(),
+                        storage=self.context.storage,
+                        is_excused=faults.caused,
+                        cause=silence.cause,
                     ),
+                    silence,  # after the callback that asks it
                     SearchMonitor(history, num_trials=shown, max_samples=self.context.max_samples, ladder=ladder),
                     *trackers(search.options),
                 ],
@@ -302,7 +308,9 @@ def running_session(experiment: Experiment, interruption: Interruption) -> Itera
         MaskproError: Ray can't be had, or a trial asks for more than a node has.
     """
     options = experiment.search.options
-    budget = None if options.time_budget is None else parse_duration(options.time_budget)
+    budget, timeout = (
+        None if text is None else parse_duration(text) for text in (options.time_budget, options.trial_timeout)
+    )
     resources, note = within_memory(
         trial_resources(experiment),
         live_nodes(),
@@ -313,7 +321,7 @@ def running_session(experiment: Experiment, interruption: Interruption) -> Itera
         say(note)
     # After Ray, which has a handler of SIGTERM of its own.
     with interruptible(interruption, budget):
-        context = replace(experiment.search.context, gpu_share=resources.gpus or 1.0)
+        context = replace(experiment.search.context, gpu_share=resources.gpus or 1.0, trial_timeout=timeout)
         with watched_ray(interruption, resume=resuming(experiment.folder)):
             shared = share_values(context, resources=resources.request)
             yield Session(

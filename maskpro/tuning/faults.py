@@ -25,7 +25,7 @@ from maskpro.monitoring.driver_log import say
 from maskpro.pattern import NMPattern
 from maskpro.schedule.history import History
 from maskpro.trainer_config import TrainerConfig
-from maskpro.tuning.adapters import failure_text
+from maskpro.tuning.adapters import MAX_FAILURES, failure_text
 from maskpro.tuning.search import Search
 
 # Storage of a running trial: two checkpoints of five bytes a logit.
@@ -96,6 +96,57 @@ class FaultWatch(Callback):
 
     def _of_history(self, error: OSError) -> tuple[str, str]:
         return "the results folder", _problem(str(Path(error.filename or ".").parent), _line(error), 1 << 20)
+
+
+class SilenceWatch(Callback):
+    """Knows which trials have not reported for too long, and lets Tune not start them again.
+
+    A trial's process ends itself (`MaskTrainable.step`); this is what tells that end from any other.
+
+    Args:
+        timeout: seconds from one report to the next; None: any.
+    """
+
+    def __init__(self, timeout: float | None):
+        self._timeout = timeout
+        self._heard: dict[str, tuple[Trial, float]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune's snapshots are never restored."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """The trial's time begins."""
+        self._heard[trial.trial_id] = (trial, time.monotonic())
+        trial.max_failures = MAX_FAILURES
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """The trial's time begins anew."""
+        self.on_trial_start(iteration, trials, trial)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """The trial has ended."""
+        self._heard.pop(trial.trial_id, None)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """The trial has ended."""
+        self._heard.pop(trial.trial_id, None)
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Let a silent trial's next failure be its last."""
+        if self._timeout is not None:
+            for trial, _ in self._heard.values():
+                if self.cause(trial):
+                    trial.max_failures = 0
+
+    def cause(self, trial: Trial) -> str:
+        """Why the trial has ended, if it was for its silence; else ""."""
+        _, since = self._heard.get(trial.trial_id, (trial, math.inf))
+        if self._timeout is None or time.monotonic() - since < self._timeout:
+            return ""
+        return f"no report for {self._timeout:g} s, and so it was ended; allowed: a longer --trial-timeout"
 
 
 def needed_bytes(search: Search, slots: int) -> int:

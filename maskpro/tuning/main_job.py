@@ -21,8 +21,8 @@ from maskpro.files import says_no_room
 from maskpro.machine.interruption import Interruption, exit_status, interruptible
 from maskpro.machine.process import is_terminal
 from maskpro.monitoring.driver_log import driver_log, say
-from maskpro.schedule.folder import resuming
-from maskpro.schedule.history import METRIC, SHARE
+from maskpro.schedule.folder import TRIALS_FILE, resuming
+from maskpro.schedule.history import METRIC, SHARE, TrialRecord
 from maskpro.schedule.ranking import best_trials, completed_by_error
 from maskpro.schedule.trial_table import OF_SHARES, tabulate_front
 from maskpro.tuning.experiment import Experiment, open_experiment, running_session, trial_resources, write_trials
@@ -31,12 +31,17 @@ from maskpro.tuning.promotion import confirmation_plans, correlation_name, figur
 from maskpro.tuning.search import Search
 from maskpro.workload_evaluation import Produce
 
+# The exit status of a search all of whose trials failed.
+NOTHING_LEARNED = 3
+# Of the failures that are told at the end.
+_MOST_REASONS, _LONGEST_REASON = 5, 200
+
 
 def run_main_job(search: Search, write_report: Callable[[Path], Path], *, resume: bool, extend: int = 0) -> int:
     """Run a search, or resume it, promote its best trial, and report; the process's exit status.
 
     A stopped search leaves everything that `--resume` needs: 0 after its time budget, 130 after Ctrl-C, 143
-    after SIGTERM, 129 after SIGHUP, 1 where the machine failed.
+    after SIGTERM, 129 after SIGHUP, 1 where the machine failed. 3 if all trials failed.
 
     Args:
         write_report: writes the report of an experiment's folder and returns its path.
@@ -62,6 +67,8 @@ def run_main_job(search: Search, write_report: Callable[[Path], Path], *, resume
                 if ended_early.reason:
                     return _leave(experiment, ended_early)
                 write_trials(experiment)
+                if _tell_failures(experiment.history.searched):
+                    return NOTHING_LEARNED
                 report = promote(experiment, make=partial(_make_parts, experiment))
                 _summarise(experiment, report)
                 path = write_report(experiment.folder)
@@ -77,6 +84,22 @@ def run_main_job(search: Search, write_report: Callable[[Path], Path], *, resume
             return 1
         say(f"report: {path}")
         return 0
+
+
+def _tell_failures(records: Sequence[TrialRecord]) -> bool:
+    """Say how many trials have failed, and why; True if all have."""
+    failed = [record for record in records if record.failure]
+    reasons: dict[str, list[int]] = {}
+    for record in failed:
+        reasons.setdefault(" ".join(record.failure.split())[:_LONGEST_REASON], []).append(record.number)
+    if failed:
+        say(f"{len(failed)} of {len(records)} trials failed, see failure in {TRIALS_FILE}")
+    for reason, numbers in sorted(reasons.items(), key=lambda item: -len(item[1]))[:_MOST_REASONS]:
+        say(f"  {len(numbers)}, trial {numbers[0]} the first: {reason}")
+    all_failed = len(failed) == len(records) > 0
+    if all_failed:
+        say("all trials failed: there is no mask to promote")
+    return all_failed
 
 
 def _resuming(experiment: Experiment) -> str:

@@ -44,6 +44,7 @@ class TrialContext:
         sparse_shares: share of the multiply-adds in layers with a mask, of each format, where num_dense is searched.
         storage: folder of the trials' checkpoints, a path or a URI.
         gpu_share: share of one GPU's memory that a trial may use.
+        trial_timeout: seconds that a trial may take from one report to the next; None: any.
     """
 
     workload: Workload
@@ -65,6 +66,7 @@ class TrialContext:
     storage: str = ""
     cpus: float = 1.0
     gpu_share: float = 1.0
+    trial_timeout: float | None = None
 
     @property
     def validation_precision(self) -> Precision:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import faulthandler
 import math
+import sys
 import time
+import traceback
 from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from ray.exceptions import RayError
 from ray.tune import Trainable
 
 from maskpro.curves import Curves
@@ -63,12 +67,34 @@ class MaskTrainable(Trainable):
     def _start(self, config: dict[str, Any]) -> None:
         context = self._context
         self._trainer = None  # frees the last trial's memory before the next one takes its own
+        self._unbuilt: Exception | None = None
         self._seconds = 0.0
         self._earlier_samples = 0  # seen in the trial's earlier runs
         settings = dict(config)
         own = (NUMBER, FOLDER, SEED, CHECKPOINT, PROMOTED, BUDGET)
         _, folder, seed, checkpoint, promoted, budget = (settings.pop(name) for name in own)
         self._curves = Curves(f"{context.storage}/{folder}", settings)
+        self._initial = next(iter(self._shared.initial.values()))
+        self._share = None
+        try:
+            self._build(settings, seed, budget)
+        except Exception as error:
+            if may_pass(error):
+                raise
+            self._unbuilt = error  # the trial's first step tells of it
+            return
+        if checkpoint:
+            with open_checkpoint(context.storage, checkpoint).as_directory() as kept:
+                if promoted and budget:  # a run of its own begins; only what the trial has cost is carried on
+                    counters = read_counters(Path(kept))
+                    self._seconds = counters["seconds"]
+                    # Older checkpoints have no samples of earlier runs.
+                    self._earlier_samples = counters.get("earlier_samples", 0) + counters["trainer"]["num_samples_seen"]
+                else:
+                    self._load(Path(kept), STOPPED_PARTS if promoted else PARTS)
+
+    def _build(self, settings: dict[str, Any], seed: int, budget: int | None) -> None:
+        context = self._context
         form = mask_format(context, settings)
         targets = split_targets(settings.pop("targets", None)) or context.targets
         whole = mask_format(context, settings | {"num_dense": 0})
@@ -96,15 +122,6 @@ class MaskTrainable(Trainable):
             targets=targets,
             cache=self._cache,
         )
-        if checkpoint:
-            with open_checkpoint(context.storage, checkpoint).as_directory() as folder:
-                if promoted and budget:  # a run of its own begins; only what the trial has cost is carried on
-                    counters = read_counters(Path(folder))
-                    self._seconds = counters["seconds"]
-                    # Older checkpoints have no samples of earlier runs.
-                    self._earlier_samples = counters.get("earlier_samples", 0) + counters["trainer"]["num_samples_seen"]
-                else:
-                    self._load(Path(folder), STOPPED_PARTS if promoted else PARTS)
 
     def _running_trainer(self) -> MaskTrainer:
         assert self._trainer is not None
@@ -122,30 +139,49 @@ class MaskTrainable(Trainable):
         return metrics
 
     def _report(self) -> dict[str, Any]:
+        if self._unbuilt is not None:
+            return self._failed(self._unbuilt, 0)
         started = time.monotonic()
         trainer = self._running_trainer()
+        timeout = self._context.trial_timeout
         try:
+            if timeout is not None:  # it ends this process, also where Python hangs
+                faulthandler.dump_traceback_later(timeout, exit=True, file=sys.__stderr__ or sys.stderr)
             # Train to the next multiple of the unit: a resumed trial then reports at the same samples.
             unit = self._context.report_samples
             losses = trainer.train(unit - trainer.num_samples_seen % unit)
             now = trainer.validate()
-        except (NonFiniteLossError, torch.OutOfMemoryError) as error:
-            # The scheduler and the searcher need a number to judge; the failure itself is reported beside it.
-            text = " ".join(str(error).split())[:200]
-            if isinstance(error, torch.OutOfMemoryError):
-                text = f"out of memory with one sample at a time; allowed: more of the GPU (--gpus-per-trial): {text}"
-            elif trainer.config.lr != self._unscaled_lr:
-                text += f" (this run's, scaled by rung_lr_exponent from the trial's lr {self._unscaled_lr:g})"
-            return {
-                "num_samples_seen": trainer.num_samples_seen,
-                "num_samples_trained": self._earlier_samples + trainer.num_samples_seen,
-                METRIC: FAILURE_PENALTY * abs(self._initial.error),
-                **({} if self._share is None else {SHARE: self._share}),
-                "failure": text,
-                "done": True,
-            }
+        except Exception as error:
+            if may_pass(error):
+                raise
+            return self._failed(error, trainer.num_samples_seen)
+        finally:
+            if timeout is not None:
+                faulthandler.cancel_dump_traceback_later()
         self._seconds += time.monotonic() - started
         return self._metrics(trainer, losses.mean().item() if len(losses) else math.nan, now)
+
+    def _failed(self, error: Exception, samples: int) -> dict[str, Any]:
+        """The last report of a trial that would end so each time.
+
+        The scheduler and the searcher need a number to judge; the failure itself is reported beside it.
+        """
+        text = " ".join(str(error).split())[:200]
+        if isinstance(error, torch.OutOfMemoryError):
+            text = f"out of memory with one sample at a time; allowed: more of the GPU (--gpus-per-trial): {text}"
+        elif not isinstance(error, NonFiniteLossError):
+            traceback.print_exception(error)  # in the log of this process
+            text = f"{type(error).__name__}: {text}"
+        elif self._running_trainer().config.lr != self._unscaled_lr:
+            text += f" (this run's, scaled by rung_lr_exponent from the trial's lr {self._unscaled_lr:g})"
+        return {
+            "num_samples_seen": samples,
+            "num_samples_trained": self._earlier_samples + samples,
+            METRIC: FAILURE_PENALTY * abs(self._initial.error),
+            **({} if self._share is None else {SHARE: self._share}),
+            "failure": text,
+            "done": True,
+        }
 
     def _metrics(self, trainer: MaskTrainer, train_loss: float, now: HeldOutMeans) -> dict[str, Any]:
         initial = self._initial
@@ -185,6 +221,9 @@ class MaskTrainable(Trainable):
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write the trainer's state and its mask as safetensors and JSON."""
+        if self._unbuilt is not None:  # nothing of a failed trial is kept
+            write_checkpoint(Path(checkpoint_dir), {}, self._cost())
+            return
         parts, counters = self._running_trainer().state_dict()
         write_checkpoint(Path(checkpoint_dir), parts, {**self._cost(), "trainer": counters})
         self._curves.write()
@@ -199,8 +238,19 @@ class MaskTrainable(Trainable):
         self._seconds = counters["seconds"]
         self._earlier_samples = counters.get("earlier_samples", 0)
 
-    def _cost(self) -> dict[str, float]:
+    def _cost(self) -> dict[str, Any]:
         return {"seconds": self._seconds, "earlier_samples": self._earlier_samples}
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether a trial may do better in another process: the fault of a machine, a storage, a GPU, or of Ray.
+
+    Tune starts such a trial again. Any other exception would come again, as a trial repeats itself bit for bit.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    of_gpu = type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
+    return of_gpu or isinstance(error, OSError | MemoryError | RayError)
 
 
 def split_targets(text: str | None) -> tuple[str, ...]:

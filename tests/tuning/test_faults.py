@@ -18,7 +18,7 @@ from maskpro.schedule.history import History
 from maskpro.schedule.state import Plan, PlannedTrials
 from maskpro.tuning import faults, main_job
 from maskpro.tuning.adapters import HistoryCallback
-from maskpro.tuning.faults import FaultWatch, needed_bytes, watched_ray
+from maskpro.tuning.faults import FaultWatch, SilenceWatch, needed_bytes, watched_ray
 
 
 class Asked(Interruption):
@@ -111,6 +111,26 @@ def test_a_history_that_can_not_be_written_tells_nothing_more_and_pauses_the_sea
         look(watch_of(history, tmp_path / "storage", interruption))
         assert interruption.reason == "the results folder"
         assert interruption.problem.startswith(f"{tmp_path} can't be written (No space left on device, ")
+
+
+def test_a_silent_trial_is_not_started_again_and_its_silence_is_told(tmp_path, source):
+    watch = SilenceWatch(0.2)
+    trial = failed_trial(tmp_path, "The actor died\n")
+    trial.trial_id, trial.num_failures, trial.max_failures = "a", 1, 3
+    told = HistoryCallback(source, {}, cause=watch.cause)
+    watch.on_trial_start(1, [], trial)
+    time.sleep(0.15)
+    watch.on_trial_result(1, [], trial, {})
+    time.sleep(0.15)
+    watch.on_step_end(1, [])
+    assert (watch.cause(trial), trial.max_failures) == ("", 3)
+    time.sleep(0.1)
+    watch.on_step_end(1, [])
+    assert trial.max_failures == 0
+    told.on_trial_error(1, [], trial)
+    watch.on_trial_error(1, [], trial)
+    assert source.history.trials[1].failure == "no report for 0.2 s, and so it was ended; allowed: a longer --trial-timeout"
+    assert watch.cause(trial) == ""
 
 
 def test_an_end_of_tune_that_is_no_fault_of_the_machine_is_not_explained(tmp_path, source):

@@ -49,6 +49,23 @@ def test_a_terminal_may_close_under_nohup(request):
     assert interruption.reason == ""
 
 
+def test_the_end_says_how_many_failed_and_why_and_whether_all_did(capsys):
+    lost = [SimpleNamespace(number=number, failure="not\nfinite" if number != 2 else "lost") for number in (1, 2, 3)]
+    assert main_job._tell_failures(lost)
+    assert capsys.readouterr().out.splitlines() == [
+        "3 of 3 trials failed, see failure in trials.csv",
+        "  2, trial 1 the first: not finite",
+        "  1, trial 2 the first: lost",
+        "all trials failed: there is no mask to promote",
+    ]
+    learned = SimpleNamespace(number=4, failure="")
+    assert not main_job._tell_failures([*lost, learned])
+    assert capsys.readouterr().out.startswith("3 of 4 trials failed")
+    assert not main_job._tell_failures([learned])
+    assert not main_job._tell_failures([])
+    assert capsys.readouterr().out == ""
+
+
 def test_a_table_shows_brackets_as_they_are():
     frame = pd.DataFrame([{"source": "seed point [bold]", "val_error": 0.25}])
     console = Console(file=io.StringIO(), width=80)

@@ -1,5 +1,6 @@
 """One trial in its actor, without Ray around it."""
 
+import faulthandler
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from ray.exceptions import RayError
 from shared_fixtures import CPU, with_few_held_out
 
 from maskpro.errors import MaskproError
@@ -404,6 +406,48 @@ def test_a_trial_that_finds_no_memory_for_one_sample_fails_and_the_next_one_runs
     assert result["val_error"] == FAILURE_PENALTY * trial._initial.error
     assert trial.reset(dict(SECOND))
     assert results(trial) == results(start(dict(SECOND)))
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), RayError("lost"), RuntimeError("CUDA error: launch")])
+def test_an_exception_of_the_machine_is_left_to_ray_and_one_of_a_trials_own_fails_it_at_once(start, monkeypatch, error):
+    def raises(what):
+        def predict(*inputs):
+            raise what
+
+        return predict
+
+    trial = start(dict(FIRST))
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionObjective, "predict", raises(error))
+        with pytest.raises(type(error)):
+            trial.step()
+        patch.setattr(DiffusionObjective, "predict", raises(IndexError("no such\nlayer")))
+        result = trial.train()
+    assert (result["done"], result["failure"]) == (True, "IndexError: no such layer")
+    assert trial.reset(dict(SECOND))
+    assert results(trial) == results(start(dict(SECOND)))
+
+
+def test_a_trial_that_can_not_be_built_fails_and_the_next_one_runs(start, tmp_path):
+    trial = start({**FIRST, "lr": -1.0})
+    result = trial.train()
+    assert result["done"]
+    assert result["failure"].startswith("MaskproError: lr is -1.0; allowed: ")
+    trial.save_checkpoint(str(tmp_path))
+    assert trial.reset(dict(SECOND))
+    assert results(trial) == results(start(dict(SECOND)))
+
+
+def test_a_step_ends_its_process_after_the_timeout_and_not_after_its_own_end(start, context, shared, monkeypatch):
+    told = []
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda *given, **named: told.append((*given, named["exit"])))
+    monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: told.append("over"))
+    trial = start(dict(FIRST))
+    trial.train()
+    assert told == []
+    trial._context = replace(context, trial_timeout=600.0)
+    trial.train()
+    assert told == [(600.0, True), "over"]
 
 
 def test_a_trial_that_makes_things_worse_is_told_from_one_that_does_nothing(start):
