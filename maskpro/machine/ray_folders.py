@@ -1,4 +1,4 @@
-"""Places for a local Ray's files and token, where the usual ones can't be written; imports no Ray."""
+"""Places for a local Ray's files and token, where the usual ones can't be written, and its address; imports no Ray."""
 
 from __future__ import annotations
 
@@ -54,6 +54,14 @@ def provide_token(environment: MutableMapping[str, str]) -> None:
         elif not _unwritable(path.parent, mode=0o777):
             return
     environment["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def stay_on_loopback(environment: MutableMapping[str, str]) -> None:
+    """Let a Ray that this process starts listen on 127.0.0.1 alone; no machine beside this one can then join it.
+
+    Ray reads the variable as it is imported. It was made for Windows and macOS, whose firewalls ask about other addresses.
+    """
+    environment.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
 def _others(environment: Mapping[str, str]) -> Iterator[Path]:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,3 +29,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def full(request: pytest.FixtureRequest) -> bool:
     """Whether the long form was asked for."""
     return bool(request.config.getoption("--full", default=False))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """The trials of a short search that nothing has disturbed."""
+    from searches import SPACE, Driver, check_runs, compared, new_search  # with torch, which not every process needs
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "space.py").write_text(SPACE)
+    driver = Driver(new_search(folder), folder / "output.txt")
+    assert driver.end() == 0, driver.log.read_text()
+    driver.seconds_left_over()
+    check_runs(folder / "search")
+    assert '"promoted": true' in (folder / "search" / "history.jsonl").read_text(), "a promotion is among the moments"
+    return compared(folder / "search")

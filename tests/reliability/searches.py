@@ -52,6 +52,11 @@ class Driver:
         self.of_it: dict[int, psutil.Process] = {}
 
     @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._process.pid
+
+    @property
     def seconds(self) -> float:
         """Since its start."""
         return time.monotonic() - self.started
@@ -103,6 +108,17 @@ class Driver:
                 pass
         assert not names, f"these outlive their driver: {names}"
         return time.monotonic() - ended
+
+
+def new_search(folder: Path, *more: object) -> list[object]:
+    """Arguments of a new search in `folder`, where its space is."""
+    return ["--space", folder / "space.py", "--results-dir", folder, "--experiment", "search", *OPTIONS, *more]
+
+
+def to_go_on(folder: Path) -> list[object]:
+    """`--resume`, or the same command again where the kill came before there was anything to resume."""
+    search = folder / "search"
+    return ["--resume", search, "--max-concurrent", "1"] if (search / "experiment.json").exists() else new_search(folder)
 
 
 def compared(folder: Path) -> pd.DataFrame:

@@ -34,6 +34,8 @@ from maskpro.trainer_config import HYPERPARAMETERS
 from maskpro.tuning.command import read_experiment
 from maskpro.tuning.space import _OPTIONAL, FORMAT, load_space
 
+# Its advice on strategies depends on what happened to be drawn.
+pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisDeprecationWarning")
 EXAMPLES, FULL_EXAMPLES = 100, 100_000
 # Files of results.
 RECORDS = 5

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-from searches import OPTIONS, SPACE, Driver, check_files, check_runs, compared, ended_trials
+from searches import SPACE, Driver, check_files, check_runs, compared, ended_trials, new_search, to_go_on
 
 pytestmark = [pytest.mark.full, pytest.mark.slow]
 SEED = 0
@@ -53,29 +53,6 @@ MOMENTS: list[tuple[str, Callable[[Path], bool], float]] = [
     ("final evaluation written", of_file("final_evaluation.json"), 0.5),
     ("report is written", of_file(".report.html.*"), 0.05),
 ]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed")
-    (folder / "space.py").write_text(SPACE)
-    driver = Driver(new_search(folder), folder / "output.txt")
-    assert driver.end() == 0, driver.log.read_text()
-    driver.seconds_left_over()
-    check_runs(folder / "search")
-    events = (folder / "search" / "history.jsonl").read_text()
-    assert '"promoted": true' in events, "a promotion is among the moments"
-    return compared(folder / "search")
-
-
-def new_search(folder: Path) -> list[object]:
-    return ["--space", folder / "space.py", "--results-dir", folder, "--experiment", "search", *OPTIONS]
-
-
-def to_go_on(folder: Path) -> list[object]:
-    """`--resume`, or the same command again where the kill came before there was anything to resume."""
-    search = folder / "search"
-    return ["--resume", search, "--max-concurrent", "1"] if (search / "experiment.json").exists() else new_search(folder)
 
 
 def test_the_driver_is_killed_at_random_moments(undisturbed, tmp_path, capsys):
