@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pyarrow.fs import FileSelector, FileSystem, FileType
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -33,12 +34,15 @@ def read_part(folder: Path, part: str) -> dict[str, Tensor]:
     """The tensors of a part.
 
     Raises:
-        MaskproError: the part has been removed.
+        MaskproError: the part has been removed, or is damaged.
     """
     file = folder / part_file(part)
     if not file.is_file():
         raise MaskproError(f"checkpoint {folder} has no {file.name}; allowed: one whose part {part} has not been removed")
-    tensors: dict[str, Tensor] = load_file(file)
+    try:
+        tensors: dict[str, Tensor] = load_file(file)
+    except SafetensorError as error:
+        raise MaskproError(f"checkpoint {folder} is damaged: {file.name} is no safetensors file ({error})") from error
     return tensors
 
 

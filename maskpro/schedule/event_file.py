@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from maskpro.errors import MaskproError
+
+_CHECKPOINT_PATH = re.compile(r"[\w-]+(/[\w-]+)?", re.ASCII)
 
 
 def write_line(path: Path, line: bytes) -> None:
@@ -48,6 +51,12 @@ def parse_events(path: Path, content: bytes, lines_before: int) -> Iterator[dict
 def broken_line(path: Path, number: int, why: str) -> MaskproError:
     """What to raise for a line that holds no event."""
     return MaskproError(f"{path} is broken in line {number} ({why}); allowed: a history as it was written")
+
+
+def check_checkpoint_path(path: str) -> None:
+    """Raise TypeError where a checkpoint would not lie in the storage, from which old ones are removed."""
+    if not _CHECKPOINT_PATH.fullmatch(path):
+        raise TypeError(f"path is {path!r:.40}")
 
 
 def drop_torn_line(path: Path) -> None:

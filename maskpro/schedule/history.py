@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from maskpro.errors import MaskproError
-from maskpro.schedule.event_file import broken_line, parse_events, read_events, write_line
+from maskpro.schedule.event_file import broken_line, check_checkpoint_path, parse_events, read_events, write_line
 
 # The metric that a search minimises: the mean squared difference from the dense network's output on the validation samples,
 # the E of `fidelity`. It compares trials with different initial masks, which fidelity does not.
@@ -35,6 +35,7 @@ _FIELDS: Mapping[str, Mapping[str, type]] = {
     "removed": {"trial": int, "left": list},
     "error": {"trial": int, "text": str},
 }
+_OPTIONAL_FIELDS: Mapping[str, type] = {"min_sparse_share": float, SHARE: float, "reports": list}
 # Parts of a checkpoint, as in `MaskTrainer.state_dict`; each needs the ones before it.
 PARTS = ("mask", "logits", "exact")
 # Parts that a stopped trial keeps, and from which it resumes when it is promoted.
@@ -287,10 +288,10 @@ def _check(event: dict[str, Any]) -> None:
     """Raise LookupError or TypeError where an event lacks a field, or has one of another type."""
     for name, kind in _FIELDS[event["event"]].items():
         _check_type(name, event[name], kind)
-    for name in event.keys() & {"min_sparse_share", SHARE}:
-        _check_type(name, event[name], float)
-    if event["event"] == "warm_start":
-        _check_type("reports", event.get("reports", []), list)
+    for name in event.keys() & _OPTIONAL_FIELDS.keys():
+        _check_type(name, event[name], _OPTIONAL_FIELDS[name])
+    if event["event"] == "checkpoint":
+        check_checkpoint_path(event["path"])
     if event["event"] != "report":
         return
     metrics = event["metrics"]
@@ -312,10 +313,7 @@ def _check_type(name: str, value: Any, kind: type) -> None:
 
 
 class HistoryReader:
-    """Follows a history that another process writes; `history` holds the events so far.
-
-    An incomplete last line waits for its rest.
-    """
+    """Follows a history that another process writes; `history` holds the events so far, less an incomplete last line."""
 
     def __init__(self, path: Path):
         self._path = path

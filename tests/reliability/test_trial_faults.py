@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -55,7 +56,10 @@ class FaultyObjective(VectorObjective):
         return super().batch(indices)
 
 
+@dataclass(frozen=True, kw_only=True)
 class FaultyWorkload(ToyWorkload):
+    log: Path
+
     def training_objective(self, *, seed, device, shares=None):
         objective = FaultyObjective(self.truth, self.width, noise=self.noise, seed=seed, device=device)
         objective._log = self.log
@@ -71,9 +75,7 @@ def run(tmp_path, cluster, batch_sizes):
 
     def faulty(*arguments):
         opened = TOY.open(*arguments)
-        kept = FaultyWorkload(**{name: getattr(opened, name) for name in opened.__dataclass_fields__})
-        object.__setattr__(kept, "log", log)
-        return kept
+        return FaultyWorkload(**{name: getattr(opened, name) for name in opened.__dataclass_fields__}, log=log)
 
     given = {"space": tmp_path / "space.py", "experiment": "x", "results_dir": tmp_path / "results"}
     given |= {"gpus_per_trial": 0.0, "address": with_two_nodes(cluster).address, "trial_timeout": "30s"}
