@@ -173,8 +173,7 @@ class OpenedExperiment:
     @cached_property
     def final_evaluation(self) -> dict[str, Any] | None:
         """The content of `final_evaluation.json`; None: the search has not ended."""
-        needed = ("models", "recovery", "loss_improvement")
-        return read_record(self.folder / EVALUATION_FILE, EVALUATION, needed=needed, is_not="compares no networks")
+        return read_record(self.folder / EVALUATION_FILE, EVALUATION, is_not="compares no networks")
 
     @property
     def evaluated_trial(self) -> int | None:

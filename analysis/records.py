@@ -8,22 +8,24 @@ from typing import Any
 from maskpro.errors import MaskproError
 from maskpro.files import read_json
 
-# Entries that a shape does not name may be anything. A shape is a type, a tuple of shapes of which one fits, a list with
-# the shape of each element, or a dictionary of names and shapes; under `str` it has the shape of all entries.
+# A shape is a type, a tuple of shapes of which one fits, a list with the shape of each element, or a dictionary of names
+# and shapes; under `str` it has the shape of all other entries. Entries that it does not name may be anything, and those
+# whose name has no "!" may be missing.
 Shape = Any
 NUMBER = (int, float)
 _OPTIONAL_NUMBER = (*NUMBER, None)
 _FIGURE = (*_OPTIONAL_NUMBER, str, [_OPTIONAL_NUMBER])
-_ESTIMATE = ({"value": NUMBER, "standard_error": NUMBER}, None)
+_ESTIMATE = ({"value!": NUMBER, "standard_error!": NUMBER}, None)
 
 DESCRIPTION: Shape = {
     "space": {"param_space": {str: (*_OPTIONAL_NUMBER, str, bool, list, {"attributes": dict})}, "reduction_factor": int},
     "trial": {"report_samples": int, "max_samples": int},
 }
 EVALUATION: Shape = {
-    "models": {str: {str: _FIGURE, "test_loss_by_timestep": [NUMBER]}},
-    "recovery": _OPTIONAL_NUMBER,
-    "loss_improvement": NUMBER,
+    "models!": {str: {str: _FIGURE, "test_loss_by_timestep": [NUMBER]}},
+    "recovery!": _OPTIONAL_NUMBER,
+    "recovery_error": _OPTIONAL_NUMBER,
+    "loss_improvement!": NUMBER,
     "fidelity": _OPTIONAL_NUMBER,
     "fidelity_error": _OPTIONAL_NUMBER,
     "distance_to_dense": ({"frechet_distance": _ESTIMATE}, None),
@@ -38,11 +40,10 @@ CONFIG: Shape = {"fidelity": _OPTIONAL_NUMBER}
 _LARGEST = 2**63
 
 
-def read_record(path: Path, shape: Shape, *, needed: tuple[str, ...] = (), is_not: str) -> dict[str, Any] | None:
+def read_record(path: Path, shape: Shape, *, is_not: str) -> dict[str, Any] | None:
     """The content of a JSON file of that shape; None: there is no such file.
 
     Args:
-        needed: entries that it must have.
         is_not: what to say of another one, such as "holds no configuration".
 
     Raises:
@@ -51,9 +52,10 @@ def read_record(path: Path, shape: Shape, *, needed: tuple[str, ...] = (), is_no
     if not path.is_file():
         return None
     content = read_json(path)
-    if not (isinstance(content, dict) and content.keys() >= set(needed) and _fits(content, shape)):
+    if not _fits(content, shape):
         raise MaskproError(f"{path} {is_not}; allowed: the file as it was written")
-    return content
+    record: dict[str, Any] = content
+    return record
 
 
 def _fits(value: Any, shape: Shape) -> bool:
@@ -62,8 +64,11 @@ def _fits(value: Any, shape: Shape) -> bool:
     if isinstance(shape, list):
         return isinstance(value, list) and all(_fits(element, shape[0]) for element in value)
     if isinstance(shape, dict):
-        return isinstance(value, dict) and all(
-            _fits(entry, shape.get(name, shape.get(str, object))) for name, entry in value.items()
+        named = {name if name is str else name.rstrip("!"): entry for name, entry in shape.items()}
+        return (
+            isinstance(value, dict)
+            and all(name is str or not name.endswith("!") or name[:-1] in value for name in shape)
+            and all(_fits(entry, named.get(name, named.get(str, object))) for name, entry in value.items())
         )
     if shape is None:
         return value is None

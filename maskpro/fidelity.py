@@ -66,6 +66,8 @@ def learned_against_dense(report: Mapping[str, Any]) -> str:
         text = f"The learned mask has {text}"
     elif report["fidelity"] is None:
         text = f"Fidelity is undefined: {NO_DIFFERENCE}; {text}"
+    elif report.get("fidelity_error") is None:
+        text = f"Fidelity of the learned mask {format_share(report['fidelity'])}; {text}"
     else:
         text = f"Fidelity of the learned mask {Estimate(report['fidelity'], report['fidelity_error'])}; {text}"
     found = (report.get("distance_to_dense") or {}).get("frechet_distance")
@@ -77,14 +79,11 @@ def learned_against_dense(report: Mapping[str, Any]) -> str:
 
 def images_judged_by(protocol: Mapping[str, Any]) -> str:
     """What images were judged by, in a sentence; "" where they were not, or the protocol does not say."""
-    features = protocol.get("frechet_features")
-    if not features:
+    features, count, reference = map(protocol.get, ("frechet_features", "num_generated", "frechet_reference"))
+    if not (features and count and reference):
         return ""
     others = ", kernel distance, precision and recall" if protocol.get("num_kernel_precision_recall") else ""
-    return (
-        f"Frechet distance{others}: {protocol['num_generated']:,} images of each network against "
-        f"{protocol['frechet_reference']}, in the features {features}."
-    )
+    return f"Frechet distance{others}: {count:,} images of each network against {reference}, in the features {features}."
 
 
 def estimate_fidelity(initial: Tensor, learned: Tensor, *, images: int | None = None) -> Estimate | None:

@@ -56,12 +56,12 @@ def provide_token(environment: MutableMapping[str, str]) -> None:
     environment["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def stay_on_loopback(environment: MutableMapping[str, str]) -> None:
-    """Let a Ray that this process starts listen on 127.0.0.1 alone; no machine beside this one can then join it.
+def choose_network(environment: MutableMapping[str, str], *, joins: bool) -> None:
+    """Let a Ray that this process starts listen on 127.0.0.1 alone; one that it joins is reached by other addresses.
 
     Ray reads the variable as it is imported. It was made for Windows and macOS, whose firewalls ask about other addresses.
     """
-    environment.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = str(int(joins))
 
 
 def _others(environment: Mapping[str, str]) -> Iterator[Path]:

@@ -15,7 +15,7 @@ import typer
 
 from maskpro.machine.installation import check_installation, limit_threads
 from maskpro.machine.limits import usable_cores
-from maskpro.machine.ray_folders import stay_on_loopback
+from maskpro.machine.ray_folders import choose_network
 from maskpro.monitoring.driver_log import kept_output
 from maskpro.options import Given, check_values, expanded, parsed
 from maskpro.search_options import JobOptions, SearchOptions, check_space_file, named_space
@@ -43,8 +43,8 @@ def _run(given: Given[SearchOptions], job: JobOptions, write_report: Callable[[P
     check_values(SearchOptions, values)
     if not (job.resume or job.replay):
         check_space_file(named_space(values.get("space")))
-    if given.values.get("address") is None:
-        stay_on_loopback(os.environ)
+    if "ray" not in sys.modules:
+        choose_network(os.environ, joins=given.values.get("address") is not None)
     with ExitStack() as stack:
         # A new search needs Ray in any case; one that is resumed may be complete. Ray takes about as long to start as torch
         # and diffusers take to be imported.

@@ -39,7 +39,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "space.py").write_text(SPACE)
     driver = Driver(new_search(folder), folder / "output.txt")
-    assert driver.end() == 0, driver.log.read_text()
+    assert driver.complete() == 0, driver.log.read_text()
     driver.seconds_left_over()
     check_runs(folder / "search")
     assert '"promoted": true' in (folder / "search" / "history.jsonl").read_text(), "a promotion is among the moments"

@@ -41,6 +41,7 @@ class Driver:
 
     def __init__(self, arguments: Sequence[object], log: Path):
         self.log = log
+        self._arguments = arguments
         self.started = time.monotonic()
         with log.open("ab") as output:
             self._process = subprocess.Popen(
@@ -94,6 +95,13 @@ class Driver:
         """Its exit status once it has ended by itself."""
         self.wait_for(lambda: False, timeout=timeout)
         return self._process.wait()
+
+    def complete(self, *, tries: int = 5) -> int:
+        """The same; a driver that a busy machine has kept from starting Ray is started again."""
+        status = self.end()
+        if status == 2 and tries > 1 and "Ray did not start on this machine" in self.log.read_text().splitlines()[-1]:
+            return Driver(self._arguments, self.log).complete(tries=tries - 1)
+        return status
 
     def seconds_left_over(self) -> float:
         """How long its processes outlived it; those that live on after `MOST_SECONDS_LEFT_OVER` are an error."""

@@ -65,7 +65,7 @@ def resumed(folder: Path, log: Path, undisturbed: pd.DataFrame) -> None:
     ended = ended_trials(search)
     assert ended, "the first trial"
     driver = Driver(to_go_on(folder), log)
-    assert driver.end() == 0, log.read_text()
+    assert driver.complete() == 0, log.read_text()
     driver.seconds_left_over()
     assert ended_trials(search).keys() >= ended.keys()
     assert "Traceback" not in log.read_text()

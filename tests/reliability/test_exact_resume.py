@@ -47,7 +47,8 @@ def trained(estimator, folder, start=None):
     drawn = DiffusionObjective.batch
 
     def batch(self, indices):
-        order.append(indices.tolist())
+        if len(indices) == STEP:  # the teacher's outputs are made in larger batches, once a process
+            order.append(indices.tolist())
         return drawn(self, indices)
 
     DiffusionObjective.batch = batch

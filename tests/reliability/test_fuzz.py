@@ -27,7 +27,6 @@ from maskpro.initial_masks import parse_initial_mask
 from maskpro.mask_file import MaskFile, _description_checksum, load_mask_file, save_mask_file
 from maskpro.pattern import NMPattern, parse_layout
 from maskpro.schedule.history import History
-from maskpro.schedule.rungs import Ladder
 from maskpro.schedule.trial_table import tabulate_front, tabulate_trials
 from maskpro.search_options import SearchOptions
 from maskpro.trainer_config import HYPERPARAMETERS
@@ -284,6 +283,5 @@ def test_records_that_a_search_is_resumed_from(full, tmp_path):
         (tmp_path / "experiment.json").write_text(json.dumps(content))
         described = read_experiment(tmp_path, "resume")
         SearchOptions.of_record(described["options"], space=tmp_path, results_dir=tmp_path, experiment="x")
-        Ladder.of_record(described)
 
     fuzz(full, changed(whole), read)

@@ -86,7 +86,7 @@ def test_the_driver_is_killed_at_random_moments(undisturbed, tmp_path, capsys):
                     flush=True,
                 )
         driver = Driver(to_go_on(folder), log)
-        assert driver.end() == 0, log.read_text()
+        assert driver.complete() == 0, log.read_text()
         driver.seconds_left_over()
         assert ended_trials(search).keys() >= before.keys()
         assert "Traceback" not in log.read_text()
@@ -98,7 +98,7 @@ def test_the_driver_is_killed_at_random_moments(undisturbed, tmp_path, capsys):
         print(f"{len(kills)} kills of {searches} searches, seed {SEED}", flush=True)
 
 
-@pytest.mark.parametrize("victim", ["ray::MaskTrainable", "raylet", "gcs_server", "dashboard"])
+@pytest.mark.parametrize("victim", ["ray::ResourceTrainable", "raylet", "gcs_server", "dashboard"])
 def test_one_of_rays_processes_is_killed(undisturbed, tmp_path, victim):
     """The search ends as the undisturbed one, or pauses with a sentence that says how it is resumed."""
     (tmp_path / "space.py").write_text(SPACE)
@@ -117,7 +117,7 @@ def test_one_of_rays_processes_is_killed(undisturbed, tmp_path, victim):
         last = log.read_text().splitlines()[-1]
         assert "resume with --resume" in last, log.read_text()
         driver = Driver(to_go_on(tmp_path), log)
-        assert driver.end() == 0, log.read_text()
+        assert driver.complete() == 0, log.read_text()
     check_files(search)
     check_runs(search)
     pd.testing.assert_frame_equal(compared(search), undisturbed, check_exact=True)
