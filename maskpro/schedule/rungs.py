@@ -18,7 +18,13 @@ UNRECORDED_MIN_COMPLETED = 3
 
 
 def rungs(*, first_rung: int, max_samples: int, reduction_factor: int) -> tuple[int, ...]:
-    """Samples at each rung, `reduction_factor` times those of the one before, as long as they are below `max_samples`."""
+    """Samples at each rung, `reduction_factor` times those of the one before, as long as they are below `max_samples`.
+
+    Raises:
+        ValueError: rungs that never come to an end, as a changed record may ask for.
+    """
+    if first_rung < 1 or reduction_factor < 2 or max_samples == math.inf:
+        raise ValueError(f"rungs from {first_rung} by {reduction_factor} to {max_samples} never end")
     found = []
     rung = first_rung
     while rung < max_samples:

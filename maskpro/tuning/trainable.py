@@ -75,7 +75,7 @@ class MaskTrainable(Trainable):
         _, folder, seed, checkpoint, promoted, budget = (settings.pop(name) for name in own)
         self._curves = Curves(f"{context.storage}/{folder}", settings)
         self._initial = next(iter(self._shared.initial.values()))
-        self._share = None
+        self._share: float | None = None
         try:
             self._build(settings, seed, budget)
         except Exception as error:

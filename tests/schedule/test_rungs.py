@@ -1,5 +1,7 @@
 """How many samples a search is still to be trained on."""
 
+import math
+
 import pytest
 
 from benchmarks.simulated_search import SimulatedSearch, learning_curve
@@ -97,6 +99,16 @@ def test_nothing_is_left_at_the_end_and_before_that_as_much_as_is_then_trained(
         told = climbed.samples_left(begun, num_trials)
         # Early stopping that does not wait for a full rung promotes a few more.
         assert told == pytest.approx(trained - sum(record.trained for record in begun), abs=0.3 * trained)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"first_rung": 0}, {"first_rung": -1}, {"reduction_factor": 1}, {"reduction_factor": -2}, {"max_samples": math.inf}],
+)
+def test_rungs_that_never_end_are_refused(changed):
+    """A changed record asked the monitor for them, which took all memory."""
+    with pytest.raises(ValueError, match="never end"):
+        rungs(**({"first_rung": 100, "max_samples": 900, "reduction_factor": 3} | changed))
 
 
 def test_the_record_of_a_search_tells_its_ladder():
