@@ -117,7 +117,7 @@ def test_a_silent_trial_is_not_started_again_and_its_silence_is_told(tmp_path, s
     watch = SilenceWatch(0.2)
     trial = failed_trial(tmp_path, "The actor died\n")
     trial.trial_id, trial.num_failures, trial.max_failures = "a", 1, 3
-    told = HistoryCallback(source, {}, cause=watch.cause)
+    told = HistoryCallback(source, {}, storage=str(tmp_path / "storage"), cause=watch.cause)
     watch.on_trial_start(1, [], trial)
     time.sleep(0.15)
     watch.on_trial_result(1, [], trial, {})
