@@ -22,7 +22,7 @@ DESCRIPTION: Shape = {
     "trial": {"report_samples": int, "max_samples": int},
 }
 EVALUATION: Shape = {
-    "models!": {str: {str: _FIGURE, "test_loss_by_timestep": [NUMBER]}},
+    "models!": {str: {str: _FIGURE, "test_loss_by_timestep": [_OPTIONAL_NUMBER]}},
     "recovery!": _OPTIONAL_NUMBER,
     "recovery_error": _OPTIONAL_NUMBER,
     "loss_improvement!": NUMBER,
@@ -33,7 +33,7 @@ EVALUATION: Shape = {
     "candidates": [{str: _FIGURE}],
     "warnings": [str],
     "pictures": {str: str},
-    "dense_layers": {"layers": [str], "weights_share": NUMBER, "multiply_adds_share": NUMBER},
+    "dense_layers": {"layers": [dict], "weights_share": NUMBER, "multiply_adds_share": NUMBER},
 }
 CONFIG: Shape = {"fidelity": _OPTIONAL_NUMBER}
 # More than any count or figure: beyond it numbers are no longer exact, and in the end no numbers for pandas.

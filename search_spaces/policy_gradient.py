@@ -11,8 +11,12 @@ from ray import tune
 workload = "digits"
 pattern = "2:4"
 layout = "channel"
-num_trials = 12
-max_samples = 60_480  # forward passes only: a sample costs less than with a backward pass
+num_trials = 20
+max_samples = 61_440  # forward passes only: a sample costs less than with a backward pass
+searcher = "gp"  # a Gaussian process: it learns from few trials
+num_reports = 8
+reduction_factor = 8  # one rung, at 1/8 of the budget; of every eight trials there the best one is promoted
+promotion = "restart"  # lr may decay over a trial's budget: a run cut off before that tells little
 
 # Most of the loss comes from the shortcut convolutions, above all from those of the last up block.
 _LAST_SHORTCUTS = "up_blocks.1.resnets.0.conv_shortcut up_blocks.1.resnets.1.conv_shortcut"

@@ -157,8 +157,9 @@ def test_the_final_evaluation_compares_the_three_models_on_test_images(finished)
         kernel = {f"kernel_distance{part}" for part in ("", "_error", "_by_part")}
         judged = {f"{split}_{name}" for split in ("val", "test") for name in ("error", "loss")}
         by_timestep = {"test_error_by_timestep", "test_loss_by_timestep"}
-        expected = {"fidelity", "fidelity_error", "precision", "recall", "sparsity"}
-        assert figures.keys() == expected | judged | by_timestep | frechet | kernel
+        relative = {f"{name}_error" for name in ("fidelity", "recovery", "loss_improvement", "test_loss")}
+        expected = {"fidelity", "precision", "recall", "sparsity"}
+        assert figures.keys() == expected | relative | judged | by_timestep | frechet | kernel
         tenths = figures["test_loss_by_timestep"]
         assert len(tenths) == 10
         # Test samples are stratified over the schedule: as many in each tenth.

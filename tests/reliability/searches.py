@@ -144,7 +144,7 @@ def check_files(folder: Path) -> None:
         if path.suffix == ".json":
             json.loads(path.read_text())
         elif path.suffix == ".csv":
-            rows = list(csv.reader(path.open()))
+            rows = list(csv.reader(path.read_text().splitlines()))
             assert len({len(row) for row in rows}) == 1, path
         elif path.suffix == ".png":
             with Image.open(path) as image:
