@@ -122,11 +122,12 @@ VALUES = (
 def domains(draw: DrawFn) -> Any:
     low, high = draw(NUMBERS), draw(NUMBERS)
     kind = draw(st.sampled_from(["uniform", "loguniform", "quniform", "randint", "lograndint", "choice", "choice"]))
+    if kind == "choice":
+        return tune.choice(draw(st.lists(VALUES, max_size=3)))
+    arguments = (low, high, draw(NUMBERS)) if kind == "quniform" else (low, high)
     try:
-        if kind == "choice":
-            return tune.choice(draw(st.lists(VALUES, max_size=3)))
-        return tune.quniform(low, high, draw(NUMBERS)) if kind == "quniform" else getattr(tune, kind)(low, high)
-    except Exception:
+        return getattr(tune, kind)(*arguments)
+    except (ArithmeticError, AssertionError, TypeError, ValueError):
         return None  # Ray refuses it, and so the user's own file can't be run
 
 
